@@ -1,0 +1,59 @@
+# Everything a contributor types. Needs make and Python 3.11 or newer; each target sets up .venv by itself.
+
+# Paths stay relative to this folder, so that a checkout may stand in a folder whose name has spaces.
+VENV := .venv
+PYTHON_IN_VENV := $(VENV)/bin/python
+PIP_INSTALL := $(PYTHON_IN_VENV) -m pip install --quiet --disable-pip-version-check --no-input
+UV_VERSION := 0.13.9
+SET_UP := $(VENV)/.development $(VENV)/.package
+
+# What surrounds the caller must not decide what is installed or imported here.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX PIP_TARGET PIP_PREFIX
+export PIP_USER := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench install lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.package ## Watch three replicas forget (ONCE=1: tell the story and exit)
+	@$(PYTHON_IN_VENV) -m broadcache demo $(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
+
+test: $(SET_UP) ## Run the tests (ARGS='-k word -x' is handed to pytest)
+	@$(PYTHON_IN_VENV) -m pytest -n auto $(ARGS)
+
+check: $(SET_UP) ## Lint, formatting, types: all that needs no run
+	$(PYTHON_IN_VENV) -m ruff check
+	$(PYTHON_IN_VENV) -m ruff format --check
+	$(PYTHON_IN_VENV) -m mypy
+	$(PYTHON_IN_VENV) -m basedpyright --pythonpath $(PYTHON_IN_VENV)
+
+bench: $(SET_UP) ## Measure against peers and against the floor
+	@$(PYTHON_IN_VENV) -m benchmarks $(ARGS)
+
+install: $(SET_UP) ## Set up .venv: locked tools and this package, editable
+
+lock: ## Write requirements/*.txt anew (UPGRADE=1: with the newest versions)
+	@sh requirements/lock.sh $(UV_VERSION) $(if $(filter-out 0,$(UPGRADE)),--upgrade)
+
+clean: ## Remove .venv and whatever was built or cached
+	rm -rf $(VENV) build dist src/broadcache.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per step: a change of tool settings in pyproject.toml installs the package again, not its dependencies,
+# and the demo does not wait for tools that only contributors need.
+$(VENV)/.runtime: requirements/build.txt requirements/runtime.txt
+	@PYTHON="$(PYTHON)" sh requirements/venv.sh $(VENV)
+	@echo "installing what broadcache needs into $(VENV) (once, under a minute)"
+	@$(PIP_INSTALL) --require-hashes --requirement requirements/build.txt --requirement requirements/runtime.txt
+	@touch $@
+
+$(VENV)/.development: requirements/dev.txt $(VENV)/.runtime
+	@echo "installing the tools for tests and checks into $(VENV) (once, about a minute)"
+	@$(PIP_INSTALL) --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+$(VENV)/.package: pyproject.toml src/broadcache/__init__.py $(VENV)/.runtime
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@

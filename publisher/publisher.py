@@ -1,0 +1,183 @@
+"""The publisher: logs invalidations, which reaches every replica that listens."""
+
+import asyncio
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from ..shared.errors import InvalidSettings, LinkLost
+from ..shared.invalidation import (
+    DEFAULT_NAMESPACE,
+    SOURCE_BYTES_MAX,
+    Position,
+    Target,
+    check_namespace,
+    check_text,
+    invalidation_of,
+)
+from ..shared.link import Link, RedisAddress
+from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
+
+__all__ = ["Publisher"]
+
+T = TypeVar("T")
+
+_CALL_TIMEOUT_SECONDS: Final = 1.0
+_CONNECT_TIMEOUT_SECONDS: Final = 2.0
+_BACKOFF_SECONDS_MIN: Final = 0.02
+_BACKOFF_SECONDS_MAX: Final = 0.5
+_RECEIPT_SECONDS_MIN: Final = 30.0
+
+
+class Publisher:
+    """Publishes over one connection, which concurrent calls share, and which is made anew when it is lost.
+
+    An asynchronous context manager. Entering does not connect: a publisher outlives a Redis that is away, and each
+    `publish` says whether it was logged.
+
+    Shape:  `source` tells replicas and operators who published; the host's name when it is left out.
+    Units:  `timeout_seconds` is how long one `publish` tries, `log_length` about how many invalidations of a namespace
+            the log keeps for replicas that were away.
+    Raises: InvalidSettings.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        source: str | None = None,
+        timeout_seconds: float = 5.0,
+        log_length: int = LOG_LENGTH,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        if not 0 < timeout_seconds <= 3_600:
+            raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
+        if log_length < 1:
+            raise InvalidSettings(f"expected log_length to be at least 1, got {log_length!r}")
+        self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
+        self._address = RedisAddress(url)
+        self._timeout_seconds = timeout_seconds
+        self._log_length = log_length
+        self._uniform = uniform
+        self._is_entered = False
+        self._link: Link | None = None
+        self._connecting: asyncio.Task[Link] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._is_entered = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Closing twice, or before entering, is harmless."""
+        self._is_entered = False
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None and not connecting.done():
+            connecting.cancel()
+            await asyncio.wait([connecting])
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+
+    async def publish(
+        self,
+        *targets: Target,
+        namespace: str = DEFAULT_NAMESPACE,
+        reason: str = "",
+        id: str | None = None,
+        receipt_seconds: float | None = None,
+    ) -> Receipt:
+        """Log one invalidation of all `targets` and publish it. It is accepted when this returns.
+
+        It is tried again until `timeout_seconds` have passed, always with the same id, and is logged once. To go on
+        trying after LinkLost, call again with the same `id`.
+
+        Shape:  one too large for one message is split, logged atomically, and the receipt has the last position.
+        Units:  `receipt_seconds` is how long the id is remembered, by default at least half a minute.
+        Raises: InvalidTarget, InvalidNamespace; LinkLost when it is not known whether it was logged; LogRefused when
+                it was not; IdempotencyConflict when the id was used for other targets.
+        """
+        invalidation = invalidation_of(targets, namespace=namespace, reason=reason, source=self.source, id=id)
+        if receipt_seconds is None:
+            receipt_seconds = max(_RECEIPT_SECONDS_MIN, 2 * self._timeout_seconds)
+
+        async def logged(link: Link) -> Receipt:
+            return await append(link, invalidation, log_length=self._log_length, receipt_seconds=receipt_seconds)
+
+        try:
+            return await self._with_retries(logged)
+        except LinkLost as error:
+            raise LinkLost(
+                f"expected Redis to log the invalidation within {self._timeout_seconds:g} s, it did not answer; it may "
+                f"have been logged: publish again with id={invalidation.id!r}, which is harmless. Last: {error}"
+            ) from error
+
+    async def history(
+        self, namespace: str = DEFAULT_NAMESPACE, *, count: int = 100, before: int | None = None
+    ) -> list[Entry]:
+        """Return up to `count` logged invalidations, the newest first; with `before`, those of a lower sequence.
+
+        Raises: InvalidNamespace, LinkLost, LogRefused.
+        """
+        check_namespace(namespace)
+        return await self._with_retries(lambda link: read_newest(link, namespace, count=count, before=before))
+
+    async def head(self, namespace: str = DEFAULT_NAMESPACE) -> Position | None:
+        """Return the position of the newest logged invalidation. Raises: InvalidNamespace, LinkLost, LogRefused."""
+        check_namespace(namespace)
+        return await self._with_retries(lambda link: head(link, namespace))
+
+    async def _with_retries(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        """Do `work` over a link, over new ones when it is lost, until there is a result or the time is up."""
+        if not self._is_entered:
+            raise InvalidSettings("expected a publisher that is open, got one that is not: use it within `async with`")
+        last: LinkLost | None = None
+        attempt = 0
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                while True:
+                    try:
+                        link = await self._connected()
+                        return await self._answered(link, work)
+                    except LinkLost as error:
+                        last = error
+                    attempt += 1
+                    ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16))
+                    await asyncio.sleep(self._uniform() * ceiling_seconds)
+        except TimeoutError:
+            raise last or LinkLost(f"no answer from {self._address.label}") from None
+
+    async def _answered(self, link: Link, work: Callable[[Link], Awaitable[T]]) -> T:
+        """Do `work`, but take a link that keeps silent for lost: a new one may not be."""
+        try:
+            async with asyncio.timeout(_CALL_TIMEOUT_SECONDS):
+                return await work(link)
+        except TimeoutError:
+            await link.close()
+            raise LinkLost(f"no answer from {self._address.label} within {_CALL_TIMEOUT_SECONDS:g} s") from None
+
+    async def _connected(self) -> Link:
+        """Return the open link, or make one; whoever needs it meanwhile waits for the same attempt."""
+        if self._link is not None and self._link.is_open:
+            return self._link
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect(), name="broadcache publisher connect")
+        return await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> Link:
+        try:
+            lost, self._link = self._link, None
+            if lost is not None:
+                await lost.close()
+            self._link = await Link.open(
+                self._address, client_name="broadcache:publisher", timeout_seconds=_CONNECT_TIMEOUT_SECONDS
+            )
+            return self._link
+        finally:
+            self._connecting = None

@@ -1,0 +1,35 @@
+"""What publisher and subscriber must agree on: the invalidation, its wire form, the log and channel, errors."""
+
+from .errors import (
+    BroadcacheError,
+    IdempotencyConflict,
+    InvalidNamespace,
+    InvalidSettings,
+    InvalidTarget,
+    LinkLost,
+    LogRefused,
+    MalformedFrame,
+    ServerBinaryNotFound,
+)
+from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
+from .log import Receipt
+
+__all__ = [
+    "BroadcacheError",
+    "Everything",
+    "IdempotencyConflict",
+    "InvalidNamespace",
+    "InvalidSettings",
+    "InvalidTarget",
+    "Invalidation",
+    "Keys",
+    "LinkLost",
+    "LogRefused",
+    "MalformedFrame",
+    "Position",
+    "Prefixes",
+    "Receipt",
+    "ServerBinaryNotFound",
+    "Tags",
+    "Target",
+]

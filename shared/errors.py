@@ -1,0 +1,53 @@
+"""Every error broadcache raises, one class for each thing that can go wrong.
+
+A text says what was expected, what came, where, and what to do. Users' mistakes raise when an object is built;
+what the world does wrong (Redis away, a broken frame) raises where it happens.
+"""
+
+__all__ = [
+    "BroadcacheError",
+    "IdempotencyConflict",
+    "InvalidNamespace",
+    "InvalidSettings",
+    "InvalidTarget",
+    "LinkLost",
+    "LogRefused",
+    "MalformedFrame",
+    "ServerBinaryNotFound",
+]
+
+
+class BroadcacheError(Exception):
+    """The base of all of them: `except BroadcacheError` catches what broadcache raises and nothing else."""
+
+
+class InvalidTarget(BroadcacheError, ValueError):
+    """A target, or a set of targets, that names nothing, too much, or something that cannot be sent."""
+
+
+class InvalidNamespace(BroadcacheError, ValueError):
+    """A namespace that is not 1 to 64 letters, digits, `.`, `_` or `-`."""
+
+
+class InvalidSettings(BroadcacheError, ValueError):
+    """Settings that are of the wrong type, or that contradict each other."""
+
+
+class MalformedFrame(BroadcacheError, ValueError):
+    """Bytes on a channel or in a log that are not a frame of the wire form. A replica then drops everything."""
+
+
+class LinkLost(BroadcacheError, ConnectionError):
+    """Redis could not be reached, went away, or did not answer in time. Whether a command ran is not known."""
+
+
+class LogRefused(BroadcacheError):
+    """Redis answered, and refused: no right to a key, out of memory, a read-only replica. Nothing was logged."""
+
+
+class IdempotencyConflict(BroadcacheError):
+    """An invalidation with this id is in the log already, and it names other targets."""
+
+
+class ServerBinaryNotFound(BroadcacheError):
+    """No Valkey or Redis server program to start was found on this machine."""

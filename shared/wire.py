@@ -1,0 +1,110 @@
+"""The wire form: one UTF-8 JSON object per message. docs/wire-format.md is the text, wire.schema.json the schema."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from .errors import MalformedFrame
+from .invalidation import Invalidation
+
+__all__ = ["FRAME_BYTES_MAX", "decode", "encode", "encode_tails"]
+
+FRAME_BYTES_MAX: Final = 65_536
+_VERSION: Final = 1
+# What the log's script puts in front of a tail: version, an epoch of 26 characters and a sequence of up to 16 digits.
+_HEAD_BYTES_MAX: Final = len('{"v":1,"epoch":"","seq":,') + 26 + 16
+
+_NamesField = Literal["keys", "tags", "prefixes"]
+_NAMES_FIELDS: Final[tuple[_NamesField, ...]] = ("keys", "tags", "prefixes")
+
+_decoder = msgspec.json.Decoder(Invalidation)
+_encoder = msgspec.json.Encoder()
+
+
+class _Tail(msgspec.Struct, frozen=True):
+    """A frame without its head (`v`, `epoch`, `seq`), which only the log can give."""
+
+    id: str
+    namespace: str
+    keys: tuple[str, ...]
+    tags: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    everything: bool
+    source: str
+    sent_at_ms: int | None
+    reason: str
+    confirm: bool
+
+
+def decode(frame: bytes, namespace: str) -> Invalidation:
+    """Read one frame that came on the channel, or from the log, of `namespace`.
+
+    Shape:  UTF-8 JSON object of at most FRAME_BYTES_MAX (65_536) bytes; unknown fields are skipped.
+    Raises: MalformedFrame and nothing else, whatever the bytes. The subscriber then drops everything.
+    Source: docs/wire-format.md, version 1.
+    """
+    if len(frame) > FRAME_BYTES_MAX:
+        raise MalformedFrame(f"invalid frame: expected at most {FRAME_BYTES_MAX} bytes, got {len(frame)}")
+    try:
+        invalidation = _decoder.decode(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedFrame(f"invalid frame: {error}; it begins {frame[:60]!r}") from error
+    if invalidation.v != _VERSION:
+        raise MalformedFrame(f"invalid frame: expected version {_VERSION}, got {invalidation.v} at $.v")
+    if not (invalidation.keys or invalidation.tags or invalidation.prefixes or invalidation.everything):
+        raise MalformedFrame("invalid frame: expected at least one of keys, tags, prefixes or everything, got none")
+    if invalidation.namespace != namespace and invalidation.namespace:
+        raise MalformedFrame(
+            f"invalid frame: expected namespace {namespace!r}, as its channel has, "
+            f"got {invalidation.namespace!r:.100} at $.namespace"
+        )
+    if (invalidation.seq is None) != (invalidation.epoch is None):
+        raise MalformedFrame("invalid frame: expected epoch and seq together, got one of them; send both or neither")
+    return invalidation
+
+
+def encode(invalidation: Invalidation) -> bytes:
+    """Write an invalidation that has its position, or that is sent past the log. The inverse of `decode`."""
+    return _encoder.encode(invalidation)
+
+
+def encode_tails(invalidation: Invalidation) -> list[bytes]:
+    """Write an invalidation that the log has still to give a position, as one tail or, when it is too large, several.
+
+    Shape: each tail is a frame without its opening brace and head; with its head it is at most FRAME_BYTES_MAX bytes.
+           The parts of a split invalidation name all its targets between them, and their ids end in `.1`, `.2`, …
+    """
+    whole = _encode_tail(invalidation)
+    if len(whole) + _HEAD_BYTES_MAX <= FRAME_BYTES_MAX:
+        return [whole]
+    return [_encode_tail(part) for part in _split(invalidation)]
+
+
+def _encode_tail(invalidation: Invalidation) -> bytes:
+    fields = (getattr(invalidation, name) for name in _Tail.__struct_fields__)
+    return _encoder.encode(_Tail(*fields))[1:]
+
+
+def _split(invalidation: Invalidation) -> Iterator[Invalidation]:
+    empty = msgspec.structs.replace(invalidation, id=f"{invalidation.id}.{'9' * 6}", keys=(), tags=(), prefixes=())
+    room_bytes = FRAME_BYTES_MAX - _HEAD_BYTES_MAX - len(_encode_tail(empty))
+    parts: list[dict[_NamesField, list[str]]] = []
+    left_bytes = 0
+    for field in _NAMES_FIELDS:
+        names: Sequence[str] = getattr(invalidation, field)
+        for name in names:
+            size_bytes = len(_encoder.encode(name)) + len(",")
+            if size_bytes > left_bytes:
+                parts.append({"keys": [], "tags": [], "prefixes": []})
+                left_bytes = room_bytes
+            parts[-1][field].append(name)
+            left_bytes -= size_bytes
+    for number, part in enumerate(parts, start=1):
+        yield msgspec.structs.replace(
+            invalidation,
+            id=f"{invalidation.id}.{number}",
+            keys=tuple(part["keys"]),
+            tags=tuple(part["tags"]),
+            prefixes=tuple(part["prefixes"]),
+        )

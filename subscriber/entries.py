@@ -1,0 +1,184 @@
+"""The entries of a local cache: the wrapped mapping, and what tells which entry an invalidation concerns."""
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable, MutableMapping
+from typing import Any, Final
+
+from .history import History
+
+__all__ = ["Entries"]
+
+_DROP_AT_ONCE_MAX: Final = 64
+"""A tag with at most this many entries has them dropped on the spot; one with more leaves them to the sweep."""
+_INDEX_SLACK: Final = 1_024
+
+
+class Entries:
+    """Values with their stamps, tags and expiries. Not thread-safe: LocalCache holds its lock around every call.
+
+    The mapping may evict and expire entries without a word, so the index beside it may name entries that are gone. A
+    sweep cleans it when it has grown to twice what it held after the sweep before.
+
+    A prefix, or everything, is applied by raising a stamp: entries that are older and match are dead from then on, and
+    a sweep removes them in slices. While `is_settled` is false, reads have to ask `is_live`.
+    """
+
+    def __init__(self, mapping: MutableMapping[str, Any], history: History) -> None:
+        self.mapping: Final = mapping
+        self._history = history
+        self._stamps: dict[str, int] = {}
+        self._tags: dict[str, tuple[str, ...]] = {}
+        self._keys_of_tag: dict[str, set[str]] = {}
+        self._expiries: dict[str, float] = {}
+        self._expiry_heap: list[tuple[float, str]] = []
+        # The sweep: entries still to be looked at, moved here as a whole so that its start costs nothing.
+        self._unswept: dict[str, int] = {}
+        self._doomed: deque[set[str]] = deque()
+        self._doomed_tags: dict[str, int] = {}
+        self._is_sweeping = False
+        self._sweep_stamp = 0
+        self._swept_stamp = 0
+        self._rule_stamp = 0
+        self._index_max = _INDEX_SLACK
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every entry of the mapping is live, but for those past their own expiry."""
+        return self._rule_stamp <= self._swept_stamp and not self._doomed
+
+    @property
+    def has_sweep_work(self) -> bool:
+        """Whether `sweep` has something to do."""
+        return self._is_sweeping or not self.is_settled or len(self._stamps) > self._index_max
+
+    @property
+    def earliest_expiry(self) -> float:
+        """The time before which no entry reaches an expiry of its own."""
+        return self._expiry_heap[0][0] if self._expiry_heap else math.inf
+
+    def put(self, key: str, value: Any, stamp: int, tags: tuple[str, ...], expires_at: float) -> None:
+        """Store an entry that is known to be fresh as of `stamp`. Raises: ValueError when the mapping refuses it."""
+        if key in self._tags or key in self._expiries:
+            self._forget(key)
+        self.mapping[key] = value
+        self._unswept.pop(key, None)
+        self._stamps[key] = stamp
+        if tags:
+            self._tags[key] = tags
+            for tag in tags:
+                self._keys_of_tag.setdefault(tag, set()).add(key)
+        if expires_at != math.inf:
+            self._expiries[key] = expires_at
+            heapq.heappush(self._expiry_heap, (expires_at, key))
+            if len(self._expiry_heap) > 2 * len(self._expiries) + _INDEX_SLACK:
+                self._expiry_heap = [(expiry, key) for key, expiry in self._expiries.items()]
+                heapq.heapify(self._expiry_heap)
+
+    def drop(self, key: str) -> bool:
+        """Remove one entry; return whether it was there."""
+        if self._stamps.pop(key, None) is None and self._unswept.pop(key, None) is None:
+            return False
+        self._forget(key)
+        try:
+            del self.mapping[key]
+        except KeyError:  # evicted or expired before
+            return False
+        return True
+
+    def drop_tag(self, tag: str, stamp: int) -> int:
+        """Kill the entries with this tag, on the spot if they are few; return how many were removed now."""
+        keys = self._keys_of_tag.pop(tag, None)
+        if keys is None:
+            return 0
+        if len(keys) <= _DROP_AT_ONCE_MAX:
+            return sum(map(self.drop, tuple(keys)))
+        self._doomed.append(keys)
+        self._doomed_tags[tag] = stamp
+        return 0
+
+    def kill_older(self, stamp: int) -> None:
+        """Have the sweep look at every entry: a prefix or everything was recorded in the history at `stamp`."""
+        if self._stamps or self._unswept:
+            self._rule_stamp = stamp
+
+    def is_live(self, key: str) -> bool:
+        """Whether an entry is there, by its index, and no invalidation since it was stored concerns it."""
+        stamp = self._stamps.get(key) or self._unswept.get(key)
+        if stamp is None or self._history.concerns_entry(stamp, key):
+            return False
+        if not self._doomed_tags:
+            return True
+        return all(self._doomed_tags.get(tag, 0) <= stamp for tag in self._tags.get(key, ()))
+
+    def live_keys(self, now: float) -> Iterable[str]:
+        """The keys of the entries that a read would be served, each judged at once."""
+        for key in (*self._unswept, *self._stamps):
+            if self._expiries.get(key, math.inf) > now and self.is_live(key) and key in self.mapping:
+                yield key
+
+    def expire(self, now: float) -> int:
+        """Remove the entries whose own expiry has come; return how many."""
+        removed = 0
+        while self._expiry_heap and self._expiry_heap[0][0] <= now:
+            expiry, key = heapq.heappop(self._expiry_heap)
+            if self._expiries.get(key) == expiry:
+                removed += self.drop(key)
+        return removed
+
+    def sweep(self, entries_max: int, stamp: int) -> int:
+        """Sweep up to `entries_max` entries; return how many were removed. `stamp` is the newest one."""
+        removed = 0
+        for _ in range(entries_max):
+            if self._doomed:
+                removed += self._sweep_doomed()
+            elif self._unswept:
+                removed += self._sweep_one(stamp)
+            elif not self._next_sweep(stamp):
+                break
+        return removed
+
+    def _sweep_doomed(self) -> int:
+        keys = self._doomed[0]
+        key = keys.pop()
+        if not keys:
+            self._doomed.popleft()
+        removed = not self.is_live(key) and self.drop(key)
+        if not self._doomed:
+            self._doomed_tags.clear()
+        return removed
+
+    def _sweep_one(self, stamp: int) -> int:
+        key, entry_stamp = self._unswept.popitem()
+        self._stamps[key] = entry_stamp
+        if key not in self.mapping:
+            del self._stamps[key]
+            self._forget(key)
+        elif not self.is_live(key):
+            return self.drop(key)
+        else:
+            self._stamps[key] = stamp
+        return 0
+
+    def _next_sweep(self, stamp: int) -> bool:
+        """End the sweep that has run out of entries, and begin the next if there is reason for one."""
+        if self._is_sweeping:
+            self._is_sweeping = False
+            self._swept_stamp = self._sweep_stamp
+            self._index_max = 2 * len(self._stamps) + _INDEX_SLACK
+        if not self.has_sweep_work:
+            return False
+        self._is_sweeping = True
+        self._sweep_stamp = stamp
+        self._unswept, self._stamps = self._stamps, {}
+        return True
+
+    def _forget(self, key: str) -> None:
+        self._expiries.pop(key, None)
+        for tag in self._tags.pop(key, ()):
+            keys = self._keys_of_tag.get(tag)
+            if keys is not None:
+                keys.discard(key)
+                if not keys:
+                    del self._keys_of_tag[tag]

@@ -1,0 +1,78 @@
+"""What was invalidated lately: how a load, or an entry not yet swept, learns that an invalidation concerned it."""
+
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["History"]
+
+_KEYS_MAX: Final = 8_192
+_TAGS_MAX: Final = 8_192
+_PREFIXES_MAX: Final = 512
+
+
+class History:
+    """The names invalidated lately, each with the stamp of its last invalidation.
+
+    A stamp counts the invalidations this cache has applied: no clock takes part. Memory is bounded. A name that may
+    have been forgotten counts as invalidated, so that overflow costs a load, never a stale value.
+    """
+
+    def __init__(self) -> None:
+        self.keys = _Recent(_KEYS_MAX)
+        self.tags = _Recent(_TAGS_MAX)
+        self.prefixes = _RecentPrefixes(_PREFIXES_MAX)
+        self.everything_stamp = 0
+
+    def concerns_load(self, since: int, key: str, tags: Iterable[str]) -> bool:
+        """Whether an invalidation after stamp `since` names `key`, one of `tags`, a prefix of `key`, or everything."""
+        return (
+            self.keys.has_since(since, key)
+            or any(self.tags.has_since(since, tag) for tag in tags)
+            or self.concerns_entry(since, key)
+        )
+
+    def concerns_entry(self, since: int, key: str) -> bool:
+        """The same, for a stored entry that waits for the sweep: naming its key or a tag has dropped it at once."""
+        return self.everything_stamp > since or self.prefixes.has_since(since, key)
+
+
+class _Recent:
+    """A bounded memory of name → stamp, in two generations: when the young one is full, the old one is forgotten."""
+
+    __slots__ = ("_forgotten_stamp", "_names_max", "_old", "_old_stamp", "_young")
+
+    def __init__(self, names_max: int) -> None:
+        self._names_max = names_max
+        self._young: dict[str, int] = {}
+        self._old: dict[str, int] = {}
+        self._old_stamp = 0
+        self._forgotten_stamp = 0
+
+    def record(self, name: str, stamp: int) -> None:
+        self._young[name] = stamp
+        if len(self._young) >= self._names_max:
+            self._old, self._young = self._young, {}
+            self._forgotten_stamp, self._old_stamp = self._old_stamp, stamp
+
+    def has_since(self, since: int, name: str) -> bool:
+        if since < self._forgotten_stamp:
+            return True
+        stamp = self._young.get(name) or self._old.get(name)
+        return stamp is not None and stamp > since
+
+
+class _RecentPrefixes:
+    """The same for prefixes, looked up once for each length that occurs, whatever their number."""
+
+    __slots__ = ("_lengths", "_recent")
+
+    def __init__(self, names_max: int) -> None:
+        self._recent = _Recent(names_max)
+        self._lengths: set[int] = set()
+
+    def record(self, prefix: str, stamp: int) -> None:
+        self._recent.record(prefix, stamp)
+        self._lengths.add(len(prefix))
+
+    def has_since(self, since: int, key: str) -> bool:
+        return any(self._recent.has_since(since, key[:length]) for length in self._lengths)

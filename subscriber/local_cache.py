@@ -1,0 +1,507 @@
+"""LocalCache: a `cachetools.TTLCache` that can be told to forget, and that never serves what it was told to drop."""
+
+import math
+import random
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast, overload
+
+from cachetools import Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache
+
+from ..shared.clock import Clock, monotonic
+from ..shared.errors import InvalidSettings, InvalidTarget
+from ..shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags, Target
+from .entries import Entries
+from .history import History
+from .loads import Loads
+
+__all__ = ["CacheStats", "LoadToken", "LocalCache", "WhenIncoherent"]
+
+T = TypeVar("T")
+WhenIncoherent: TypeAlias = Literal["bypass", "serve"]
+
+_MISSING: Final = object()
+_SWEEP_SLICE_ENTRIES: Final = 64
+_STORE_SWEEP_ENTRIES: Final = 4
+# A lookup in these mappings changes nothing that another thread could find half-done, so hits need no lock. Exact types
+# only: a subclass may do anything in __getitem__ or __missing__.
+_LOCK_FREE_LOOKUPS: Final = frozenset({dict, Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache})
+
+
+class LoadToken(NamedTuple):
+    """Proof of when a load began. Made by `LocalCache.begin_load`, handed back to `LocalCache.store`."""
+
+    key: str
+    stamp: int
+    began_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counters of one cache since it was made; `entries` is how many it holds now, dead ones not yet swept included.
+
+    Shape:  `applied` counts the names applied by target kind (`keys`, `tags`, `prefixes`, `everything`), `clears` how
+            often everything was dropped, by reason. `bypassed` reads are not counted as misses.
+    Source: exact when one thread reads. Hits are counted without a lock, so several threads may lose a few of them.
+    """
+
+    entries: int
+    hits: int
+    misses: int
+    bypassed: int
+    loads: int
+    shared_loads: int
+    voided_fills: int
+    refused_fills: int
+    dropped: int
+    applied: dict[str, int] = field(default_factory=dict)
+    clears: dict[str, int] = field(default_factory=dict)
+
+
+class LocalCache(MutableMapping[str, Any]):
+    """A mapping that serves only what it may: entries that no invalidation has named, while it hears of invalidations.
+
+    It takes over an empty `TTLCache` (or any other mutable mapping), which nobody else should write to from then on.
+    A `Subscriber` tells it what to drop and how long it may serve; without one, every read is bypassed, that is: it
+    finds nothing, and `get_or_load` goes to the source. All methods may be called from any thread.
+
+    Units:  `max_staleness_seconds` bounds how long after an invalidation was accepted a read may still be served the
+            old value. `ttl_jitter` is the largest share of an entry's lifetime that is randomly cut off, from 0 to 1.
+            `negative_ttl_seconds` is how long the answer None is kept; without it None is never stored.
+    Raises: InvalidSettings.
+    """
+
+    def __init__(
+        self,
+        mapping: MutableMapping[str, Any],
+        *,
+        max_staleness_seconds: float = 5.0,
+        when_incoherent: WhenIncoherent = "bypass",
+        ttl_jitter: float = 0.0,
+        negative_ttl_seconds: float | None = None,
+        clock: Clock = monotonic,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        _check_settings(mapping, max_staleness_seconds, ttl_jitter, negative_ttl_seconds)
+        self.max_staleness_seconds: Final = max_staleness_seconds
+        self._ttl_jitter = ttl_jitter
+        self._negative_ttl_seconds = negative_ttl_seconds
+        self._clock = clock
+        self._uniform = uniform
+        self._lock = threading.RLock()  # re-entrant: a mapping's own code, or a finaliser, may come back to us
+        self._history = History()
+        self._entries = Entries(mapping, self._history)
+        self._loads = Loads(self, self._lock)
+        self._lookup = mapping.__getitem__
+        self._is_lookup_lock_free = type(mapping) in _LOCK_FREE_LOOKUPS
+        # The stamp of the newest invalidation that was applied.
+        self._stamp = 1
+        self._coherent_as_of = -math.inf
+        self._is_connected = False
+        # Until when a hit may be served, and until when without a further look: see _refresh.
+        self._serve_until = -math.inf
+        self._fast_until = -math.inf
+        self._hits = self._misses = self._bypassed = 0
+        self._voided_fills = self._refused_fills = self._dropped = 0
+        self._applied: Counter[str] = Counter()
+        self._clears: Counter[str] = Counter()
+        self.when_incoherent = when_incoherent
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value stored under `key`, or `default` when there is none that may be served."""
+        # The hit path. One clock reading answers three questions: is the promise kept until now, is no sweep under way,
+        # has no entry reached an expiry of its own. A stamp that stands still around the lookup says that no other
+        # thread has applied an invalidation meanwhile.
+        stamp = self._stamp
+        if self._clock() < self._fast_until:
+            try:
+                value = self._lookup(key)
+            except KeyError:
+                self._misses += 1
+                return default
+            if self._stamp == stamp:
+                self._hits += 1
+                return value
+        return self._get_checked(key, default)
+
+    def _get_checked(self, key: str, default: Any) -> Any:
+        with self._lock:
+            now = self._clock()
+            if not now < self._serve_until:
+                self._bypassed += 1
+                return default
+            self._expire(now)
+            if self._entries.is_live(key):
+                try:
+                    value = self._lookup(key)
+                except KeyError:
+                    pass
+                else:
+                    self._hits += 1
+                    return value
+            self._misses += 1
+            return default
+
+    @overload
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], Awaitable[T]],
+        *,
+        tags: Iterable[str] = (),
+        ttl_seconds: float | None = None,
+    ) -> T: ...
+    @overload
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], T],
+        *,
+        tags: Iterable[str] = (),
+        ttl_seconds: float | None = None,
+    ) -> T: ...
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], Any],
+        *,
+        tags: Iterable[str] = (),
+        ttl_seconds: float | None = None,
+    ) -> Any:
+        """Return the value stored under `key`, or what `loader` returns, which is then stored if it may be.
+
+        Callers that miss at the same time share one call of the loader. One that is cancelled leaves the others alone;
+        an exception reaches all of them and is not stored. A value whose load began before an invalidation of its key,
+        its tags, its prefix or everything is returned, and not stored; whoever asks later starts a new load.
+
+        Shape:  `loader` takes nothing and returns the value, or an awaitable of it. None is stored only with
+                `negative_ttl_seconds`.
+        Units:  `ttl_seconds` shortens the entry's lifetime; it cannot outlive the mapping's own.
+        Raises: whatever the loader raises.
+        """
+        value = self.get(key, _MISSING)
+        if value is not _MISSING:
+            return value
+        return await self._loads.load(key, loader, _checked_tags(tags), ttl_seconds)
+
+    def get_or_load_sync(
+        self,
+        key: str,
+        loader: Callable[[], T],
+        *,
+        tags: Iterable[str] = (),
+        ttl_seconds: float | None = None,
+    ) -> T:
+        """Do the same for a loader that blocks, from any thread. Misses in other threads wait for the same load."""
+        value = self.get(key, _MISSING)
+        if value is not _MISSING:
+            return cast("T", value)
+        return cast("T", self._loads.load_sync(key, loader, _checked_tags(tags), ttl_seconds))
+
+    # --- filling -----------------------------------------------------------------------------------------------------
+
+    def begin_load(self, key: str) -> LoadToken:
+        """Take a token, before the source is read. Raises: InvalidTarget when `key` is not a string."""
+        if not isinstance(key, str):
+            raise InvalidTarget(
+                f"expected a string as key, got {type(key).__name__}: {key!r:.100}; invalidations name keys as strings"
+            )
+        return LoadToken(key, self._stamp, self._clock())
+
+    def store(
+        self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: float | None = None
+    ) -> bool:
+        """Store what the source returned, unless an invalidation since the token was taken concerns it.
+
+        Returns: whether it was stored. Not stored are also None without `negative_ttl_seconds`, and what the mapping
+                 refuses as too large.
+        """
+        tags = _checked_tags(tags)
+        with self._lock:
+            if self.is_void(token, tags):
+                self._voided_fills += 1
+                return False
+            return self._put(token.key, value, tags, ttl_seconds)
+
+    def is_void(self, token: LoadToken, tags: Iterable[str] = ()) -> bool:
+        """Whether an invalidation since the token was taken concerns its key, one of `tags`, or everything."""
+        with self._lock:
+            return token.stamp != self._stamp and self._history.concerns_load(token.stamp, token.key, tags)
+
+    def _put(self, key: str, value: Any, tags: tuple[str, ...], ttl_seconds: float | None) -> bool:
+        if value is None:
+            if self._negative_ttl_seconds is None:
+                return False
+            ttl_seconds = min(self._negative_ttl_seconds, math.inf if ttl_seconds is None else ttl_seconds)
+        now = self._clock()
+        try:
+            self._entries.put(key, value, self._stamp, tags, self._expiry_of(now, ttl_seconds))
+        except ValueError:  # cachetools: "value too large"
+            self._entries.drop(key)
+            self._refused_fills += 1
+            return False
+        self._expire(now)
+        if self._entries.has_sweep_work:
+            self._sweep(_STORE_SWEEP_ENTRIES)
+        self._refresh()
+        return True
+
+    def _expiry_of(self, now: float, ttl_seconds: float | None) -> float:
+        if self._ttl_jitter:
+            lifetime = getattr(self._entries.mapping, "ttl", math.inf) if ttl_seconds is None else ttl_seconds
+            ttl_seconds = lifetime * (1 - self._ttl_jitter * self._uniform())
+        return math.inf if ttl_seconds is None else now + ttl_seconds
+
+    # --- forgetting --------------------------------------------------------------------------------------------------
+
+    def apply(self, target: Target | Invalidation, *, reason: str = "invalidation") -> None:
+        """Forget what `target` names, and void the loads under way that it concerns. Reads are right when it returns.
+
+        Prefixes and everything cost the same however many entries there are; the memory is given back by the sweep.
+        `reason` is what a clear of everything is counted under.
+        """
+        match target:
+            case Invalidation():
+                self._apply(target.keys, target.tags, target.prefixes, target.everything, reason)
+            case Keys(names):
+                self._apply(names, (), (), False, reason)
+            case Tags(names):
+                self._apply((), names, (), False, reason)
+            case Prefixes(names):
+                self._apply((), (), names, False, reason)
+            case Everything():
+                self._apply((), (), (), True, reason)
+            case _:
+                raise InvalidTarget(f"expected Keys, Tags, Prefixes or Everything, got {type(target).__name__}")
+
+    def _apply(
+        self,
+        keys: tuple[str, ...],
+        tags: tuple[str, ...],
+        prefixes: tuple[str, ...],
+        everything: bool,  # noqa: FBT001
+        reason: str,
+    ) -> None:
+        with self._lock:
+            entries, history, applied = self._entries, self._history, self._applied
+            stamp = self._stamp + 1
+            for key in keys:
+                history.keys.record(key, stamp)
+                if entries.drop(key):
+                    self._dropped += 1
+            if keys:
+                applied["keys"] += len(keys)
+            if tags or prefixes or everything:
+                for tag in tags:
+                    history.tags.record(tag, stamp)
+                    self._dropped += entries.drop_tag(tag, stamp)
+                for prefix in prefixes:
+                    history.prefixes.record(prefix, stamp)
+                if everything:
+                    history.everything_stamp = stamp
+                    self._clears[reason] += 1
+                if prefixes or everything:
+                    entries.kill_older(stamp)
+                applied["tags"] += len(tags)
+                applied["prefixes"] += len(prefixes)
+                applied["everything"] += everything
+                self._refresh()
+            # Last, because a hit that sees the old stamp on both sides of its lookup counts as read before all this.
+            self._stamp = stamp
+
+    @property
+    def has_sweep_work(self) -> bool:
+        """Whether dead entries still take up memory."""
+        return self._entries.has_sweep_work
+
+    def sweep(self) -> bool:
+        """Give back the memory of some dead entries, in far less than a millisecond; return whether more remain.
+
+        The subscriber does this in the background, and each store does a little of it.
+        """
+        with self._lock:
+            self._sweep(_SWEEP_SLICE_ENTRIES)
+            self._refresh()
+            return self._entries.has_sweep_work
+
+    def _sweep(self, entries_max: int) -> None:
+        self._dropped += self._entries.sweep(entries_max, self._stamp)
+
+    def _expire(self, now: float) -> None:
+        if self._entries.earliest_expiry <= now:
+            self._entries.expire(now)
+            self._refresh()
+
+    # --- coherence ---------------------------------------------------------------------------------------------------
+
+    @property
+    def when_incoherent(self) -> WhenIncoherent:
+        """What a read does when the promise cannot be kept: `bypass` finds nothing, `serve` serves until the TTL."""
+        return self._when_incoherent
+
+    @when_incoherent.setter
+    def when_incoherent(self, mode: WhenIncoherent) -> None:
+        if mode not in ("bypass", "serve"):
+            raise InvalidSettings(f"expected when_incoherent to be 'bypass' or 'serve', got {mode!r}")
+        with self._lock:
+            self._when_incoherent: WhenIncoherent = mode
+            self._renew()
+
+    @property
+    def is_coherent(self) -> bool:
+        """Whether the promise is kept now: a read may be served locally, whatever `when_incoherent` says."""
+        return self._is_connected and self._clock() < self._coherent_as_of + self.max_staleness_seconds
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that all times of this cache are read from. Its subscriber must use the same."""
+        return self._clock
+
+    @property
+    def coherent_as_of(self) -> float:
+        """The time, on this cache's clock, as of which everything accepted has been applied; -inf before any is."""
+        return self._coherent_as_of
+
+    @property
+    def staleness_seconds(self) -> float | None:
+        """How long ago everything accepted was known to be applied: the most that a read can be stale now."""
+        return None if self._coherent_as_of == -math.inf else self._clock() - self._coherent_as_of
+
+    def confirm_coherent(self, as_of: float) -> None:
+        """Take note that everything accepted before `as_of`, on this cache's clock, has been applied.
+
+        For a subscriber. Reads are served until `as_of + max_staleness_seconds`, or until `disconnect`.
+        """
+        with self._lock:
+            self._is_connected = True
+            self._coherent_as_of = max(self._coherent_as_of, as_of)
+            self._renew()
+
+    def disconnect(self) -> None:
+        """Take note that invalidations no longer arrive: bypass, until `confirm_coherent`. For a subscriber."""
+        with self._lock:
+            self._is_connected = False
+            self._renew()
+
+    def _renew(self) -> None:
+        if self._when_incoherent == "serve":
+            self._serve_until = math.inf
+        elif self._is_connected:
+            self._serve_until = self._coherent_as_of + self.max_staleness_seconds
+        else:
+            self._serve_until = -math.inf
+        self._refresh()
+
+    def _refresh(self) -> None:
+        is_fast = self._is_lookup_lock_free and self._entries.is_settled
+        self._fast_until = min(self._serve_until, self._entries.earliest_expiry) if is_fast else -math.inf
+
+    # --- seeing ------------------------------------------------------------------------------------------------------
+
+    def stats(self) -> CacheStats:
+        """Return the counters, all read at one moment."""
+        with self._lock:
+            return CacheStats(
+                entries=len(self._entries.mapping),
+                hits=self._hits,
+                misses=self._misses,
+                bypassed=self._bypassed,
+                loads=self._loads.started,
+                shared_loads=self._loads.shared,
+                voided_fills=self._voided_fills,
+                refused_fills=self._refused_fills,
+                dropped=self._dropped,
+                applied=dict(self._applied),
+                clears=dict(self._clears),
+            )
+
+    def __repr__(self) -> str:
+        state = "coherent" if self.is_coherent else f"incoherent, {self._when_incoherent}"
+        return f"<LocalCache of {self.stats().entries} entries, {state}>"
+
+    # --- the mapping protocol: it shows what a read would be served --------------------------------------------------
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.get(key, _MISSING)
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Store a value by hand. Loads of this key that are under way are void: they may have read an older one."""
+        with self._lock:
+            self._apply((self.begin_load(key).key,), (), (), False, "")
+            self._put(key, value, (), None)
+
+    def __delitem__(self, key: str) -> None:
+        with self._lock:
+            if key not in self:
+                raise KeyError(key)
+            self._apply((key,), (), (), False, "")
+
+    def __contains__(self, key: object) -> bool:
+        with self._lock:
+            now = self._clock()
+            self._expire(now)
+            return (
+                isinstance(key, str)
+                and now < self._serve_until
+                and self._entries.is_live(key)
+                and key in self._entries.mapping
+            )
+
+    def __iter__(self) -> Iterator[str]:
+        with self._lock:
+            now = self._clock()
+            keys = list(self._entries.live_keys(now)) if now < self._serve_until else []
+        return iter(keys)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def clear(self) -> None:
+        """Forget everything, and void every load that is under way."""
+        self.apply(Everything(), reason="clear")
+
+    # A cache is itself, not its contents: two of them may stand in one set.
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def _checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(tags, str):
+        raise InvalidTarget(f"expected tags as a tuple or list of strings, got the string {tags!r}; write ({tags!r},)")
+    return tuple(tags)
+
+
+def _check_settings(
+    mapping: MutableMapping[str, Any],
+    max_staleness_seconds: float,
+    ttl_jitter: float,
+    negative_ttl_seconds: float | None,
+) -> None:
+    if not isinstance(mapping, MutableMapping):
+        raise InvalidSettings(f"expected a mutable mapping such as TTLCache, got {type(mapping).__name__}")
+    if isinstance(mapping, LocalCache):
+        raise InvalidSettings("expected a plain mapping such as TTLCache, got a LocalCache; use it as it is")
+    if len(mapping):
+        raise InvalidSettings(
+            f"expected an empty mapping, got one with {len(mapping)} entries, which may be stale by now; "
+            "empty it, or hand over a new one"
+        )
+    if not 0 < max_staleness_seconds < math.inf:
+        raise InvalidSettings(f"expected max_staleness_seconds to be a positive number, got {max_staleness_seconds!r}")
+    if not 0 <= ttl_jitter < 1:
+        raise InvalidSettings(f"expected ttl_jitter to be at least 0 and below 1, got {ttl_jitter!r}")
+    if negative_ttl_seconds is not None and not 0 < negative_ttl_seconds < math.inf:
+        raise InvalidSettings(
+            f"expected negative_ttl_seconds to be None or a positive number, got {negative_ttl_seconds!r}"
+        )

@@ -1,0 +1,148 @@
+"""CacheInvalidationMixin: one thin door on a cache and its subscriber, for a class that serves one namespace."""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, final, overload
+
+from ..shared.errors import InvalidSettings
+from ..shared.invalidation import DEFAULT_NAMESPACE, Target
+from ..shared.log import Receipt
+from .local_cache import LocalCache, WhenIncoherent
+from .subscriber import Subscriber
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+__all__ = ["CacheInvalidationMixin"]
+
+T = TypeVar("T")
+
+
+class CacheInvalidationMixin:
+    """Gives a class a local cache that is kept coherent while the class runs.
+
+    Set `namespace`, call `super().__init__`, read through `get_or_load`, and let FastAPI run it: `FastAPI(lifespan=
+    catalogue.lifespan)`. Elsewhere use `async with`, or `start` and `stop`; without an event loop, `with`.
+
+    Shape:  `redis_url` is taken from BROADCACHE_REDIS_URL when it is left out. `cache` is an empty TTLCache, or a
+            LocalCache made with options of its own. `options` go to `Subscriber`.
+    Raises: InvalidSettings, InvalidNamespace.
+    """
+
+    namespace: ClassVar[str] = DEFAULT_NAMESPACE
+
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        cache: MutableMapping[str, Any],
+        max_staleness_seconds: float = 5.0,
+        when_incoherent: WhenIncoherent = "bypass",
+        **options: Any,
+    ) -> None:
+        url = redis_url or os.environ.get("BROADCACHE_REDIS_URL")
+        if not url:
+            raise InvalidSettings("expected a redis_url, got none; pass one, or set BROADCACHE_REDIS_URL")
+        if not isinstance(cache, LocalCache):
+            cache = LocalCache(cache, max_staleness_seconds=max_staleness_seconds, when_incoherent=when_incoherent)
+        self.__subscriber = Subscriber(url, caches={self.namespace: cache}, **options)
+
+    @final
+    @property
+    def cache(self) -> LocalCache:
+        """The local cache."""
+        return self.__subscriber.caches[0]
+
+    @final
+    @property
+    def subscriber(self) -> Subscriber:
+        """What keeps it coherent: its `state`, `position(...)` and `stats()`."""
+        return self.__subscriber
+
+    @overload
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], Awaitable[T]],
+        *,
+        tags: Iterable[str] = (),
+        ttl_seconds: float | None = None,
+    ) -> T: ...
+    @overload
+    async def get_or_load(
+        self, key: str, loader: Callable[[], T], *, tags: Iterable[str] = (), ttl_seconds: float | None = None
+    ) -> T: ...
+    @final
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], Any],
+        *,
+        tags: Iterable[str] = (),
+        ttl_seconds: float | None = None,
+    ) -> Any:
+        """`LocalCache.get_or_load` of this object's cache."""
+        return await self.cache.get_or_load(key, loader, tags=tags, ttl_seconds=ttl_seconds)
+
+    @final
+    def get_or_load_sync(
+        self, key: str, loader: Callable[[], T], *, tags: Iterable[str] = (), ttl_seconds: float | None = None
+    ) -> T:
+        """`LocalCache.get_or_load_sync` of this object's cache."""
+        return self.cache.get_or_load_sync(key, loader, tags=tags, ttl_seconds=ttl_seconds)
+
+    @final
+    async def invalidate(self, *targets: Target, reason: str = "", timeout_seconds: float = 5.0) -> Receipt:
+        """`Subscriber.invalidate` for this object's namespace: forget here at once, then tell the others."""
+        return await self.__subscriber.invalidate(
+            *targets, namespace=self.namespace, reason=reason, timeout_seconds=timeout_seconds
+        )
+
+    @final
+    async def start(self) -> None:
+        """Begin to listen. Returns when the cache is coherent, or when `start_timeout_seconds` have passed."""
+        await self.__subscriber.__aenter__()
+
+    @final
+    async def stop(self) -> None:
+        """Stop listening; the cache is bypassed from then on. Harmless when it was stopped, or never started."""
+        await self.__subscriber.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def __enter__(self) -> Self:
+        self.__subscriber.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__subscriber.__exit__(kind, error, trace)
+
+    @final
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """Run for as long as an ASGI application does: `FastAPI(lifespan=catalogue.lifespan)`."""
+        async with self:
+            yield
+
+    @final
+    @property
+    def router(self) -> "APIRouter":
+        """The replica's HTTP side: `app.include_router(catalogue.router)`. Needs FastAPI.
+
+        Shape: GET /health/live (200 while the process runs), GET /health/ready (200 while coherent, 503 otherwise),
+               GET /cache-invalidation (state, position, staleness and counters).
+        """
+        from .routes import router_of  # only a service that has FastAPI asks for it
+
+        return router_of(self.__subscriber)

@@ -1,0 +1,233 @@
+"""The folders at the top are one distribution, light to import, with arrows that point only at `shared`."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDER_OF_ROOT_PACKAGE: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
+LINKED_FOLDERS = ("publisher", "shared", "subscriber")
+LOCK_FILES = sorted((ROOT / "requirements").glob("*.txt"))
+
+WEB_FRAMEWORKS_AND_TERMINALS = {
+    *("aiohttp", "fastapi", "httpx", "httpx2", "pydantic", "requests", "rich", "starlette", "typer", "uvicorn"),
+}
+
+IMPORT_EVERY_MODULE = """
+import importlib, json, pkgutil, broadcache
+
+packages = pkgutil.walk_packages(broadcache.__path__, "broadcache.")
+names = ["broadcache", *(package.name for package in packages)]
+print(json.dumps({name: importlib.import_module(name).__file__ for name in names}))
+"""
+
+PIN = re.compile(r"[a-z0-9][a-z0-9._-]*==[A-Za-z0-9.+!]+( ; [A-Za-z_ ='\"<>0-9.()!]+)? \\")
+HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}( \\)?")
+COMMENT = re.compile(r" *#.*")
+
+
+def test_the_listed_packages_are_the_folders_on_disk() -> None:
+    assert sorted(PYPROJECT["tool"]["setuptools"]["packages"]) == sorted(_folder_of_package())
+
+
+def test_every_package_says_that_it_is_typed() -> None:
+    untyped = [str(folder) for folder in _folder_of_package().values() if not (folder / "py.typed").is_file()]
+    assert untyped == []
+
+
+def test_the_links_for_type_checkers_lead_to_the_folders_at_the_top() -> None:
+    links = {link.name: str(link.readlink()) for link in (ROOT / "src/broadcache").iterdir() if link.is_symlink()}
+    assert links == {name: f"../../{name}" for name in LINKED_FOLDERS}
+
+
+def test_every_folder_of_python_files_is_type_checked() -> None:
+    folders = {path.name for path in ROOT.iterdir() if not path.name.startswith(".") and any(path.rglob("*.py"))}
+    folders -= {"build", "dist", "docs"}
+    assert folders - set(LINKED_FOLDERS) == set(PYPROJECT["tool"]["mypy"]["files"])
+    assert folders == {folder.split("/")[0] for folder in PYPROJECT["tool"]["pyright"]["include"]}
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    absolute = [
+        f"{module.relative_to(ROOT)}:{line} imports {target}"
+        for module in _modules()
+        for line, level, target in _imports(module)
+        if level == 0 and target.split(".")[0] == "broadcache"
+    ]
+    assert absolute == []
+
+
+@pytest.mark.parametrize("package", ["publisher", "subscriber", "shared"])
+def test_arrows_point_only_at_shared(package: str) -> None:
+    allowed = ("broadcache.__version__", f"broadcache.{package}", "broadcache.shared")
+    astray = [
+        f"{module.relative_to(ROOT)}:{line} imports {target}"
+        for module in _modules(ROOT / package)
+        for line, level, target in _imports(module)
+        if level > 0 and not any(target == name or target.startswith(f"{name}.") for name in allowed)
+    ]
+    assert astray == []
+
+
+def test_importing_the_subscriber_loads_no_web_framework_and_no_redis() -> None:
+    loaded = _modules_loaded_by("import broadcache.subscriber")
+    assert loaded & {*WEB_FRAMEWORKS_AND_TERMINALS, "hiredis", "redis"} == set()
+
+
+def test_importing_the_publisher_loads_no_web_framework() -> None:
+    assert _modules_loaded_by("import broadcache.publisher") & WEB_FRAMEWORKS_AND_TERMINALS == set()
+
+
+def test_importing_the_root_loads_neither_side() -> None:
+    loaded = _modules_loaded_by("import broadcache", depth=2)
+    assert {name for name in loaded if name.startswith("broadcache")} == {"broadcache"}
+
+
+@pytest.mark.timeout(300)
+def test_a_wheel_built_from_the_source_distribution_installs_and_imports_whole(tmp_path: Path) -> None:
+    python = _environment_with_the_built_wheel(tmp_path)
+
+    files = json.loads(_run([str(python), "-I", "-c", IMPORT_EVERY_MODULE], tmp_path))
+    assert set(files) == {_module_name(module) for module in _modules()}
+    assert [file for file in files.values() if not Path(file).is_relative_to(tmp_path)] == []
+
+    installed = Path(files["broadcache"]).parent
+    for package, folder in _folder_of_package().items():
+        expected = {file.name for pattern in ("py.typed", "*.json", "*.lua") for file in folder.glob(pattern)}
+        names = {file.name for file in installed.joinpath(*package.split(".")[1:]).iterdir()}
+        assert expected <= names, f"{package} lacks {expected - names} in the wheel"
+    assert (python.parent / "broadcache").is_file()
+
+
+@pytest.mark.parametrize("lock_file", LOCK_FILES, ids=lambda path: path.name)
+def test_a_lock_file_holds_pins_and_hashes_and_no_address(lock_file: Path) -> None:
+    lines = lock_file.read_text().splitlines()
+    strange = [line for line in lines if line and not any(form.fullmatch(line) for form in (PIN, HASH, COMMENT))]
+    assert strange == []
+    assert [line for line in lines if "://" in line or re.search(r"(^|[\s=])(/|~|\.\.)", line)] == []
+    unhashed = [
+        line
+        for line, following in zip(lines, [*lines[1:], ""], strict=True)
+        if PIN.fullmatch(line) and not HASH.fullmatch(following)
+    ]
+    assert unhashed == []
+
+
+def test_the_runtime_lock_satisfies_what_the_package_asks_for() -> None:
+    pins = _pins(ROOT / "requirements/runtime.txt")
+    project = PYPROJECT["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    for requirement in map(Requirement, wanted):
+        if requirement.name != project["name"]:
+            version = pins.get(canonicalize_name(requirement.name))
+            assert version is not None, f"expected {requirement} in requirements/runtime.txt: run make lock"
+            assert requirement.specifier.contains(version), f"{requirement} is locked at {version}: run make lock"
+
+
+def test_the_lock_files_agree_on_versions() -> None:
+    development = _pins(ROOT / "requirements/dev.txt")
+    for lock_file in LOCK_FILES:
+        assert _pins(lock_file).items() <= development.items(), lock_file.name
+
+
+def _folder_of_package() -> dict[str, Path]:
+    """`broadcache.publisher` → `ROOT/publisher`, for each folder on disk that has an `__init__.py`."""
+    folders: dict[str, Path] = {}
+    for root_package, folder in FOLDER_OF_ROOT_PACKAGE.items():
+        for directory, _, files in os.walk(ROOT / folder):  # does not follow links
+            if "__init__.py" in files:
+                inner = Path(directory).relative_to(ROOT / folder).parts
+                folders[".".join((root_package, *inner))] = Path(directory)
+    return folders
+
+
+def _modules(within: Path = ROOT) -> list[Path]:
+    """Each Python file of the package, where it really stands."""
+    folders = [folder for folder in _folder_of_package().values() if folder.is_relative_to(within)]
+    return sorted(module for folder in folders for module in folder.glob("*.py"))
+
+
+def _module_name(module: Path) -> str:
+    """`ROOT/publisher/api.py` → `broadcache.publisher.api`; an `__init__.py` is named like its package."""
+    package = next(name for name, folder in _folder_of_package().items() if folder == module.parent)
+    return package if module.name == "__init__.py" else f"{package}.{module.stem}"
+
+
+def _imports(module: Path) -> Iterator[tuple[int, int, str]]:
+    """Each import as (line, level, full name); the level is the number of leading dots."""
+    name = _module_name(module)
+    package = name if module.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(module.read_text(), module.name)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, 0, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            origin = (
+                [*parts[: len(parts) + 1 - node.level], *filter(None, [node.module])] if node.level else [node.module]
+            )
+            for alias in node.names:
+                yield node.lineno, node.level, ".".join(part for part in (*origin, alias.name) if part)
+
+
+def _modules_loaded_by(statement: str, *, depth: int = 1) -> set[str]:
+    """Names of the modules that a fresh interpreter holds after `statement`, cut to `depth` parts."""
+    program = f"{statement}; import json, sys; print(json.dumps(list(sys.modules)))"
+    names: list[str] = json.loads(_run([sys.executable, "-I", "-c", program], ROOT))
+    return {".".join(name.split(".")[:depth]) for name in names}
+
+
+def _environment_with_the_built_wheel(workspace: Path) -> Path:
+    """Build sdist, then from it the wheel; install that alone in a new environment. Returns its interpreter.
+
+    Nothing is fetched: the dependencies are those of the environment that runs the tests, named in a `.pth` file.
+    Builds a copy, because setuptools leaves files behind where it builds, and takes stale ones from there.
+    """
+    source, wheels, environment = workspace / "source", workspace / "wheels", workspace / "environment"
+    source.mkdir()
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("src", *LINKED_FOLDERS):
+        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    _run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(wheels), str(source)], workspace)
+
+    venv.create(environment, symlinks=True)
+    python = environment / "bin" / "python"
+    [wheel] = wheels.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    _run([*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel)], workspace)
+    [site_packages] = environment.glob("lib/python*/site-packages")
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """Standard output of a command; its failure fails the test with all that it said."""
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, f"{command} ended with {finished.returncode}\n{finished.stdout}{finished.stderr}"
+    return finished.stdout
+
+
+def _pins(lock_file: Path) -> dict[str, str]:
+    """Package name → locked version."""
+    lines = lock_file.read_text().splitlines()
+    return dict(line.split(" ")[0].split("==") for line in lines if PIN.fullmatch(line))
