@@ -13,6 +13,7 @@ __all__ = ["Entries"]
 _DROP_AT_ONCE_MAX: Final = 64
 """A tag with at most this many entries has them dropped on the spot; one with more leaves them to the sweep."""
 _INDEX_SLACK: Final = 1_024
+_SET_ATTEMPTS_MAX: Final = 100
 
 
 class Entries:
@@ -59,10 +60,18 @@ class Entries:
         return self._expiry_heap[0][0] if self._expiry_heap else math.inf
 
     def put(self, key: str, value: Any, stamp: int, tags: tuple[str, ...], expires_at: float) -> None:
-        """Store an entry that is known to be fresh as of `stamp`. Raises: ValueError when the mapping refuses it."""
+        """Store an entry that is known to be fresh as of `stamp`.
+
+        Raises: ValueError when the mapping refuses it, and whatever else the mapping raises. The entry of before is
+                dropped even so: it is older than the value that could not be stored.
+        """
         if key in self._tags or key in self._expiries:
             self._forget(key)
-        self.mapping[key] = value
+        try:
+            self._set(key, value)
+        except BaseException:
+            self.drop(key)
+            raise
         self._unswept.pop(key, None)
         self._stamps[key] = stamp
         if tags:
@@ -75,6 +84,18 @@ class Entries:
             if len(self._expiry_heap) > 2 * len(self._expiries) + _INDEX_SLACK:
                 self._expiry_heap = [(expiry, key) for key, expiry in self._expiries.items()]
                 heapq.heapify(self._expiry_heap)
+
+    def _set(self, key: str, value: Any) -> None:
+        # A cachetools mapping that is full looks for its oldest entry. When a hit in another thread, which takes no
+        # lock, makes an entry the newest at that moment, it raises RuntimeError ("OrderedDict mutated during
+        # iteration"), and nothing is lost: look again.
+        for _ in range(_SET_ATTEMPTS_MAX):
+            try:
+                self.mapping[key] = value
+            except RuntimeError:
+                continue
+            return
+        self.mapping[key] = value
 
     def drop(self, key: str) -> bool:
         """Remove one entry; return whether it was there."""

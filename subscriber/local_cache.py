@@ -186,7 +186,7 @@ class LocalCache(MutableMapping[str, Any]):
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return value
-        return await self._loads.load(key, loader, _checked_tags(tags), ttl_seconds)
+        return await self._loads.load(key, loader, _checked_tags(tags), _checked_ttl(ttl_seconds))
 
     def get_or_load_sync(
         self,
@@ -200,7 +200,7 @@ class LocalCache(MutableMapping[str, Any]):
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast("T", value)
-        return cast("T", self._loads.load_sync(key, loader, _checked_tags(tags), ttl_seconds))
+        return cast("T", self._loads.load_sync(key, loader, _checked_tags(tags), _checked_ttl(ttl_seconds)))
 
     # --- filling -----------------------------------------------------------------------------------------------------
 
@@ -221,6 +221,7 @@ class LocalCache(MutableMapping[str, Any]):
                  refuses as too large.
         """
         tags = _checked_tags(tags)
+        ttl_seconds = _checked_ttl(ttl_seconds)
         with self._lock:
             if self.is_void(token, tags):
                 self._voided_fills += 1
@@ -235,13 +236,13 @@ class LocalCache(MutableMapping[str, Any]):
     def _put(self, key: str, value: Any, tags: tuple[str, ...], ttl_seconds: float | None) -> bool:
         if value is None:
             if self._negative_ttl_seconds is None:
+                self._entries.drop(key)  # the source no longer has it
                 return False
             ttl_seconds = min(self._negative_ttl_seconds, math.inf if ttl_seconds is None else ttl_seconds)
         now = self._clock()
         try:
             self._entries.put(key, value, self._stamp, tags, self._expiry_of(now, ttl_seconds))
         except ValueError:  # cachetools: "value too large"
-            self._entries.drop(key)
             self._refused_fills += 1
             return False
         self._expire(now)
@@ -438,10 +439,26 @@ class LocalCache(MutableMapping[str, Any]):
             self._put(key, value, (), None)
 
     def __delitem__(self, key: str) -> None:
+        self.pop(key)
+
+    @overload
+    def pop(self, key: str, /) -> Any: ...
+    @overload
+    def pop(self, key: str, /, default: T) -> Any | T: ...
+    def pop(self, key: str, /, default: Any = _MISSING) -> Any:
+        """Forget `key`, and return the value that a read would have been served, else `default`.
+
+        Like `del`, it is an order: the entry goes although reads are bypassed, and loads of it under way are void.
+        Raises: KeyError when there is no such value, and no default.
+        """
         with self._lock:
-            if key not in self:
-                raise KeyError(key)
-            self._apply((key,), (), (), False, "")
+            value = self.get(key, _MISSING)
+            self._apply((self.begin_load(key).key,), (), (), False, "")
+        if value is not _MISSING:
+            return value
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
 
     def __contains__(self, key: object) -> bool:
         with self._lock:
@@ -479,7 +496,19 @@ class LocalCache(MutableMapping[str, Any]):
 def _checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     if isinstance(tags, str):
         raise InvalidTarget(f"expected tags as a tuple or list of strings, got the string {tags!r}; write ({tags!r},)")
-    return tuple(tags)
+    tags = tuple(tags)
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise InvalidTarget(
+                f"expected strings as tags, got {type(tag).__name__}: {tag!r:.100}; invalidations name tags as strings"
+            )
+    return tags
+
+
+def _checked_ttl(ttl_seconds: float | None) -> float | None:
+    if ttl_seconds is not None and ttl_seconds != ttl_seconds:  # noqa: PLR0124  (only NaN differs from itself)
+        raise InvalidSettings("expected ttl_seconds to be a number of seconds or None, got NaN")
+    return ttl_seconds
 
 
 def _check_settings(

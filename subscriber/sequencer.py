@@ -31,6 +31,7 @@ class Sequencer:
         self._position: Position | None = None
         self._is_recovering = True
         self._own_ids: dict[str, None] = {}
+        self._clears = 0
 
     @property
     def position(self) -> Position | None:
@@ -59,6 +60,7 @@ class Sequencer:
 
     def clear(self, reason: str) -> None:
         """Drop everything. `reason` is what the caches count it under."""
+        self._clears += 1
         for cache in self.caches:
             cache.apply(Everything(), reason=reason)
 
@@ -71,6 +73,7 @@ class Sequencer:
             _log.warning("cleared namespace %s: %s", self.namespace, error)
             self.clear("malformed")
             return True
+        clears_before = self._clears
         position = invalidation.position
         if position is None:
             self.counts["unsequenced"] += 1
@@ -79,11 +82,13 @@ class Sequencer:
             return False
         if self._is_own(invalidation.id):
             self.counts["own"] += 1
-            return False
+            return self._clears != clears_before
         self.counts["applied"] += 1
         for cache in self.caches:
             cache.apply(invalidation)
-        return bool(invalidation.everything or invalidation.prefixes or invalidation.tags)
+        return self._clears != clears_before or bool(
+            invalidation.everything or invalidation.prefixes or invalidation.tags
+        )
 
     def apply_own(self, invalidation: Invalidation) -> None:
         """Apply an invalidation of this replica's own before it is published, and skip it when it comes back."""
