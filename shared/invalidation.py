@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from typing import Annotated, Final, NamedTuple, TypeAlias
+from typing import Annotated, Final, NamedTuple, Self, TypeAlias
 
 import msgspec
 
@@ -12,6 +12,7 @@ from .errors import InvalidNamespace, InvalidTarget
 
 __all__ = [
     "DEFAULT_NAMESPACE",
+    "ID_BYTES_MAX",
     "KEY_BYTES_MAX",
     "REASON_BYTES_MAX",
     "REQUEST_NAMES_MAX",
@@ -39,6 +40,8 @@ REASON_BYTES_MAX: Final = 1_024
 """The longest reason, in bytes of UTF-8."""
 SOURCE_BYTES_MAX: Final = 128
 """The longest source, in bytes of UTF-8."""
+ID_BYTES_MAX: Final = 128
+"""The longest id of an invalidation, in bytes of UTF-8. Ids made here are ULIDs, of 26."""
 DEFAULT_NAMESPACE: Final = "default"
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -68,6 +71,9 @@ class _Named:
 
     def __setattr__(self, attribute: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable: {attribute} cannot be set")
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, ...]]:
+        return type(self), self.names
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.names == self.names
@@ -119,7 +125,7 @@ Target: TypeAlias = Keys | Tags | Prefixes | Everything
 class Position(NamedTuple):
     """A place in a namespace's log. Sequences of different epochs say nothing about each other.
 
-    Source: the log's script in log.lua, which gives out both.
+    Source: the log's script in append.lua, which gives out both.
     """
 
     epoch: str
@@ -174,6 +180,8 @@ def invalidation_of(
     check_namespace(namespace)
     check_text(reason, REASON_BYTES_MAX, "reason", may_be_empty=True)
     check_text(source, SOURCE_BYTES_MAX, "source", may_be_empty=True)
+    if id is not None:
+        check_text(id, ID_BYTES_MAX, "id")
     names: dict[type[Target], dict[str, None]] = {Keys: {}, Tags: {}, Prefixes: {}}
     everything = False
     for target in targets:

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .local_cache import LoadToken, LocalCache
@@ -17,11 +17,24 @@ __all__ = ["Loads"]
 
 Loader = Callable[[], Any]
 
+_MISSING: Final = object()
+
 
 class _Load:
     """One call of a loader that is under way."""
 
-    __slots__ = ("loop", "outcome", "tags", "task", "thread_id", "token", "ttl_seconds", "waiters", "waits_for")
+    __slots__ = (
+        "is_finished",
+        "loop",
+        "outcome",
+        "tags",
+        "task",
+        "thread_id",
+        "token",
+        "ttl_seconds",
+        "waiters",
+        "waits_for",
+    )
 
     def __init__(self, token: "LoadToken", tags: tuple[str, ...], ttl_seconds: float | None) -> None:
         self.token = token
@@ -33,8 +46,10 @@ class _Load:
         self.loop: asyncio.AbstractEventLoop | None = None
         # Made when somebody waits from outside the load's event loop.
         self.outcome: Future[Any] | None = None
+        self.is_finished = False
         self.waiters = 0
-        self.waits_for: set[_Load] = set()
+        # A loader may wait twice for one load, and end one of the waits.
+        self.waits_for: list[_Load] = []
 
     def leads_to(self, loads: "tuple[_Load, ...]") -> bool:
         """Whether this load waits, over any number of others, for one of `loads`."""
@@ -53,6 +68,9 @@ class _Load:
 # The loads in whose loaders this code runs, the outermost first. A loader that needs a key whose load waits for this
 # very loader would wait for ever; it loads for itself instead.
 _within: ContextVar[tuple[_Load, ...]] = ContextVar("broadcache_loads", default=())
+# Held from the look at who waits for whom until the new wait is noted. One for all caches: their loaders may need each
+# other's keys. Always taken after a cache's own lock.
+_waits_lock = threading.Lock()
 
 
 class Loads:
@@ -68,62 +86,88 @@ class Loads:
     async def load(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value."""
         loop = asyncio.get_running_loop()
-        with self._lock:
-            load = self._joinable(key, blocks_thread=False)
-            if load is None:
-                load = self._begin(key, tags, ttl_seconds)
-                load.loop = loop
-                load.task = loop.create_task(self._run(load, loader), name=f"broadcache load {key:.100}")
-                load.task.add_done_callback(partial(self._finish_task, load))
-            load.waiters += 1
-            waiting = asyncio.shield(
-                load.task if load.task and load.loop is loop else asyncio.wrap_future(_outcome_of(load))
-            )
-            parent = _wait(load)
-        try:
-            return await waiting
-        except asyncio.CancelledError:
-            self._abandon(load)
-            raise
-        finally:
-            _stop_waiting(parent, load)
+        while True:
+            with self._lock:
+                joined = self._join(key, blocks_thread=False)
+                if joined is None:
+                    if (value := self._cache._get_again(key, _MISSING)) is not _MISSING:
+                        return value
+                    load = self._begin(key, tags, ttl_seconds)
+                    load.loop = loop
+                    load.task = loop.create_task(self._run(load, loader), name=f"broadcache load {key:.100}")
+                    load.task.add_done_callback(partial(self._finish_task, load))
+                else:
+                    load = joined
+                load.waiters += 1
+                waiting = asyncio.shield(
+                    load.task if load.task and load.loop is loop else asyncio.wrap_future(_outcome_of(load))
+                )
+            try:
+                return await waiting
+            except asyncio.CancelledError:
+                self._abandon(load)
+                if joined is None or not load.is_finished or _is_cancelled():
+                    raise
+                # Somebody else's load was ended, e.g. with its event loop. That is no reason to end this caller.
+            finally:
+                _stop_waiting(load)
 
     def load_sync(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """The same from a thread that may block."""
-        with self._lock:
-            joined = self._joinable(key, blocks_thread=True)
-            load = joined or self._begin(key, tags, ttl_seconds)
-            load.waiters += 1
-            outcome = _outcome_of(load) if joined else None
-            parent = _wait(load)
-        try:
-            return self._run_sync(load, loader) if outcome is None else outcome.result()
-        finally:
-            _stop_waiting(parent, load)
+        while True:
+            with self._lock:
+                load = self._join(key, blocks_thread=True)
+                if load is None:
+                    if (value := self._cache._get_again(key, _MISSING)) is not _MISSING:
+                        return value
+                    load = self._begin(key, tags, ttl_seconds)
+                    outcome = None
+                else:
+                    outcome = _outcome_of(load)
+                load.waiters += 1
+            try:
+                return self._run_sync(load, loader) if outcome is None else outcome.result()
+            except CancelledError:
+                if outcome is None:
+                    raise
+            finally:
+                _stop_waiting(load)
 
-    def _joinable(self, key: str, *, blocks_thread: bool) -> _Load | None:
-        """Return the load of `key` that a caller who comes now may wait for."""
+    def _join(self, key: str, *, blocks_thread: bool) -> _Load | None:
+        """Return the load of `key` that a caller who comes now waits for from now on; None if there is none."""
         load = self._running.get(key)
-        if load is None or (load.task is not None and load.task.done()):
+        if load is None or not self._is_joinable(load, blocks_thread=blocks_thread):
             return None
-        age_seconds = self._cache.begin_load(key).began_at - load.token.began_at
-        if age_seconds >= self._cache.max_staleness_seconds or self._cache.is_void(load.token, load.tags):
-            return None
-        if blocks_thread and load.thread_id == threading.get_ident():
-            return None
-        if load.leads_to(_within.get()):
-            return None
+        within = _within.get()
+        with _waits_lock:
+            if load.leads_to(within):
+                return None
+            if within:
+                within[-1].waits_for.append(load)
         self.shared += 1
         return load
+
+    def _is_joinable(self, load: _Load, *, blocks_thread: bool) -> bool:
+        if load.task is not None and load.task.done():
+            return False
+        if load.loop is not None and load.loop.is_closed():
+            return False
+        age_seconds = self._cache.begin_load(load.token.key).began_at - load.token.began_at
+        if age_seconds >= self._cache.max_staleness_seconds or self._cache.is_void(load.token, load.tags):
+            return False
+        # A thread that runs an event loop must not wait: the load may need this very loop.
+        return not blocks_thread or (load.thread_id != threading.get_ident() and not _is_in_event_loop())
 
     def _begin(self, key: str, tags: tuple[str, ...], ttl_seconds: float | None) -> _Load:
         load = _Load(self._cache.begin_load(key), tags, ttl_seconds)
         self._running[key] = load
         self.started += 1
+        if within := _within.get():
+            within[-1].waits_for.append(load)
         return load
 
     async def _run(self, load: _Load, loader: Loader) -> Any:
-        _within.set((*_within.get(), load))
+        _within.set(_within_also(load))
         value = loader()
         if inspect.isawaitable(value):
             value = await value
@@ -131,7 +175,7 @@ class Loads:
         return value
 
     def _run_sync(self, load: _Load, loader: Loader) -> Any:
-        within = _within.set((*_within.get(), load))
+        within = _within.set(_within_also(load))
         try:
             value = loader()
             self._cache.store(load.token, value, tags=load.tags, ttl_seconds=load.ttl_seconds)
@@ -146,13 +190,14 @@ class Loads:
     def _finish_task(self, load: _Load, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
             self._finish(load, error=CancelledError())
-        elif error := task.exception():
+        elif (error := task.exception()) is not None:
             self._finish(load, error=error)
         else:
             self._finish(load, task.result())
 
     def _finish(self, load: _Load, value: Any = None, *, error: BaseException | None = None) -> None:
         with self._lock:
+            load.is_finished = True
             if self._running.get(load.token.key) is load:
                 del self._running[load.token.key]
             outcome = load.outcome
@@ -180,15 +225,25 @@ def _outcome_of(load: _Load) -> "Future[Any]":
     return load.outcome
 
 
-def _wait(load: _Load) -> _Load | None:
-    """Note that the loader this runs in, if any, waits for `load`."""
-    within = _within.get()
-    if not within:
-        return None
-    within[-1].waits_for.add(load)
-    return within[-1]
+def _within_also(load: _Load) -> tuple[_Load, ...]:
+    # Tasks that a loader leaves behind inherit its context; what has finished would pile up in theirs.
+    return (*(outer for outer in _within.get() if not outer.is_finished), load)
 
 
-def _stop_waiting(parent: _Load | None, load: _Load) -> None:
-    if parent is not None:
-        parent.waits_for.discard(load)
+def _stop_waiting(load: _Load) -> None:
+    """Note that the loader this runs in, if any, no longer waits for `load`."""
+    if within := _within.get():
+        within[-1].waits_for.remove(load)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

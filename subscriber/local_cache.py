@@ -128,6 +128,11 @@ class LocalCache(MutableMapping[str, Any]):
                 return value
         return self._get_checked(key, default)
 
+    def _get_again(self, key: str, default: Any) -> Any:
+        """Look again for what was missed a moment ago, before a load begins: another thread may have stored it."""
+        with self._lock:
+            return self.get(key, default) if key in self else default
+
     def _get_checked(self, key: str, default: Any) -> Any:
         with self._lock:
             now = self._clock()
@@ -259,15 +264,13 @@ class LocalCache(MutableMapping[str, Any]):
 
     # --- forgetting --------------------------------------------------------------------------------------------------
 
-    def apply(self, target: Target | Invalidation, *, reason: str = "invalidation") -> None:
+    def apply(self, target: Target, *, reason: str = "invalidation") -> None:
         """Forget what `target` names, and void the loads under way that it concerns. Reads are right when it returns.
 
         Prefixes and everything cost the same however many entries there are; the memory is given back by the sweep.
         `reason` is what a clear of everything is counted under.
         """
         match target:
-            case Invalidation():
-                self._apply(target.keys, target.tags, target.prefixes, target.everything, reason)
             case Keys(names):
                 self._apply(names, (), (), False, reason)
             case Tags(names):
@@ -278,6 +281,12 @@ class LocalCache(MutableMapping[str, Any]):
                 self._apply((), (), (), True, reason)
             case _:
                 raise InvalidTarget(f"expected Keys, Tags, Prefixes or Everything, got {type(target).__name__}")
+
+    def apply_invalidation(self, invalidation: Invalidation) -> None:
+        """Forget everything that an invalidation names, in one step."""
+        self._apply(
+            invalidation.keys, invalidation.tags, invalidation.prefixes, invalidation.everything, "invalidation"
+        )
 
     def _apply(
         self,
@@ -441,10 +450,6 @@ class LocalCache(MutableMapping[str, Any]):
     def __delitem__(self, key: str) -> None:
         self.pop(key)
 
-    @overload
-    def pop(self, key: str, /) -> Any: ...
-    @overload
-    def pop(self, key: str, /, default: T) -> Any | T: ...
     def pop(self, key: str, /, default: Any = _MISSING) -> Any:
         """Forget `key`, and return the value that a read would have been served, else `default`.
 

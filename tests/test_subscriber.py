@@ -517,8 +517,9 @@ async def test_cancelling_the_start_leaves_nothing_running() -> None:
     ],
 )
 async def test_a_users_mistake_raises_at_construction(options: dict[str, Any], text: str) -> None:
+    arguments: dict[str, Any] = {"caches": {"default": new_cache()}} | options
     with pytest.raises(InvalidSettings, match=text):
-        Subscriber("redis://127.0.0.1:6379", **({"caches": {"default": new_cache()}} | options))
+        Subscriber("redis://127.0.0.1:6379", **arguments)
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:6379", "http://127.0.0.1", "redis://127.0.0.1:port"])

@@ -1,0 +1,1 @@
+"""Speed and memory beside peers and beside the floor, as ratios within one run: `python -m benchmarks`."""

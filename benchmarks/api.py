@@ -1,0 +1,145 @@
+"""How many `POST /invalidations` the API answers in a second, under 64 clients that keep their connections.
+
+Ours and two bare FastAPI routes, each a process of its own with the same uvicorn settings, take turns. The barest route
+publishes the body as it came, unread, with one `await redis.publish`; the other reads it into a pydantic model first,
+as one would. Ours checks the request, gives the invalidation an id, and logs and publishes it atomically. The clients
+are one more process, which does as little as HTTP/1.1 allows. A round is 3,000 requests each.
+
+On few cores server, clients and Redis compete: requests per second of the server process's own CPU time is the fair
+figure, the wall clock's stands beside it.
+"""
+
+import asyncio
+import threading
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from benchmarks.harness import Effort, Limit, Row, Stopwatch, Taken, answer, child, compare, take_turns
+from broadcache.publisher.api import create_app
+from broadcache.publisher.server import listen, new_server
+from broadcache.publisher.settings import ApiSettings
+from broadcache.shared.embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+CLIENTS: Final = 64
+_CHANNEL: Final = "cache-invalidation:products"
+_BODY: Final = b'{"namespace":"products","keys":["product:42"],"reason":"price change"}'
+_REQUEST: Final = (
+    b"POST /invalidations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+)
+
+Route: TypeAlias = Literal["ours", "raw", "model"]
+_PEERS: Final[dict[Route, str]] = {
+    "raw": "bare FastAPI route, body unread",
+    "model": "bare FastAPI route, pydantic",
+}
+
+
+def run(effort: Effort) -> list[Row]:
+    requests = effort.pick(full=3_000, quick=640)
+    routes: tuple[Route, ...] = ("ours", *_PEERS)
+    taken: dict[str, list[Taken]] = {route: [] for route in routes}
+    with EmbeddedServer() as redis, ExitStack() as stack:
+        pipes = {route: stack.enter_context(child(serve, redis.url, route)) for route in routes}
+        ports: dict[str, int] = {route: answer(pipe) for route, pipe in pipes.items()}
+
+        def measure(route: Route) -> float:
+            pipes[route].send("begin")
+            answer(pipes[route])
+            asyncio.run(_post_all(ports[route], requests))
+            pipes[route].send("end")
+            taken[route].append(Taken(*answer(pipes[route])))
+            return 0.0
+
+        contestants = {route: partial(measure, route) for route in routes}
+        take_turns(contestants, rounds=1)  # connections to Redis, and the interpreter's own warming up
+        for each in taken.values():
+            each.clear()
+        take_turns(contestants, rounds=effort.pick(full=9, quick=2))
+
+    rows: list[Row] = []
+    for peer, peer_name in _PEERS.items():
+        limit = Limit("≥", 0.8) if peer == "raw" else None
+        for measured, index in (("CPU", 1), ("wall", 0)):
+            figures = {route: [requests / each[index] for each in all_taken] for route, all_taken in taken.items()}
+            rows.append(
+                compare(
+                    f"POST /invalidations, {CLIENTS} clients",
+                    figures["ours"],
+                    peer_name,
+                    figures[peer],
+                    unit="/s",
+                    measure="CPU" if measured == "CPU" else "wall",
+                    limit=limit,
+                )
+            )
+    return rows
+
+
+async def _post_all(port: int, requests: int) -> None:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as clients:
+        for _ in range(CLIENTS):
+            clients.create_task(_post(port, requests // CLIENTS))
+
+
+async def _post(port: int, requests: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(requests):
+        writer.write(_REQUEST)
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"expected 200, got {head.decode()}")
+        length = head.lower().partition(b"content-length:")[2].split(None, 1)[0]
+        await reader.readexactly(int(length))
+    writer.close()
+    await writer.wait_closed()
+
+
+def serve(pipe: Connection, redis_url: str, route: Route) -> None:
+    """Serve one of the routes until the pipe is closed; between `begin` and `end`, take the time."""
+    settings = ApiSettings(redis_url=redis_url)
+    app = create_app(settings) if route == "ours" else _bare_app(redis_url, route)
+    with listen("127.0.0.1", 0) as listener:
+        server = new_server(app, on_ready=lambda: pipe.send(listener.getsockname()[1]))
+
+        def take_time() -> None:
+            try:
+                while True:
+                    pipe.recv()
+                    stopwatch = Stopwatch()
+                    pipe.send("begun")
+                    pipe.recv()
+                    pipe.send(stopwatch.read())
+            except EOFError:
+                server.should_exit = True
+
+        threading.Thread(target=take_time, daemon=True).start()
+        server.run(sockets=[listener])
+
+
+def _bare_app(redis_url: str, route: Route) -> "FastAPI":
+    from fastapi import FastAPI, Request
+    from pydantic import BaseModel
+    from redis.asyncio import Redis
+
+    class Message(BaseModel):
+        namespace: str
+        keys: list[str]
+        reason: str = ""
+
+    app = FastAPI()
+    redis = Redis.from_url(redis_url)
+
+    async def publish_unread(request: Request) -> dict[str, int]:
+        return {"receivers": await redis.publish(_CHANNEL, await request.body())}
+
+    async def publish_model(message: Message) -> dict[str, int]:
+        return {"receivers": await redis.publish(_CHANNEL, message.model_dump_json())}
+
+    app.add_api_route("/invalidations", publish_unread if route == "raw" else publish_model, methods=["POST"])
+    return app

@@ -1,0 +1,22 @@
+"""Change the source first, then tell every replica: in that order, or a load in between keeps the old value."""
+
+import asyncio
+import os
+
+from broadcache.publisher import Publisher
+from broadcache.shared import Keys
+
+
+async def change_price(publisher: Publisher, product_id: int) -> None:
+    # Here the database commits. Only then:
+    receipt = await publisher.publish(Keys(f"product:{product_id}"), namespace="products", reason="price change")
+    print(f"invalidation {receipt.id} has number {receipt.position.sequence}")
+
+
+async def main() -> None:
+    async with Publisher(os.environ["BROADCACHE_REDIS_URL"]) as publisher:
+        await change_price(publisher, 1)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

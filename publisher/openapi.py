@@ -1,0 +1,227 @@
+"""The API's OpenAPI document: what FastAPI cannot see in endpoints that read and write bytes."""
+
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
+from . import problems
+from .models import Accepted, History, LoggedInvalidation, PublishRequest, UnreadableEntry
+from .problems import Kind, ProblemDocument
+
+__all__ = ["HISTORY", "LIVE", "PUBLISH", "READY", "describe"]
+
+_REF: Final = "#/components/schemas/{name}"
+_SECURITY_SCHEME: Final = "bearer"
+
+_TAGS: Final = [
+    {"name": "invalidations", "description": "Say which entries every replica has to drop, and what was said before."},
+    {"name": "health", "description": "For load balancers and orchestrators. Needs no token."},
+]
+
+_REQUEST_EXAMPLES: Final = {
+    "keys": {
+        "summary": "One key",
+        "value": {"namespace": "products", "keys": ["product:42"], "reason": "price change"},
+    },
+    "tags and prefixes": {
+        "summary": "Whatever carries a tag, and whatever begins with a prefix",
+        "value": {"namespace": "products", "tags": ["catalogue"], "prefixes": ["product:42:"]},
+    },
+    "everything": {
+        "summary": "All entries of the namespace",
+        "value": {"namespace": "products", "everything": True, "reason": "import finished"},
+    },
+}
+_ACCEPTED_EXAMPLE: Final = {
+    "id": "01JZ0000000000000000000000",
+    "namespace": "products",
+    "epoch": "01JY0000000000000000000000",
+    "sequence": 42,
+    "receivers": 3,
+}
+_HISTORY_EXAMPLE: Final = {
+    "namespace": "products",
+    "invalidations": [
+        {
+            "sequence": 42,
+            "epoch": "01JY0000000000000000000000",
+            "id": "01JZ0000000000000000000000",
+            "keys": ["product:42"],
+            "tags": [],
+            "prefixes": [],
+            "everything": False,
+            "reason": "price change",
+            "source": "publisher-1",
+            "sent_at": "2025-06-30T12:00:00.000Z",
+        },
+        {"sequence": 41, "unreadable": True},
+    ],
+    "next_before": 41,
+}
+_IDEMPOTENCY_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Makes a retry safe: the same key with the same targets is published once, and answered as the "
+    "first time. 1 to 255 printable ASCII characters, e.g. a UUID.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+    "example": "5f0e7c3a-8a47-4d5c-9a62-0b6f4a3f7c11",
+}
+_RETRY_AFTER: Final = {
+    "Retry-After": {"description": "Seconds to wait before trying again.", "schema": {"type": "integer", "minimum": 0}}
+}
+_HEADERS_BY_STATUS: Final = {
+    401: {"WWW-Authenticate": {"description": "Which kind of token is wanted.", "schema": {"type": "string"}}},
+    405: {"Allow": {"description": "The methods of this path.", "schema": {"type": "string"}}},
+    503: _RETRY_AFTER,
+}
+
+
+def _answered(description: str, schema: dict[str, Any], example: object) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}
+
+
+def _problems(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
+    """Describe the problems that an operation may answer, those of one status side by side."""
+    described: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds:
+        document = ProblemDocument(type=kind.type, title=kind.title, status=kind.status, detail=kind.example)
+        response = described.setdefault(
+            kind.status,
+            {
+                "description": kind.title,
+                "headers": _HEADERS_BY_STATUS.get(kind.status, {}),
+                "content": {"application/problem+json": {"schema": _schema_of(ProblemDocument), "examples": {}}},
+            },
+        )
+        examples = response["content"]["application/problem+json"]["examples"]
+        examples[kind.name] = {"summary": kind.title, "value": msgspec.to_builtins(document)}
+    return described
+
+
+def _schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {"$ref": _REF.format(name=kind.__name__)}
+
+
+_STATUS_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"status": {"type": "string"}},
+    "required": ["status"],
+}
+
+PUBLISH: Final[dict[str, Any]] = {
+    "operation_id": "publish",
+    "tags": ["invalidations"],
+    "summary": "Make every replica forget",
+    "description": "Logs one invalidation and publishes it, in one atomic step. 200 means that the log has it: a "
+    "replica that is away hears it when it is back. 503 means that nothing is known to be accepted: send it again.",
+    "responses": {
+        200: _answered("The log has accepted it.", _schema_of(Accepted), _ACCEPTED_EXAMPLE)
+        | {
+            "headers": {
+                "Idempotency-Replayed": {
+                    "description": "`true` when this Idempotency-Key had been published before, and nothing was now.",
+                    "schema": {"type": "string", "enum": ["true"]},
+                }
+            }
+        },
+        **_problems(
+            problems.BODY_UNREADABLE,
+            problems.IDEMPOTENCY_KEY_INVALID,
+            problems.TOKEN_INVALID,
+            problems.RIGHT_MISSING,
+            problems.NAMESPACE_UNKNOWN,
+            problems.BODY_TOO_LARGE,
+            problems.MEDIA_TYPE_UNSUPPORTED,
+            problems.INVALIDATION_INVALID,
+            problems.IDEMPOTENCY_CONFLICT,
+            problems.INTERNAL_ERROR,
+            problems.LOG_UNREACHABLE,
+            problems.LOG_REFUSED,
+        ),
+    },
+    "openapi_extra": {
+        "parameters": [_IDEMPOTENCY_KEY],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _schema_of(PublishRequest), "examples": _REQUEST_EXAMPLES}},
+        },
+    },
+}
+HISTORY: Final[dict[str, Any]] = {
+    "operation_id": "history",
+    "tags": ["invalidations"],
+    "summary": "What was published",
+    "description": "Reads a namespace's log, the newest first, a page at a time. The log is bounded: old invalidations "
+    "are gone from it.",
+    "responses": {
+        200: _answered("One page of the log.", _schema_of(History), _HISTORY_EXAMPLE),
+        **_problems(
+            problems.TOKEN_INVALID,
+            problems.NAMESPACE_UNKNOWN,
+            problems.PARAMETER_INVALID,
+            problems.INTERNAL_ERROR,
+            problems.LOG_UNREACHABLE,
+            problems.LOG_REFUSED,
+        ),
+    },
+}
+LIVE: Final[dict[str, Any]] = {
+    "operation_id": "live",
+    "tags": ["health"],
+    "summary": "Does the process answer?",
+    "description": "Always 200: a restart would not bring Redis back.",
+    "responses": {200: _answered("It does.", _STATUS_SCHEMA, {"status": "live"})},
+}
+READY: Final[dict[str, Any]] = {
+    "operation_id": "ready",
+    "tags": ["health"],
+    "summary": "Does Redis answer?",
+    "description": "Reads from the log. Takes up to BROADCACHE_PUBLISH_TIMEOUT_SECONDS while Redis is away.",
+    "responses": {
+        200: _answered("It does: a publish would be accepted.", _STATUS_SCHEMA, {"status": "ready"}),
+        **_problems(problems.LOG_UNREACHABLE, problems.LOG_REFUSED),
+    },
+}
+
+
+def describe(app: FastAPI, *, needs_token: bool) -> None:
+    """Make `app` answer GET /openapi.json with the whole document."""
+    app.title = "broadcache publisher"
+    app.description = "Say which cache entries changed; every replica forgets them."
+    app.version = __version__
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document_of(app, needs_token=needs_token)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
+    )
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update(_schemas())
+    components["securitySchemes"] = {_SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            is_open = path.startswith("/health/")
+            operation["security"] = [] if is_open else [{_SECURITY_SCHEME: []}, *([] if needs_token else [{}])]
+    return document
+
+
+def _schemas() -> dict[str, Any]:
+    kinds = [PublishRequest, Accepted, History, LoggedInvalidation, UnreadableEntry, ProblemDocument]
+    _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
+    schemas["History"]["properties"]["invalidations"]["items"] = {
+        "anyOf": [_schema_of(LoggedInvalidation), _schema_of(UnreadableEntry)]
+    }
+    for name in ("LoggedInvalidation", "UnreadableEntry"):
+        schemas[name]["additionalProperties"] = False
+    return schemas

@@ -1,0 +1,79 @@
+"""What an endpoint wants to know of a request before it reads what the body says."""
+
+import hashlib
+import re
+from typing import Final
+
+from starlette.requests import Request
+
+from .problems import BODY_TOO_LARGE, IDEMPOTENCY_KEY_INVALID, MEDIA_TYPE_UNSUPPORTED, Problem
+
+__all__ = ["check_is_json", "id_of", "idempotency_key_of", "read_body"]
+
+_IDEMPOTENCY_KEY: Final = re.compile(r"[ -~]{1,255}", re.ASCII)
+
+
+def check_is_json(request: Request) -> None:
+    """Raises: Problem when the body is not said to be JSON.
+
+    It also keeps web pages of other origins out: a browser asks before it sends this type, and nobody answers.
+    """
+    media_type = request.headers.get("content-type", "")
+    if media_type != "application/json":
+        name, _, parameters = media_type.partition(";")
+        charset = parameters.strip().lower().replace('"', "")
+        if name.strip().lower() != "application/json" or charset not in {"", "charset=utf-8"}:
+            raise Problem(
+                MEDIA_TYPE_UNSUPPORTED,
+                f"expected Content-Type: application/json, got {media_type!r:.100}; send JSON in UTF-8, and say so",
+            )
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise Problem(
+            MEDIA_TYPE_UNSUPPORTED,
+            f"expected a body without Content-Encoding, got {encoding!r:.100}; send it uncompressed",
+            headers={"Accept-Encoding": "identity"},
+        )
+
+
+async def read_body(request: Request, bytes_max: int) -> bytes:
+    """Read the body, and no more of it than is allowed. Raises: Problem; ClientDisconnect."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > bytes_max:
+        raise _too_large(bytes_max)
+    chunks: list[bytes] = []
+    left_bytes = bytes_max
+    async for chunk in request.stream():
+        left_bytes -= len(chunk)
+        if left_bytes < 0:
+            raise _too_large(bytes_max)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(bytes_max: int) -> Problem:
+    return Problem(
+        BODY_TOO_LARGE,
+        f"expected a body of at most {bytes_max} bytes, got more; send several requests, or name a tag or a prefix",
+    )
+
+
+def idempotency_key_of(request: Request) -> str | None:
+    """Return the request's Idempotency-Key; None when it has none. Raises: Problem."""
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) > 1:
+        raise Problem(IDEMPOTENCY_KEY_INVALID, f"expected one Idempotency-Key, got {len(keys)}; send the header once")
+    if not _IDEMPOTENCY_KEY.fullmatch(keys[0]):
+        raise Problem(
+            IDEMPOTENCY_KEY_INVALID,
+            f"expected an Idempotency-Key of 1 to 255 printable ASCII characters, got {len(keys[0])} characters "
+            f"{keys[0]!r:.60}; send a UUID, for example",
+        )
+    return keys[0]
+
+
+def id_of(namespace: str, idempotency_key: str) -> str:
+    """Return the id of the invalidation that this key stands for: everybody may read ids, and none tells its key."""
+    return hashlib.blake2b(f"{namespace} {idempotency_key}".encode(), digest_size=20).hexdigest()

@@ -1,0 +1,144 @@
+"""Settings: from arguments or from the environment, checked once, their secrets never printed."""
+
+import difflib
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
+
+import msgspec
+
+from .errors import InvalidSettings
+
+__all__ = ["VARIABLE_PREFIX", "Settings", "read_settings", "variable_of"]
+
+VARIABLE_PREFIX: Final = "BROADCACHE_"
+
+logger = logging.getLogger(__name__)
+
+# For a Service called `broadcache` or `broadcache-…`, Kubernetes puts such variables into every pod of its namespace.
+# Nobody who deploys us chose them, so they are no mistakes to warn of. It is also why no setting of ours may have a
+# name of this form: `BROADCACHE_PORT` would be read as a port number, and hold `tcp://10.0.0.1:8000`.
+_SERVICE_LINK_NAME = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_.+)?)")
+_SERVICE_LINK_VALUES: Final = ("tcp://", "udp://", "sctp://")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The base of each role's settings. A field's `Meta` says its bounds and, in `description`, its unit and why.
+
+    A field marked `Meta(extra={"secret": True})` is shown nowhere: not in `repr`, not in an error.
+    Raises: InvalidSettings, at construction.
+    """
+
+    def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(self):
+            try:
+                msgspec.convert(getattr(self, field.name), field.type)
+            except msgspec.ValidationError as error:
+                raise _invalid(field, field.name, error, getattr(self, field.name)) from None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={shown!r}' for name, shown in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [
+            (field.name, _MASKED if _is_secret(field) else getattr(self, field.name))
+            for field in msgspec.structs.fields(self)
+        ]
+
+
+class _Masked:
+    def __repr__(self) -> str:
+        return "…"
+
+
+_MASKED: Final = _Masked()
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(kind: type[S], environ: Mapping[str, str], **overrides: object) -> S:
+    """Make settings of this kind: `overrides` first, then the environment, then the defaults.
+
+    Shape:  `max_staleness_seconds` is read from `BROADCACHE_MAX_STALENESS_SECONDS`; a tuple's items stand between
+            commas. An empty variable counts as unset, as compose files write it; so does an override of None, as a
+            command line's option that was not given.
+    Raises: InvalidSettings. A variable that no settings know is logged as a warning, with the nearest that is known.
+    """
+    values: dict[str, object] = {name: value for name, value in overrides.items() if value is not None}
+    for field in msgspec.structs.fields(kind):
+        text = environ.get(variable_of(field.name), "").strip()
+        if text and field.name not in values:
+            values[field.name] = _converted(field, text)
+        if field.required and field.name not in values:
+            raise InvalidSettings(f"{variable_of(field.name)}: expected a value, got none; set it")
+    _warn_of_unknown(environ)
+    return kind(**values)
+
+
+def variable_of(field_name: str) -> str:
+    """Return the environment variable that a field is read from."""
+    return VARIABLE_PREFIX + field_name.upper()
+
+
+def _converted(field: msgspec.structs.FieldInfo, text: str) -> object:
+    value = _items(text) if _is_tuple(field.type) else text
+    try:
+        converted: object = msgspec.convert(value, field.type, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid(field, variable_of(field.name), error, text) from None
+    return converted
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",")]
+
+
+def _invalid(
+    field: msgspec.structs.FieldInfo, name: str, error: msgspec.ValidationError, got: object
+) -> InvalidSettings:
+    problem, _, place = str(error).partition(" - at ")
+    # The second half, "got `str`", is true of every variable: what the variable holds says more.
+    expected = problem.partition(", got")[0].replace("`", "").replace("Expected", "expected")
+    expected = expected.replace("bool", "true or false")
+    got_text = "a value that is not shown, since it is secret" if _is_secret(field) else repr(got)
+    index = re.search(r"\d+", place)
+    where = f" as item {int(index[0]) + 1}" if index else ""
+    return InvalidSettings(f"{name}: {expected}{where}, got {got_text}; {_remedy(field)}")
+
+
+def _remedy(field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
+        return "correct it"
+    return "correct it, or leave it out" if _is_secret(field) else f"correct it, or leave it out for {field.default!r}"
+
+
+def _is_secret(field: msgspec.structs.FieldInfo) -> bool:
+    return any(isinstance(meta, msgspec.Meta) and (meta.extra or {}).get("secret") for meta in get_args(field.type))
+
+
+def _is_tuple(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_origin(annotation) is tuple
+
+
+def _warn_of_unknown(environ: Mapping[str, str]) -> None:
+    known = {variable_of(field.name) for kind in _kinds(Settings) for field in msgspec.structs.fields(kind)}
+    for name in sorted(environ):
+        if name.startswith(VARIABLE_PREFIX) and name not in known and not _is_service_link(name, environ[name]):
+            nearest = difflib.get_close_matches(name, known, n=1)
+            advice = f"did you mean {nearest[0]}?" if nearest else f"the known ones are {', '.join(sorted(known))}"
+            logger.warning("%s is set, and is no setting: it has no effect; %s", name, advice)
+
+
+def _kinds(kind: type[Settings]) -> Iterator[type[Settings]]:
+    """All roles that this process has loaded: a variable of another role's, in a shared environment, is no mistake."""
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return value.startswith(_SERVICE_LINK_VALUES) or _SERVICE_LINK_NAME.fullmatch(name) is not None

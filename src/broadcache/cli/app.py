@@ -1,0 +1,41 @@
+"""The commands, put together. Each imports what it needs when it runs, so that `--help` is quick."""
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .demo import demo
+from .publish import publish
+from .replica import replica
+from .serve import serve
+from .watch import watch
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="broadcache",
+    help="Cache invalidation across replicas: one publish, every replica forgets.",
+    epilog="Exit codes: 0 done, 1 not done, 2 typed wrongly or a package is missing, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command in (demo, serve, publish, watch, replica):
+    app.command()(command)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"broadcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Cache invalidation across replicas: one publish, every replica forgets."""

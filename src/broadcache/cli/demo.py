@@ -1,0 +1,92 @@
+"""`broadcache demo`: see three replicas forget, and one that was not told."""
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from .exit_codes import FAILED, OK, TERMINATED
+
+if TYPE_CHECKING:
+    from .demo_fleet import Fleet
+
+__all__ = ["demo"]
+
+_SCENE_SECONDS: Final = 2.0
+
+
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Tell the story once, in plain lines, and exit.")] = False,
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65_000, help="The API's port; the replicas listen from 101 ports further on. 0: any free ones."
+        ),
+    ] = 8000,
+) -> None:
+    """Start a Valkey server, the publisher's API and four replicas on this machine, and change a price."""
+    raise typer.Exit(asyncio.run(_demo(port, is_live=not once and _is_terminal())))
+
+
+def _is_terminal() -> bool:
+    from rich.console import Console
+
+    console = Console()
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+async def _demo(port: int, *, is_live: bool) -> int:
+    from .demo_fleet import running_fleet
+
+    is_terminated = _cancel_when_terminated()
+    print("starting a Valkey server, the publisher's API, three replicas and a naive one …", flush=True)
+    try:
+        async with running_fleet(port) as fleet:
+            code = await (_live(fleet) if is_live else _once(fleet))
+    except asyncio.CancelledError:
+        if not is_terminated.is_set():
+            raise
+        code = TERMINATED
+    finally:
+        with contextlib.suppress(OSError):  # the terminal, or whoever read the output, may have gone first
+            print("stopped: nothing is left running", flush=True)
+    return code
+
+
+def _cancel_when_terminated() -> asyncio.Event:
+    """Have SIGTERM, or the end of the terminal, cancel the current task once; return what tells that it was so."""
+    task, loop, is_terminated = asyncio.current_task(), asyncio.get_running_loop(), asyncio.Event()
+
+    def terminate() -> None:
+        # Only once: a second signal must not cancel the cleaning up.
+        if task is not None and not is_terminated.is_set():
+            is_terminated.set()
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, terminate)
+    return is_terminated
+
+
+async def _once(fleet: "Fleet") -> int:
+    from .demo_screen import PlainScreen
+    from .demo_story import Story
+
+    story = Story(fleet, PlainScreen())
+    await story.tell()
+    return FAILED if story.failures else OK
+
+
+async def _live(fleet: "Fleet") -> int:
+    from rich.console import Console
+
+    from .demo_screen import LiveScreen
+    from .demo_story import Story
+
+    with LiveScreen(Console(), fleet) as screen:
+        story = Story(fleet, screen, pause_seconds=_SCENE_SECONDS)
+        await story.tell()
+        await story.go_on()
+    return OK

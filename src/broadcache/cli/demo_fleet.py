@@ -1,0 +1,178 @@
+"""The demo's processes, and what it asks of them over HTTP."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from ..shared.embedded import EmbeddedServer
+from ..shared.errors import BroadcacheError
+from .catalogue import Catalogue, Source, key_of
+from .demo_child import Child
+
+__all__ = ["PRODUCT_ID", "Drop", "Fleet", "Invalidated", "Read", "Replica", "RequestFailed", "running_fleet"]
+
+PRODUCT_ID: Final = 1
+SUBSCRIBED_COUNT: Final = 3
+_FIRST_REPLICA_PORT_OFFSET: Final = 101
+_REQUEST_SECONDS_MAX: Final = 5.0
+_DROP_SECONDS_MAX: Final = 5.0
+_BEFORE_ASKING_SECONDS: Final = 0.05
+
+
+class RequestFailed(BroadcacheError):
+    """A process of the demo could not be reached, or answered with an error."""
+
+
+class Read(NamedTuple):
+    """What a replica served."""
+
+    price: Decimal
+    from_cache: bool
+
+
+class Drop(NamedTuple):
+    """Which invalidation a replica applied last, and when, in ns of the clock that all processes here share."""
+
+    id: str
+    applied_at_ns: int
+
+
+class Invalidated(NamedTuple):
+    """An invalidation that was logged, and when its request was sent, on the same clock."""
+
+    id: str
+    sequence: int
+    sent_at_ns: int
+
+
+class _Http:
+    """Requests to one process. Raises: RequestFailed."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self.url: Final = url
+        self.port: Final = urlsplit(url).port or 80
+        self._session = session
+
+    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            async with self._session.request(method, self.url + path, json=body) as response:
+                if response.status != 200:
+                    raise RequestFailed(
+                        f"{method} {self.url}{path} answered {response.status}: {(await response.text())[:300]}"
+                    )
+                answer: dict[str, Any] = await response.json()
+                return answer
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise RequestFailed(f"{method} {self.url}{path} failed: {str(error) or type(error).__name__}") from error
+
+
+class Replica(_Http):
+    """One replica process. Each method raises RequestFailed."""
+
+    def __init__(self, name: str, url: str, session: aiohttp.ClientSession, *, is_subscribed: bool) -> None:
+        super().__init__(url, session)
+        self.name: Final = name
+        self.is_subscribed: Final = is_subscribed
+
+    async def read(self) -> Read:
+        """Read the product."""
+        answer = await self.ask("GET", f"/products/{PRODUCT_ID}")
+        return Read(Decimal(str(answer["price"])).quantize(Decimal("0.01")), answer["from_cache"])
+
+    async def set_price(self, price: Decimal) -> None:
+        """Have the replica write the source. No cache is told."""
+        await self.ask("PUT", f"/products/{PRODUCT_ID}", {"price": str(price)})
+
+    async def status(self) -> tuple[str, int]:
+        """Ask for its state, and the sequence of its position (0 before the first invalidation)."""
+        answer = await self.ask("GET", "/cache-invalidation")
+        position = answer["namespaces"][Catalogue.namespace]["position"]
+        return answer["state"], position["sequence"] if position else 0
+
+    async def drop_of(self, invalidated: Invalidated) -> Drop | None:
+        """Wait until the replica has applied this invalidation; None if it has not in _DROP_SECONDS_MAX."""
+        deadline = time.monotonic() + _DROP_SECONDS_MAX
+        # To ask at once would take the processor's time from what is measured.
+        await asyncio.sleep(_BEFORE_ASKING_SECONDS)
+        while time.monotonic() < deadline:
+            answer = await self.ask("GET", "/demo/last-drop")
+            if answer["id"] == invalidated.id:
+                return Drop(answer["id"], answer["applied_at_ns"])
+            await asyncio.sleep(0.005)
+        return None
+
+
+class Fleet:
+    """The publisher's API, the replicas that subscribe, and the one that does not."""
+
+    def __init__(self, api: _Http, replicas: list[Replica], source: Source) -> None:
+        self.api_port: Final = api.port
+        self.replicas: Final = tuple(replicas)
+        self._api = api
+        self._source = source
+
+    async def source_price(self) -> Decimal:
+        """Read the price where it is kept, past every cache."""
+        return (await asyncio.to_thread(self._source.product, PRODUCT_ID)).price
+
+    async def invalidate(self) -> Invalidated:
+        """Send `POST /invalidations` for the product. Raises: RequestFailed."""
+        body = {"namespace": Catalogue.namespace, "keys": [key_of(PRODUCT_ID)], "reason": "price change"}
+        sent_at_ns = time.monotonic_ns()
+        answer = await self._api.ask("POST", "/invalidations", body)
+        return Invalidated(answer["id"], answer["sequence"], sent_at_ns)
+
+
+@asynccontextmanager
+async def running_fleet(first_port: int) -> AsyncIterator[Fleet]:
+    """Start everything, and end everything.
+
+    Shape:  the API listens on `first_port`, the replicas from 101 ports further on; 0, or a port that is taken, means
+            any free one.
+    Raises: ServerBinaryNotFound, ServerStartFailed, ChildFailed, RequestFailed.
+    """
+    with TemporaryDirectory(prefix="broadcache-demo-") as name:
+        folder = Path(name)
+        source = Source(folder / "catalogue.sqlite")
+        names = [f"replica-{number}" for number in range(1, SUBSCRIBED_COUNT + 1)]
+        children = [Child(name, folder / f"{name}.log") for name in ("publisher", *names, "naive")]
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS_MAX)
+        async with EmbeddedServer() as server, aiohttp.ClientSession(timeout=timeout) as session:
+            try:
+                await _start_all(children, server.url, folder / "catalogue.sqlite", first_port)
+                publisher, *others = children
+                replicas = [
+                    Replica(child.name, child.url, session, is_subscribed=child.name in names) for child in others
+                ]
+                api = _Http(publisher.url, session)
+                # Has the API connect to the server now, so that the first measurement is of publishing alone.
+                await api.ask("GET", "/health/ready")
+                yield Fleet(api, replicas, source)
+            finally:
+                await session.close()
+                await asyncio.gather(*(child.end() for child in children))
+
+
+async def _start_all(children: list[Child], redis_url: str, source: Path, first_port: int) -> None:
+    publisher, *replicas = children
+    starts = [publisher.start(("serve", "--redis-url", redis_url), first_port)]
+    for number, child in enumerate(replicas):
+        arguments = ["replica", "--name", child.name, "--source", str(source), "--redis-url", redis_url]
+        if child is replicas[-1]:
+            arguments.append("--no-subscribe")
+        starts.append(child.start(arguments, first_port and first_port + _FIRST_REPLICA_PORT_OFFSET + number))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for start in starts:
+                tasks.create_task(start)
+    except BaseExceptionGroup as failures:
+        # The first that failed is the cause; the group has cancelled the others.
+        raise failures.exceptions[0] from None

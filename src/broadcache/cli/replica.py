@@ -1,0 +1,37 @@
+"""`broadcache replica`: a real service to try broadcache on, with a product catalogue as its source."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import REDIS_URL, RedisUrl
+
+__all__ = ["replica"]
+
+
+def replica(
+    *,
+    source: Annotated[Path, typer.Option(help="An SQLite file with the products; made and filled when it is absent.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 takes a free one.")] = 8101,
+    redis_url: RedisUrl = REDIS_URL,
+    name: Annotated[str | None, typer.Option(help="What the replica is called. [default: replica-PORT]")] = None,
+    no_subscribe: Annotated[
+        bool, typer.Option("--no-subscribe", help="Hear of nothing: a naive cache, to compare with.")
+    ] = False,
+) -> None:
+    """Run an example replica: GET /products/{id} reads through its cache, PUT writes the source and tells nobody."""
+    from ..publisher.server import listen, run, url_of
+    from .catalogue import Catalogue, NaiveCatalogue, Source
+    from .replica_api import ObservedCache, naive_app, replica_app
+
+    with listen(host, port) as listener:
+        name = name or f"replica-{listener.getsockname()[1]}"
+        products = Source(source)
+        if no_subscribe:
+            app = naive_app(NaiveCatalogue(products), name)
+        else:
+            app = replica_app(Catalogue(products, redis_url, cache=ObservedCache(), replica_id=name), name)
+        url = url_of(host, listener)
+        run(app, listener, on_ready=lambda: print(f"{name} listens on {url}", flush=True))

@@ -1,0 +1,53 @@
+"""`broadcache serve`: the publisher's HTTP API."""
+
+import os
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+__all__ = ["serve"]
+
+
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="The address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="The port; 0 takes a free one. [default: 8000]")
+    ] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="Where Redis or Valkey is. [default: redis://127.0.0.1:6379]")
+    ] = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Start a Valkey server on this machine instead; nothing is kept.")
+    ] = False,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(help="TOKEN, rw:TOKEN or ro:TOKEN (only GET). May be repeated. Safer in BROADCACHE_TOKENS."),
+    ] = None,
+    allow_open: Annotated[bool, typer.Option("--allow-open", help="Listen beyond loopback without a token.")] = False,
+) -> None:
+    """Serve POST /invalidations, the history and health. Other settings: BROADCACHE_… in the environment."""
+    from ..publisher import server
+    from ..publisher.settings import ApiSettings
+    from ..shared.errors import InvalidSettings
+    from ..shared.settings import read_settings
+
+    if embedded and redis_url is not None:
+        raise InvalidSettings("expected --redis-url or --embedded, got both: leave one out")
+    with ExitStack() as stack:
+        if embedded:
+            from ..shared.embedded import EmbeddedServer
+
+            redis_url = stack.enter_context(EmbeddedServer()).url
+            print(f"embedded server at {redis_url}", flush=True)
+        settings = read_settings(
+            ApiSettings,
+            os.environ,
+            listen_host=host,
+            listen_port=port,
+            redis_url=redis_url,
+            tokens=tuple(token) if token else None,
+            allow_open=allow_open or None,
+        )
+        server.serve(settings, on_ready=lambda url: print(f"publisher listens on {url}", flush=True))

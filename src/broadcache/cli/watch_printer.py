@@ -1,0 +1,123 @@
+"""What `broadcache watch` prints: a line for each message on standard output, the state of the link on the other."""
+
+import json
+import sys
+import time
+from datetime import datetime
+from typing import Any, Final
+
+from rich.console import Console
+from rich.text import Text
+
+from ..shared.errors import LinkLost, MalformedFrame
+from ..shared.invalidation import Invalidation
+from ..shared.log import names_of
+
+__all__ = ["JsonPrinter", "TextPrinter"]
+
+_NAMES_SHOWN_MAX: Final = 5
+_FRAME_SHOWN_BYTES_MAX: Final = 200
+
+
+class _LinkPrinter:
+    """Says on standard error when the link is there, lost and regained."""
+
+    def __init__(self, namespace: str) -> None:
+        self._channel = names_of(namespace).channel
+        self._has_lost = False
+
+    def on_link(self, label: str) -> None:
+        """Say that messages arrive from now on."""
+        text = f"watching {self._channel} at {label}"
+        if self._has_lost:
+            text += ": the link is there again; what was published meanwhile is not shown"
+        _say(text)
+
+    def on_lost(self, error: LinkLost) -> None:
+        """Say that no messages arrive."""
+        self._has_lost = True
+        _say(f"no link, trying again until there is one: {error}")
+
+
+class JsonPrinter(_LinkPrinter):
+    """One JSON object a line; `kind` is `invalidation` or `unreadable`.
+
+    Shape:  an invalidation has the fields of its wire form, with `seq` called `sequence` as in the API's answers;
+            `epoch` and `sequence` are null when it was published past the log.
+    Units:  `received_at_ms` is this machine's Unix clock in milliseconds.
+    """
+
+    def on_invalidation(self, invalidation: Invalidation) -> None:
+        """Print an invalidation."""
+        fields = {name: getattr(invalidation, name) for name in invalidation.__struct_fields__ if name != "seq"}
+        self._print("invalidation", {**fields, "sequence": invalidation.seq})
+
+    def on_unreadable(self, frame: bytes, error: MalformedFrame) -> None:
+        """Print what came, as far as it can be shown, and what is wrong with it."""
+        shown = frame[:_FRAME_SHOWN_BYTES_MAX].decode(errors="replace")
+        self._print("unreadable", {"frame": shown, "error": str(error)})
+
+    def _print(self, kind: str, fields: dict[str, Any]) -> None:
+        print(json.dumps({"kind": kind, "received_at_ms": time.time_ns() // 1_000_000, **fields}), flush=True)
+
+
+class TextPrinter(_LinkPrinter):
+    """One line for a person, in colour on a terminal."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(namespace)
+        self._console = _Console(highlight=False)
+
+    def on_invalidation(self, invalidation: Invalidation) -> None:
+        """Print an invalidation."""
+        position = invalidation.position
+        line = Text(
+            "unsequenced" if position is None else f"#{position.sequence}", "yellow" if not position else "cyan"
+        )
+        for text, style in _targets(invalidation):
+            line.append(f"  {text}", style)
+        if invalidation.reason:
+            line.append(f"  “{_printable(invalidation.reason)}”", "italic")
+        line.append(f"  from {_printable(invalidation.source) or 'an unknown source'}", "dim")
+        self._print(line)
+
+    def on_unreadable(self, frame: bytes, error: MalformedFrame) -> None:
+        """Print what is wrong with it."""
+        line = Text("unreadable", "bold red")
+        line.append(f"  replicas drop everything: {_printable(str(error))}", "red")
+        self._print(line)
+
+    def _print(self, line: Text) -> None:
+        now = datetime.now().astimezone()
+        stamp = Text(f"{now:%H:%M:%S}.{now.microsecond // 1_000:03}  ", "dim")
+        self._console.print(stamp + line, soft_wrap=not self._console.is_terminal, no_wrap=True, overflow="ellipsis")
+        self._console.file.flush()
+
+
+class _Console(Console):
+    """Leaves it to its user what becomes of a reader that has gone; rich would end the program as a failure."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def _targets(invalidation: Invalidation) -> list[tuple[str, str]]:
+    if invalidation.everything:
+        return [("everything", "bold magenta")]
+    kinds = (("keys", "green"), ("tags", "blue"), ("prefixes", "magenta"))
+    return [(f"{kind} {_listed(names)}", style) for kind, style in kinds if (names := getattr(invalidation, kind))]
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(map(_printable, names[:_NAMES_SHOWN_MAX]))
+    more = len(names) - _NAMES_SHOWN_MAX
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _printable(text: str) -> str:
+    """Escape what a terminal would obey: names and reasons come from whoever may publish."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _say(text: str) -> None:
+    print(f"broadcache: {text}", file=sys.stderr, flush=True)

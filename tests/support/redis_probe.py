@@ -1,0 +1,16 @@
+"""Asks a server what it holds, past everything that is under test."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from broadcache.shared.link import Link, RedisAddress
+
+
+@asynccontextmanager
+async def redis_probe(url: str) -> AsyncIterator[Link]:
+    """A connection of the test's own: `await probe.call("XLEN", …)`."""
+    link = await Link.open(RedisAddress(url), client_name="test", timeout_seconds=10)
+    try:
+        yield link
+    finally:
+        await link.close()

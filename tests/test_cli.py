@@ -1,0 +1,270 @@
+"""The command line: what it prints, where, and with which exit code it ends."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.support.command_line import ask, descendants, environment, is_alive, run, running
+from typer.testing import CliRunner
+
+from broadcache import __version__
+from broadcache.cli import main
+from broadcache.cli.app import app
+from broadcache.cli.watch_printer import JsonPrinter, TextPrinter
+from broadcache.publisher import Publisher
+from broadcache.shared import Keys, MalformedFrame
+from broadcache.shared.embedded import EmbeddedServer
+
+InThisProcess = Callable[..., tuple[int, str, str]]
+HEAVY = {"aiohttp", "cachetools", "fastapi", "redis", "uvicorn"}
+
+
+class Containing(str):
+    """Equal to every text that it is part of."""
+
+    def __eq__(self, text: object) -> bool:
+        return isinstance(text, str) and str(self) in text
+
+    __hash__ = str.__hash__
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InThisProcess:
+    """Runs a command that is over soon without a process of its own; returns code, standard output and error."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setattr(sys, "argv", ["broadcache", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output, errors = capsys.readouterr()
+        return int(ended.value.code or 0), output, errors
+
+    return command
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    finished = run("--version")
+    assert (finished.returncode, finished.stdout) == (0, f"broadcache {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["serve", "publish", "watch", "replica", "demo"])
+def test_every_command_explains_itself(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120", "TERM": "dumb"})
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+    assert command in CliRunner().invoke(app, ["--help"]).output
+
+
+def test_the_commands_load_what_they_need_only_when_they_run() -> None:
+    program = "import broadcache.cli.app, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert HEAVY & set(finished.stdout.split()) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("typer", ["--help"], "cli"),
+        ("fastapi", ["serve"], "publisher"),
+        ("uvicorn", ["replica", "--source", "catalogue.sqlite"], "publisher"),
+        ("aiohttp", ["demo", "--once"], "demo"),
+    ],
+)
+def test_a_missing_package_is_answered_with_the_extra_to_install(module: str, arguments: list[str], extra: str) -> None:
+    program = (
+        f"import sys; sys.modules[{module!r}] = None; sys.argv[1:] = {arguments!r}\n"
+        "from broadcache.cli import main\nmain()"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert finished.returncode == 2
+    assert f"pip install 'broadcache[{extra}]'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "at least one of --key, --tag, --prefix or --everything"),
+        (["--key", "a", "--everything"], "expected Everything() alone"),
+        (["--key", ""], "not empty"),
+        (["--key", "a", "--namespace", "no such name"], "expected a namespace"),
+        (["--key", "a", "--redis-url", "http://127.0.0.1"], "expected a URL such as redis://"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_a_publish_typed_wrongly_ends_with_2(
+    arguments: list[str], complaint: str, in_this_process: InThisProcess
+) -> None:
+    assert in_this_process("publish", *arguments) == (2, "", Containing(complaint))
+
+
+def test_a_publish_that_redis_does_not_take_ends_with_1_and_says_why() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{closed.getsockname()[1]}"
+        finished = run("publish", "--key", "product:42", "--redis-url", url, "--timeout-seconds", "0.3")
+    assert finished.returncode == 1
+    assert "expected Redis to log the invalidation within 0.3 s" in finished.stderr
+    assert finished.stdout == ""
+
+
+def test_a_publish_answers_one_line_for_people_or_the_fields_of_the_api_for_scripts(redis_url: str) -> None:
+    for_people = run("publish", "-n", "products", "--everything", BROADCACHE_REDIS_URL=redis_url)
+    assert for_people.returncode == 0
+    assert "to products at 1 of epoch" in for_people.stdout
+    assert "receivers: 0 (connections that listen; not a proof)" in for_people.stdout
+
+    for_scripts = run("publish", "-n", "products", "--tag", "a", "--tag", "b", "--json", "--redis-url", redis_url)
+    answer = json.loads(for_scripts.stdout)
+    assert set(answer) == {"id", "namespace", "epoch", "sequence", "receivers"}
+    assert (answer["namespace"], answer["sequence"], answer["receivers"]) == ("products", 2, 0)
+
+
+def test_watch_shows_what_is_published_whoever_published_it(valkey_server: EmbeddedServer, redis_url: str) -> None:
+    with running("watch", "--namespace", "products", "--json", "--redis-url", redis_url) as watch:
+        watch.complain("watching cache-invalidation:products")
+        answer = json.loads(run("publish", "-n", "products", "--key", "a", "--json", "--redis-url", redis_url).stdout)
+        _publish_by_hand(valkey_server, "cache-invalidation:products", '{"keys":["b"]}')
+        _publish_by_hand(valkey_server, "cache-invalidation:products", "now")
+        logged, unsequenced, unreadable = (json.loads(watch.stdout.readline()) for _ in range(3))
+
+    assert answer["receivers"] == 1
+    assert logged["kind"] == unsequenced["kind"] == "invalidation"
+    assert {name: logged[name] for name in ("id", "epoch", "sequence", "keys")} == {
+        **{name: answer[name] for name in ("id", "epoch", "sequence")},
+        "keys": ["a"],
+    }
+    assert (unsequenced["keys"], unsequenced["epoch"], unsequenced["sequence"]) == (["b"], None, None)
+    assert (unreadable["kind"], unreadable["frame"]) == ("unreadable", "now")
+    assert "invalid frame" in unreadable["error"]
+
+
+def test_watch_for_people_escapes_what_a_terminal_would_obey(valkey_server: EmbeddedServer, redis_url: str) -> None:
+    with running("watch", "--redis-url", redis_url) as watch:
+        watch.complain("watching cache-invalidation at")
+        _publish_by_hand(valkey_server, "cache-invalidation", json.dumps({"keys": ["\x1b[2J[red]"], "reason": "\n"}))
+        _publish_by_hand(valkey_server, "cache-invalidation", "now")
+        line, unreadable = watch.stdout.readline(), watch.stdout.readline()
+    assert r"unsequenced  keys \x1b[2J[red]  “\n”  from an unknown source" in line
+    assert "unreadable  replicas drop everything" in unreadable
+
+
+def test_watch_says_that_the_link_is_lost_and_goes_on_when_the_server_is_back(own_server: EmbeddedServer) -> None:
+    with running("watch", "-n", "products", "--json", "--redis-url", own_server.url) as watch:
+        watch.complain("watching")
+        own_server.kill()
+        watch.complain("no link, trying again until there is one")
+        own_server.restart()
+        watch.complain("the link is there again")
+        _publish(own_server.url)
+        assert json.loads(watch.stdout.readline())["keys"] == ["product:42"]
+
+
+def test_watch_waits_for_a_server_that_is_not_there_yet(own_server: EmbeddedServer) -> None:
+    own_server.kill()
+    with running("watch", "-n", "products", "--json", "--redis-url", own_server.url) as watch:
+        watch.complain("no link")
+        own_server.restart()
+        watch.complain("watching")
+        _publish(own_server.url)
+        assert json.loads(watch.stdout.readline())["keys"] == ["product:42"]
+
+
+def test_ctrl_c_ends_watch_with_130_and_no_traceback(redis_url: str) -> None:
+    with running("watch", "--redis-url", redis_url) as watch:
+        watch.complain("watching")
+        assert watch.end(signal.SIGINT) == (130, "")
+
+
+def test_watch_ends_when_nobody_reads_it_any_more_without_waiting_for_a_message(redis_url: str) -> None:
+    with running("watch", "--redis-url", redis_url) as watch:
+        watch.complain("watching")
+        watch.stdout.close()
+        assert watch.wait() == (0, "")
+
+
+@pytest.mark.parametrize("printer", [TextPrinter, JsonPrinter])
+def test_a_message_that_nobody_reads_any_more_is_a_broken_pipe(
+    printer: type[TextPrinter | JsonPrinter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    output = open(writer, "w")  # noqa: PTH123, SIM115
+    monkeypatch.setattr(sys, "stdout", output)
+    with pytest.raises(BrokenPipeError):
+        printer("products").on_unreadable(b"now", MalformedFrame("invalid frame"))
+    with contextlib.suppress(BrokenPipeError):
+        output.close()
+
+
+def test_serve_with_an_embedded_server_publishes_and_takes_the_server_along_when_it_ends() -> None:
+    with running("serve", "--embedded", "--port", "0") as serve:
+        url = serve.url()
+        status, answer = ask("POST", f"{url}/invalidations", {"namespace": "products", "keys": ["product:42"]})
+        assert (status, answer["namespace"], answer["sequence"]) == (200, "products", 1)
+        started = descendants(serve.pid)
+        code, _ = serve.end(signal.SIGTERM)
+        assert code == 0
+        assert [pid for pid in started if is_alive(pid)] == []
+
+
+def test_serve_takes_tokens_from_its_options(redis_url: str) -> None:
+    with running(
+        "serve", "--port", "0", "--redis-url", redis_url, "--token", "a-secret-of-32-characters-0000001"
+    ) as serve:
+        url = f"{serve.url()}/invalidations"
+        assert ask("POST", url, {"keys": ["a"]})[0] == 401
+        assert ask("POST", url, {"keys": ["a"]}, Authorization="Bearer a-secret-of-32-characters-0000001")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--host", "0.0.0.0"], "loopback"),
+        (["--embedded", "--redis-url", "redis://127.0.0.1"], "got both"),
+        (["--port", "65536"], "--port"),
+    ],
+)
+def test_a_serve_that_must_not_start_ends_with_2(
+    arguments: list[str], complaint: str, in_this_process: InThisProcess
+) -> None:
+    assert in_this_process("serve", *arguments) == (2, "", Containing(complaint))
+
+
+@pytest.mark.parametrize("command", ["serve", "replica"])
+def test_a_taken_port_ends_a_service_with_1(command: str, tmp_path: Path) -> None:
+    arguments = ["--source", f"{tmp_path}/catalogue.sqlite"] if command == "replica" else []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        finished = run(command, "--port", str(port), *arguments)
+    assert finished.returncode == 1
+    assert f"127.0.0.1 port {port}" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def _publish(url: str) -> None:
+    async def publish() -> None:
+        async with Publisher(url) as publisher:
+            await publisher.publish(Keys("product:42"), namespace="products")
+
+    asyncio.run(publish())
+
+
+def _publish_by_hand(server: EmbeddedServer, channel: str, message: str) -> None:
+    """What `redis-cli PUBLISH` does."""
+    parts = ("PUBLISH", channel, message)
+    command = f"*{len(parts)}\r\n" + "".join(f"${len(part.encode())}\r\n{part}\r\n" for part in parts)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(command.encode())
+        assert connection.recv(64) == b":1\r\n"

@@ -1,0 +1,127 @@
+"""The entries and the history: memory stays bounded, and a mapping that fails leaves nothing stale behind."""
+
+from typing import Any
+
+import pytest
+from cachetools import LRUCache, TTLCache
+
+from broadcache.shared import Keys, Prefixes, Tags
+from broadcache.subscriber import LocalCache
+from broadcache.subscriber.entries import Entries
+from broadcache.subscriber.history import History
+
+KEY = "product:42"
+SLACK_MAX = 4_096
+"""What an index may hold beyond the entries that live: it is cleaned when it has doubled, and that much more."""
+
+
+def coherent_cache(mapping: Any) -> LocalCache:
+    cache = LocalCache(mapping)
+    cache.confirm_coherent(cache.clock() + 3_600)
+    return cache
+
+
+def index_sizes(entries: Entries) -> dict[str, int]:
+    """How much each container of the index holds, whatever they are called."""
+    containers = {name: value for name, value in vars(entries).items() if hasattr(value, "__len__")}
+    return {name: len(container) for name, container in containers.items() if name != "mapping"}
+
+
+@pytest.mark.parametrize("ttl_seconds", [None, 60.0], ids=["the mapping's ttl", "own ttl"])
+def test_the_index_stays_small_when_entries_are_evicted(ttl_seconds: float | None) -> None:
+    cache = coherent_cache(TTLCache(maxsize=100, ttl=300))
+    for number in range(20_000):
+        tags = (f"own:{number}", f"group:{number % 10}")
+        cache.store(cache.begin_load(f"k{number}"), number, tags=tags, ttl_seconds=ttl_seconds)
+    sizes = index_sizes(cache._entries)
+    assert max(sizes.values()) <= 2 * 100 + SLACK_MAX, sizes
+    assert sum(map(len, cache._entries._keys_of_tag.values())) <= 2 * (2 * 100 + SLACK_MAX)
+    while cache.sweep():
+        pass
+    assert cache.stats().entries == 100
+
+
+def test_the_index_stays_small_over_a_hundred_thousand_keys() -> None:
+    cache = coherent_cache(LRUCache(maxsize=100))
+    for number in range(100_000):
+        cache.store(cache.begin_load(f"k{number}"), number)
+    assert max(index_sizes(cache._entries).values()) <= 2 * 100 + SLACK_MAX
+
+
+def test_the_index_is_empty_when_all_was_dropped() -> None:
+    cache = coherent_cache({})
+    for number in range(500):
+        cache.store(cache.begin_load(f"k{number}"), number, tags=("many", f"own:{number}"), ttl_seconds=60)
+    cache.apply(Tags("many"))
+    while cache.sweep():
+        pass
+    sizes = index_sizes(cache._entries)
+    heap = sizes.pop("_expiry_heap")
+    assert heap <= 500
+    assert sizes == dict.fromkeys(sizes, 0)
+
+
+def test_the_heap_of_expiries_stays_small_when_one_entry_is_stored_again_and_again() -> None:
+    cache = coherent_cache({})
+    for _ in range(20_000):
+        cache.store(cache.begin_load(KEY), 1, ttl_seconds=60)
+    assert len(cache._entries._expiry_heap) <= SLACK_MAX
+
+
+def test_the_history_stays_small_whatever_is_invalidated() -> None:
+    cache = coherent_cache({})
+    for number in range(20_000):
+        cache.apply(Keys(f"k{number}"))
+        cache.apply(Tags(f"t{number}"))
+    for number in range(5_000):
+        cache.apply(Prefixes(f"p{number}"))
+    history = cache._history
+    for recent in (history.keys, history.tags, history.prefixes._recent):
+        assert len(recent._young) + len(recent._old) <= 2 * recent._names_max
+
+
+def test_a_name_that_may_have_been_forgotten_counts_as_invalidated() -> None:
+    history = History()
+    history.keys.record(KEY, 2)
+    newest = 3 + 2 * 8_192
+    for stamp in range(3, newest):
+        history.keys.record(f"other-{stamp}", stamp)
+    assert history.concerns_load(1, KEY, ())
+    assert not history.concerns_load(newest, KEY, ())
+
+
+def test_a_prefix_concerns_the_keys_that_begin_with_it_and_no_others() -> None:
+    history = History()
+    for prefix in ("a", "abc", "ü"):
+        history.prefixes.record(prefix, 2)
+    assert [history.concerns_entry(1, key) for key in ("a", "ab", "abcd", "ü1", "b", "", "ba", "u")] == [
+        True, True, True, True, False, False, False, False,
+    ]  # fmt: skip
+    assert not history.concerns_entry(2, "a")
+
+
+def test_a_mapping_that_fails_is_left_without_the_entry_it_could_not_replace() -> None:
+    class Fragile(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            if value == "unbearable":
+                raise OSError("disk full")
+            super().__setitem__(key, value)
+
+    cache = coherent_cache(Fragile())
+    cache.store(cache.begin_load(KEY), "old", tags=("tag",))
+    with pytest.raises(OSError, match="disk full"):
+        cache.store(cache.begin_load(KEY), "unbearable", tags=("tag",))
+    assert cache.get(KEY) is None
+    assert cache.stats().entries == 0
+
+
+def test_a_mapping_that_always_fails_to_evict_says_so() -> None:
+    class Stuck(LRUCache[str, Any]):
+        def popitem(self) -> tuple[str, Any]:
+            raise RuntimeError("OrderedDict mutated during iteration")
+
+    cache = coherent_cache(Stuck(maxsize=1))
+    cache["a"] = 1
+    with pytest.raises(RuntimeError, match="mutated during iteration"):
+        cache["b"] = 2
+    assert dict(cache) == {"a": 1}
