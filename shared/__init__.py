@@ -3,6 +3,7 @@
 from .errors import (
     BroadcacheError,
     IdempotencyConflict,
+    InvalidLoader,
     InvalidNamespace,
     InvalidSettings,
     InvalidTarget,
@@ -18,6 +19,7 @@ __all__ = [
     "BroadcacheError",
     "Everything",
     "IdempotencyConflict",
+    "InvalidLoader",
     "InvalidNamespace",
     "InvalidSettings",
     "InvalidTarget",

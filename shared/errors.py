@@ -7,6 +7,7 @@ what the world does wrong (Redis away, a broken frame) raises where it happens.
 __all__ = [
     "BroadcacheError",
     "IdempotencyConflict",
+    "InvalidLoader",
     "InvalidNamespace",
     "InvalidSettings",
     "InvalidTarget",
@@ -19,6 +20,10 @@ __all__ = [
 
 class BroadcacheError(Exception):
     """The base of all of them: `except BroadcacheError` catches what broadcache raises and nothing else."""
+
+
+class InvalidLoader(BroadcacheError, TypeError):
+    """A loader that cannot be used where it was given, such as an asynchronous one where a thread waits for it."""
 
 
 class InvalidTarget(BroadcacheError, ValueError):

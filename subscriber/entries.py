@@ -12,6 +12,7 @@ __all__ = ["Entries"]
 
 _DROP_AT_ONCE_MAX: Final = 64
 """A tag with at most this many entries has them dropped on the spot; one with more leaves them to the sweep."""
+_EXPIRY_SLICE_ENTRIES: Final = 64
 _INDEX_SLACK: Final = 1_024
 _SET_ATTEMPTS_MAX: Final = 100
 
@@ -133,16 +134,22 @@ class Entries:
             return True
         return all(self._doomed_tags.get(tag, 0) <= stamp for tag in self._tags.get(key, ()))
 
+    def is_served(self, key: str, now: float) -> bool:
+        """Whether it is live, and not past an expiry of its own."""
+        return self._expiries.get(key, math.inf) > now and self.is_live(key)
+
     def live_keys(self, now: float) -> Iterable[str]:
         """The keys of the entries that a read would be served, each judged at once."""
         for key in (*self._unswept, *self._stamps):
-            if self._expiries.get(key, math.inf) > now and self.is_live(key) and key in self.mapping:
+            if self.is_served(key, now) and key in self.mapping:
                 yield key
 
     def expire(self, now: float) -> int:
-        """Remove the entries whose own expiry has come; return how many."""
+        """Remove some of the entries whose own expiry has come, in a slice; return how many."""
         removed = 0
-        while self._expiry_heap and self._expiry_heap[0][0] <= now:
+        for _ in range(_EXPIRY_SLICE_ENTRIES):
+            if not self._expiry_heap or self._expiry_heap[0][0] > now:
+                break
             expiry, key = heapq.heappop(self._expiry_heap)
             if self._expiries.get(key) == expiry:
                 removed += self.drop(key)

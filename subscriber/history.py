@@ -48,11 +48,14 @@ class _Recent:
         self._old_stamp = 0
         self._forgotten_stamp = 0
 
-    def record(self, name: str, stamp: int) -> None:
+    def record(self, name: str, stamp: int) -> bool:
+        """Remember `name`; return whether an old generation was forgotten for it."""
         self._young[name] = stamp
-        if len(self._young) >= self._names_max:
-            self._old, self._young = self._young, {}
-            self._forgotten_stamp, self._old_stamp = self._old_stamp, stamp
+        if len(self._young) < self._names_max:
+            return False
+        self._old, self._young = self._young, {}
+        self._forgotten_stamp, self._old_stamp = self._old_stamp, stamp
+        return True
 
     def has_since(self, since: int, name: str) -> bool:
         if since < self._forgotten_stamp:
@@ -64,15 +67,18 @@ class _Recent:
 class _RecentPrefixes:
     """The same for prefixes, looked up once for each length that occurs, whatever their number."""
 
-    __slots__ = ("_lengths", "_recent")
+    __slots__ = ("_old_lengths", "_recent", "_young_lengths")
 
     def __init__(self, names_max: int) -> None:
         self._recent = _Recent(names_max)
-        self._lengths: set[int] = set()
+        self._young_lengths: set[int] = set()
+        self._old_lengths: set[int] = set()
 
     def record(self, prefix: str, stamp: int) -> None:
-        self._recent.record(prefix, stamp)
-        self._lengths.add(len(prefix))
+        self._young_lengths.add(len(prefix))
+        if self._recent.record(prefix, stamp):
+            self._old_lengths, self._young_lengths = self._young_lengths, set()
 
     def has_since(self, since: int, key: str) -> bool:
-        return any(self._recent.has_since(since, key[:length]) for length in self._lengths)
+        lengths = self._young_lengths | self._old_lengths if self._old_lengths else self._young_lengths
+        return any(self._recent.has_since(since, key[:length]) for length in lengths)

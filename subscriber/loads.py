@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from ..shared.errors import InvalidLoader
+
 if TYPE_CHECKING:
     from .local_cache import LoadToken, LocalCache
 
@@ -88,13 +90,14 @@ class Loads:
         loop = asyncio.get_running_loop()
         while True:
             with self._lock:
-                joined = self._join(key, blocks_thread=False)
+                joined = self._join(key, tags, blocks_thread=False)
                 if joined is None:
                     if (value := self._cache._get_again(key, _MISSING)) is not _MISSING:
                         return value
                     load = self._begin(key, tags, ttl_seconds)
                     load.loop = loop
-                    load.task = loop.create_task(self._run(load, loader), name=f"broadcache load {key:.100}")
+                    # Not loop.create_task: an eager task factory would run the loader at once, under the lock.
+                    load.task = asyncio.Task(self._run(load, loader), loop=loop, name=f"broadcache load {key:.100}")
                     load.task.add_done_callback(partial(self._finish_task, load))
                 else:
                     load = joined
@@ -116,7 +119,7 @@ class Loads:
         """The same from a thread that may block."""
         while True:
             with self._lock:
-                load = self._join(key, blocks_thread=True)
+                load = self._join(key, tags, blocks_thread=True)
                 if load is None:
                     if (value := self._cache._get_again(key, _MISSING)) is not _MISSING:
                         return value
@@ -133,10 +136,10 @@ class Loads:
             finally:
                 _stop_waiting(load)
 
-    def _join(self, key: str, *, blocks_thread: bool) -> _Load | None:
+    def _join(self, key: str, tags: tuple[str, ...], *, blocks_thread: bool) -> _Load | None:
         """Return the load of `key` that a caller who comes now waits for from now on; None if there is none."""
         load = self._running.get(key)
-        if load is None or not self._is_joinable(load, blocks_thread=blocks_thread):
+        if load is None or not self._is_joinable(load, tags, blocks_thread=blocks_thread):
             return None
         within = _within.get()
         with _waits_lock:
@@ -147,7 +150,9 @@ class Loads:
         self.shared += 1
         return load
 
-    def _is_joinable(self, load: _Load, *, blocks_thread: bool) -> bool:
+    def _is_joinable(self, load: _Load, tags: tuple[str, ...], *, blocks_thread: bool) -> bool:
+        if tags != load.tags and not set(tags) <= set(load.tags):
+            return False  # what it stores would not be found by these tags
         if load.task is not None and load.task.done():
             return False
         if load.loop is not None and load.loop.is_closed():
@@ -178,6 +183,12 @@ class Loads:
         within = _within.set(_within_also(load))
         try:
             value = loader()
+            if inspect.iscoroutine(value):
+                value.close()
+                raise InvalidLoader(
+                    f"expected a loader that returns a value for {load.token.key!r:.100}, got an asynchronous one; "
+                    "await get_or_load(...) instead"
+                )
             self._cache.store(load.token, value, tags=load.tags, ttl_seconds=load.ttl_seconds)
         except BaseException as error:
             self._finish(load, error=error)

@@ -140,7 +140,7 @@ class LocalCache(MutableMapping[str, Any]):
                 self._bypassed += 1
                 return default
             self._expire(now)
-            if self._entries.is_live(key):
+            if self._entries.is_served(key, now):
                 try:
                     value = self._lookup(key)
                 except KeyError:
@@ -472,7 +472,7 @@ class LocalCache(MutableMapping[str, Any]):
             return (
                 isinstance(key, str)
                 and now < self._serve_until
-                and self._entries.is_live(key)
+                and self._entries.is_served(key, now)
                 and key in self._entries.mapping
             )
 

@@ -125,3 +125,23 @@ def test_a_mapping_that_always_fails_to_evict_says_so() -> None:
     with pytest.raises(RuntimeError, match="mutated during iteration"):
         cache["b"] = 2
     assert dict(cache) == {"a": 1}
+
+
+def test_prefixes_of_many_lengths_are_forgotten_with_their_generation() -> None:
+    history = History()
+    for stamp in range(1, 5_001):
+        history.prefixes.record("x" * stamp, stamp)
+    assert len(history.prefixes._old_lengths) + len(history.prefixes._young_lengths) <= 1_024
+    assert history.prefixes.has_since(4_999, "x" * 5_000)
+    assert not history.prefixes.has_since(4_999, "y")
+
+
+def test_entries_that_expire_together_are_removed_in_slices_and_served_no_more() -> None:
+    entries = Entries({}, History())
+    for number in range(1_000):
+        entries.put(f"key {number}", number, 1, (), 10.0)
+    assert entries.expire(10.0) == 64
+    assert list(entries.live_keys(10.0)) == []
+    while entries.earliest_expiry <= 10.0:
+        assert entries.expire(10.0) > 0
+    assert entries.mapping == {}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cachetools import LRUCache
 
-from broadcache.shared import Everything, Keys, Prefixes, Tags, Target
+from broadcache.shared import Everything, InvalidLoader, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import LocalCache
 from broadcache.subscriber import loads as loads_module
 
@@ -501,3 +501,45 @@ async def test_tasks_that_loaders_leave_behind_do_not_pile_up_what_has_finished(
     while len(tasks) < 20 or not all(task.done() for task in tasks):
         await asyncio.sleep(0)
     assert max(depths) <= 2
+
+
+# --- what does not fit together --------------------------------------------------------------------------------------
+
+
+async def test_an_asynchronous_loader_is_refused_where_a_thread_waits_for_it() -> None:
+    cache, source = coherent_cache(), Source()
+    asynchronous: Callable[[], Any] = source.load
+    with pytest.raises(InvalidLoader, match="got an asynchronous one; await get_or_load"):
+        await asyncio.to_thread(cache.get_or_load_sync, KEY, asynchronous)
+    assert KEY not in cache
+
+
+async def test_a_caller_with_tags_that_the_load_lacks_loads_for_itself() -> None:
+    cache, untagged, tagged = coherent_cache(), Source("untagged"), Source("tagged")
+    callers = [
+        asyncio.create_task(cache.get_or_load(KEY, untagged.load)),
+        asyncio.create_task(cache.get_or_load(KEY, tagged.load, tags=(TAG,))),
+        asyncio.create_task(cache.get_or_load(KEY, tagged.load, tags=(TAG,))),
+    ]
+    await settled()
+    assert (untagged.calls, tagged.calls) == (1, 1)
+    untagged.gate.set()
+    tagged.gate.set()
+    assert await asyncio.gather(*callers) == ["untagged", "tagged", "tagged"]
+    cache.apply(Tags(TAG))
+    assert KEY not in cache
+
+
+async def test_a_loader_never_runs_under_the_caches_lock() -> None:
+    cache = coherent_cache()
+
+    def is_free_for_others() -> bool:
+        return bool(in_thread(cache.stats).result(DEADLINE_SECONDS))
+
+    loop = asyncio.get_running_loop()
+    factory = loop.get_task_factory()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory", factory))  # new in Python 3.12
+    try:
+        assert await cache.get_or_load(KEY, is_free_for_others)
+    finally:
+        loop.set_task_factory(factory)
