@@ -1,5 +1,6 @@
 """`broadcache replica`: a real service to try broadcache on, with a product catalogue as its source."""
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,9 @@ def replica(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 takes a free one.")] = 8101,
     redis_url: RedisUrl = REDIS_URL,
-    name: Annotated[str | None, typer.Option(help="What the replica is called. [default: replica-PORT]")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the replica is called. [default: replica-PORT, or by its host]")
+    ] = None,
     no_subscribe: Annotated[
         bool, typer.Option("--no-subscribe", help="Hear of nothing: a naive cache, to compare with.")
     ] = False,
@@ -27,7 +30,7 @@ def replica(
     from .replica_api import ObservedCache, naive_app, replica_app
 
     with listen(host, port) as listener:
-        name = name or f"replica-{listener.getsockname()[1]}"
+        name = name or _name_at(host, listener.getsockname()[1])
         products = Source(source)
         if no_subscribe:
             app = naive_app(NaiveCatalogue(products), name)
@@ -35,3 +38,10 @@ def replica(
             app = replica_app(Catalogue(products, redis_url, cache=ObservedCache(), replica_id=name), name)
         url = url_of(host, listener)
         run(app, listener, on_ready=lambda: print(f"{name} listens on {url}", flush=True))
+
+
+def _name_at(host: str, port: int) -> str:
+    """Name a replica after its port, or, when others reach it and may well have the same port, after its host."""
+    from ..publisher.settings import is_loopback
+
+    return f"replica-{port if is_loopback(host) else socket.gethostname()}"
