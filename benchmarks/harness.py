@@ -16,6 +16,7 @@ __all__ = [
     "HAS_HIREDIS",
     "Effort",
     "Limit",
+    "Measure",
     "Row",
     "Stopwatch",
     "Taken",
@@ -32,7 +33,7 @@ _CHILD_ANSWER_TIMEOUT_SECONDS: Final = 60.0
 _CHILD_EXIT_TIMEOUT_SECONDS: Final = 3.0
 
 Name = TypeVar("Name", bound=str)
-Measure: TypeAlias = Literal["CPU", "wall", "memory"]
+Measure: TypeAlias = Literal["CPU", "wall", "memory", "count"]
 
 
 @dataclass(frozen=True, slots=True)

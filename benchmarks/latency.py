@@ -93,9 +93,10 @@ class _TimedCache(LocalCache):
         super().__init__(TTLCache(maxsize=10_000, ttl=3_600))
         self._heard_ns = heard_ns
 
-    def apply_invalidation(self, invalidation: Invalidation) -> None:
-        super().apply_invalidation(invalidation)
-        self._heard_ns.append(time.monotonic_ns())
+    def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
+        super().apply_invalidation(invalidation, reason=reason)
+        if invalidation.id:  # not the clear with which a subscription begins
+            self._heard_ns.append(time.monotonic_ns())
 
 
 async def listen(pipe: Connection, url: str, port: int) -> None:

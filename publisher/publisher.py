@@ -8,7 +8,8 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-from ..shared.errors import InvalidSettings, LinkLost
+from ..shared.address import RedisAddress
+from ..shared.errors import InvalidSettings, LinkLost, NotPrimary
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
     SOURCE_BYTES_MAX,
@@ -18,24 +19,28 @@ from ..shared.invalidation import (
     check_text,
     invalidation_of,
 )
-from ..shared.link import Link, RedisAddress
+from ..shared.link import Link
 from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
+from .kept_link import KeptLink
 
 __all__ = ["Publisher"]
 
 T = TypeVar("T")
 
 _CALL_TIMEOUT_SECONDS_MAX: Final = 1.0
-_CONNECT_TIMEOUT_SECONDS: Final = 2.0
 _BACKOFF_SECONDS_MIN: Final = 0.02
 _BACKOFF_SECONDS_MAX: Final = 0.5
 _RECEIPT_SECONDS_MIN: Final = 30.0
+_LINKS_MAX: Final = 100
+"""How many links there are at most in a cluster, where each namespace has its own."""
 _PAGE_ENTRIES: Final = 100
 """How much history is read at once: publishes share the connection, and wait behind it."""
 
 
 class Publisher:
-    """Publishes over one connection, which concurrent calls share, and which is made anew when it is lost.
+    """Publishes over one connection (in a cluster: one for each namespace), which concurrent calls share.
+
+    It is made anew when it is lost, and when its server is no primary any more.
 
     An asynchronous context manager. Entering does not connect: a publisher outlives a Redis that is away, and each
     `publish` says whether it was logged.
@@ -67,8 +72,7 @@ class Publisher:
         self._log_length = log_length
         self._uniform = uniform
         self._is_entered = False
-        self._link: Link | None = None
-        self._connecting: asyncio.Task[Link] | None = None
+        self._links: dict[str, KeptLink] = {}
 
     async def __aenter__(self) -> Self:
         self._is_entered = True
@@ -82,13 +86,8 @@ class Publisher:
     async def close(self) -> None:
         """Close the connection. Closing twice, or before entering, is harmless."""
         self._is_entered = False
-        connecting, self._connecting = self._connecting, None
-        if connecting is not None and not connecting.done():
-            connecting.cancel()
-            await asyncio.wait([connecting])
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close()
+        links, self._links = self._links, {}
+        await asyncio.gather(*[link.close() for link in links.values()])
 
     async def publish(
         self,
@@ -106,8 +105,8 @@ class Publisher:
         Shape:  one too large for one message is split, logged atomically, and the receipt has the last position.
         Units:  `receipt_seconds` is how long the id is remembered, by default at least half a minute.
         Raises: InvalidTarget (for a reason or an id that is too long as well), InvalidNamespace; LinkLost when it is
-                not known whether it was logged; LogRefused when it was not; IdempotencyConflict when the id was used
-                for other targets.
+                not known whether it was logged; LogRefused when it was not, NotPrimary when no primary was found that
+                would; IdempotencyConflict when the id was used for other targets.
         """
         invalidation = invalidation_of(targets, namespace=namespace, reason=reason, source=self.source, id=id)
         if receipt_seconds is None:
@@ -117,7 +116,7 @@ class Publisher:
             return await append(link, invalidation, log_length=self._log_length, receipt_seconds=receipt_seconds)
 
         try:
-            return await self._with_retries(logged)
+            return await self._with_retries(namespace, logged)
         except LinkLost as error:
             raise LinkLost(
                 f"expected Redis to log the invalidation within {self._timeout_seconds:g} s, it did not answer; it may "
@@ -135,7 +134,9 @@ class Publisher:
         entries: list[Entry] = []
         while len(entries) < count:
             page_count = min(_PAGE_ENTRIES, count - len(entries))
-            page = await self._with_retries(partial(read_newest, namespace=namespace, count=page_count, before=before))
+            page = await self._with_retries(
+                namespace, partial(read_newest, namespace=namespace, count=page_count, before=before)
+            )
             entries += page
             if len(page) < page_count:
                 break
@@ -145,13 +146,13 @@ class Publisher:
     async def head(self, namespace: str = DEFAULT_NAMESPACE) -> Position | None:
         """Return the position of the newest logged invalidation. Raises: InvalidNamespace, LinkLost, LogRefused."""
         check_namespace(namespace)
-        return await self._with_retries(lambda link: head(link, namespace))
+        return await self._with_retries(namespace, lambda link: head(link, namespace))
 
-    async def _with_retries(self, work: Callable[[Link], Awaitable[T]]) -> T:
+    async def _with_retries(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
         """Do `work` over a link, over new ones when it is lost, until there is a result or the time is up."""
         if not self._is_entered:
             raise InvalidSettings("expected a publisher that is open, got one that is not: use it within `async with`")
-        last: LinkLost | None = None
+        last: LinkLost | NotPrimary | None = None
         attempt = 0
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -159,10 +160,13 @@ class Publisher:
                     if not self._is_entered:
                         raise LinkLost("the publisher was closed meanwhile")
                     try:
-                        link = await self._connected()
-                        return await self._answered(link, work)
+                        kept = await self._link_for(namespace)
+                        return await self._answered(await kept.connected(), work)
                     except LinkLost as error:
                         last = error
+                    except NotPrimary as error:
+                        # What was lost on the way before may have been logged: then that is what there is to say.
+                        last = last if isinstance(last, LinkLost) else error
                     attempt += 1
                     ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16))
                     await asyncio.sleep(self._uniform() * ceiling_seconds)
@@ -170,42 +174,22 @@ class Publisher:
             raise last or LinkLost(f"no answer from {self._address.label}") from None
 
     async def _answered(self, link: Link, work: Callable[[Link], Awaitable[T]]) -> T:
-        """Do `work`, but take a link that keeps silent for lost: a new one may not be."""
+        """Do `work`, but leave a link that keeps silent, or leads to a server that does not take it any more."""
         try:
             async with asyncio.timeout(self._call_timeout_seconds):
                 return await work(link)
         except TimeoutError:
             await link.close()
-            raise LinkLost(f"no answer from {self._address.label} within {self._call_timeout_seconds:g} s") from None
-
-    async def _connected(self) -> Link:
-        """Return the open link, or make one; whoever needs it meanwhile waits for the same attempt."""
-        if self._link is not None and self._link.is_open:
-            return self._link
-        if self._connecting is None:
-            self._connecting = asyncio.create_task(self._connect(), name="broadcache publisher connect")
-        connecting = self._connecting
-        try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            if connecting.cancelled() and not _is_cancelled():
-                raise LinkLost("the publisher was closed while it was connecting") from None
+            raise LinkLost(f"no answer from {link.label} within {self._call_timeout_seconds:g} s") from None
+        except NotPrimary:
+            await link.close()
             raise
 
-    async def _connect(self) -> Link:
-        try:
-            lost, self._link = self._link, None
-            if lost is not None:
-                await lost.close()
-            self._link = await Link.open(
-                self._address, client_name="broadcache:publisher", timeout_seconds=_CONNECT_TIMEOUT_SECONDS
-            )
-            return self._link
-        finally:
-            self._connecting = None
-
-
-def _is_cancelled() -> bool:
-    """Whether the caller itself is being cancelled, and not just something that it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    async def _link_for(self, namespace: str) -> KeptLink:
+        """Return the link of all namespaces; in a cluster, where each may be at another server, the namespace's own."""
+        key = namespace if self._address.is_cluster else ""
+        kept = self._links.pop(key, None) or KeptLink(self._address.of(namespace))
+        self._links[key] = kept  # the one used last stands last
+        if len(self._links) > _LINKS_MAX:
+            await self._links.pop(next(iter(self._links))).close()
+        return kept

@@ -10,6 +10,7 @@ from .errors import (
     LinkLost,
     LogRefused,
     MalformedFrame,
+    NotPrimary,
     ServerBinaryNotFound,
 )
 from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
@@ -28,6 +29,7 @@ __all__ = [
     "LinkLost",
     "LogRefused",
     "MalformedFrame",
+    "NotPrimary",
     "Position",
     "Prefixes",
     "Receipt",

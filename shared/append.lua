@@ -7,13 +7,14 @@
 --       epoch     taken only when the namespace has none: it lives and dies with the sequence
 --       log length (about this many entries are kept), receipt lifetime in ms
 --       fingerprint of the targets: the same id with other targets is a mistake, not a retry
+--       PUBLISH, or in a cluster SPUBLISH
 --       tails     one or more frames without their head, `"id":…}`
 --
--- Returns {epoch, seq of the last frame, receivers of the last PUBLISH, 1 when it had been logged before,
+-- Returns {epoch, seq of the last frame, receivers of the last message, 1 when it had been logged before,
 --          the fingerprint it was logged with}.
 
 local head, log, receipt = KEYS[1], KEYS[2], KEYS[3]
-local channel, log_length, receipt_ms, fingerprint = ARGV[1], ARGV[3], ARGV[4], ARGV[5]
+local channel, log_length, receipt_ms, fingerprint, publish = ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
 local before = redis.call('GET', receipt)
 if before then
@@ -30,7 +31,7 @@ if not epoch then
 end
 
 local seq, receivers
-for i = 6, #ARGV do
+for i = 7, #ARGV do
   seq = redis.call('HINCRBY', head, 'seq', 1)
   local frame = '{"v":1,"epoch":"' .. epoch .. '","seq":' .. string.format('%d', seq) .. ',' .. ARGV[i]
   local id = string.format('%d', seq) .. '-0'
@@ -41,7 +42,7 @@ for i = 6, #ARGV do
     redis.call('DEL', log)
     redis.call('XADD', log, 'MAXLEN', '~', log_length, id, 'f', frame)
   end
-  receivers = redis.call('PUBLISH', channel, frame)
+  receivers = redis.call(publish, channel, frame)
 end
 
 redis.call('SET', receipt, epoch .. ' ' .. string.format('%d', seq) .. ' ' .. receivers .. ' ' .. fingerprint,

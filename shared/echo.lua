@@ -6,11 +6,12 @@
 --       heads     hash {epoch, seq} of each namespace
 -- ARGV  presence as JSON, its lifetime in ms
 --       channel of the probe, the probe
+--       PUBLISH, or in a cluster SPUBLISH
 --
 -- Returns {replication id, epoch, seq, epoch, seq, …}; an epoch is false where there is none.
 
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.call('PUBLISH', ARGV[3], ARGV[4])
+redis.call(ARGV[5], ARGV[3], ARGV[4])
 
 local answer = {redis.call('INFO', 'replication'):match('master_replid:(%x+)') or ''}
 for i = 2, #KEYS do

@@ -14,6 +14,7 @@ __all__ = [
     "LinkLost",
     "LogRefused",
     "MalformedFrame",
+    "NotPrimary",
     "ServerBinaryNotFound",
 ]
 
@@ -48,6 +49,11 @@ class LinkLost(BroadcacheError, ConnectionError):
 
 class LogRefused(BroadcacheError):
     """Redis answered, and refused: no right to a key, out of memory, a read-only replica. Nothing was logged."""
+
+
+class NotPrimary(LogRefused):
+    """This server does not take it, but another one may, or this one soon: it was demoted, a slot moved, it is loading
+    its data. Find the primary anew, and try again."""
 
 
 class IdempotencyConflict(BroadcacheError):

@@ -136,7 +136,8 @@ class Position(NamedTuple):
 _Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
-class Invalidation(msgspec.Struct, frozen=True, kw_only=True):
+# Without garbage collection, because it holds nothing but texts and numbers: nothing in it could refer back to it.
+class Invalidation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The order to drop entries, as it travels. The field names are those of the wire form.
 
     Shape:  at least one of `keys`, `tags`, `prefixes` is not empty, or `everything` is true.

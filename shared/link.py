@@ -1,93 +1,45 @@
 """One connection to Redis: commands out, replies and pushes back, in the order in which the server sent them.
 
-This is the only module that touches the Redis client library. What it does not do is the point: it never retries and
-never reconnects by itself, so that whoever owns it knows of every gap. All of a link's replies and pushes pass through
-one reader in one order; that a reply has come therefore proves that every push the server sent before it has been
-handled.
+Only this module, responses.py and those that find the server (address.py, topology.py) touch the Redis client library.
+What a link does not do is the point: it never retries and never reconnects by itself, so that whoever owns it knows of
+every gap. All of a link's replies and pushes pass through one reader in one order; that a reply has come therefore
+proves that every push the server sent before it has been handled.
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from .errors import InvalidSettings, LinkLost
+from .address import Connected, RedisAddress
+from .errors import LinkLost
+from .responses import Refused, responses_of
 
-if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
-    from redis.exceptions import ResponseError
-
-__all__ = ["Link", "OnMessage", "RedisAddress", "Refused"]
+__all__ = ["Argument", "Link", "OnMessage", "RedisAddress", "Refused"]
 
 Argument: TypeAlias = str | bytes | int | float
+"""What a command is made of."""
 OnMessage: TypeAlias = Callable[[bytes, bytes], None]
 """Called by the reader with the channel and the frame of each message. It must not block nor raise."""
 
-_SLICE_RESPONSES: Final = 128
-"""How many responses the reader handles before it lets the rest of the event loop run: a flood never starves it."""
+_MESSAGES: Final = (b"message", b"smessage")
 _CALLS_MAX: Final = 10_000
 """The most commands that wait for their replies on one link."""
 
 
-class Refused(Exception):
-    """Redis answered a command with an error. `code` is the error's first word, e.g. `NOSCRIPT`."""
+class _Awaited(NamedTuple):
+    """The confirmations that a subscription, or the end of one, still waits for."""
 
-    def __init__(self, error: "ResponseError") -> None:
-        self.code = error.status_code or str(error).partition(" ")[0]
-        super().__init__(str(error) if str(error).startswith(self.code) else f"{self.code} {error}")
-
-
-class RedisAddress:
-    """Where a Redis or Valkey server is, checked once and kept without showing its password.
-
-    Shape:  `redis://[[user]:password@]host[:port][/db]`, `rediss://…` with TLS, or `unix://path`.
-    Raises: InvalidSettings.
-    Source: the client library's `parse_url`.
-    """
-
-    def __init__(self, url: str) -> None:
-        # The client library takes a third of a second to import: only those who connect pay for it.
-        from redis.asyncio.connection import Connection, parse_url
-
-        try:
-            arguments: dict[str, Any] = dict(parse_url(url))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InvalidSettings(
-                f"expected a URL such as redis://127.0.0.1:6379/0, got {_without_password(url)!r}: {error}"
-            ) from None
-        self._connection_class: type[AbstractConnection] = arguments.pop("connection_class", Connection)
-        self._arguments = arguments
-        self.label: Final = _without_password(url)
-
-    def __repr__(self) -> str:
-        return f"RedisAddress({self.label!r})"
-
-    def new_connection(self, client_name: str) -> "AbstractConnection":
-        """Return a connection that is not connected yet, with every automatism of the client library off."""
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-        from redis.maint_notifications import MaintNotificationsConfig
-
-        ours: dict[str, Any] = {
-            "protocol": 3,  # replies and pushes share one connection, in one order
-            "client_name": client_name,
-            "decode_responses": False,
-            "health_check_interval": 0,
-            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-            "retry": Retry(NoBackoff(), 0),
-            "retry_on_error": [],
-            "retry_on_timeout": False,
-            "socket_timeout": None,  # deadlines are the link's owner's
-        }
-        return self._connection_class(**(self._arguments | ours))
+    kind: bytes
+    channels: set[bytes]
 
 
 class Link:
     """One open connection. Made by `Link.open`; once lost it stays lost.
 
     Every method raises LinkLost when the connection is gone, and `lost` is set to the reason as soon as it is noticed.
+
+    Shape: `is_sharded` is whether the server is one of a cluster in which a channel has a slot, as a key has.
     """
 
     @classmethod
@@ -105,35 +57,30 @@ class Link:
         """
         from redis.exceptions import RedisError
 
-        connection = address.new_connection(client_name)
         try:
             async with asyncio.timeout(timeout_seconds):
-                await connection.connect()  # type: ignore[no-untyped-call]
+                connected = await address.connect(client_name)
         except TimeoutError:
             raise LinkLost(
                 f"expected an answer from {address.label} within {timeout_seconds:g} s, got none; "
-                "check the address, and that the server runs"
+                f"check the address, and that the server runs{' and takes TLS' if address.is_tls else ''}"
             ) from None
         except (RedisError, OSError) as error:
             raise LinkLost(f"expected a connection to {address.label}, got: {error}") from error
-        finally:
-            if not connection.is_connected:
-                await connection.disconnect(nowait=True)
-        return cls(connection, address.label, on_message or _ignore)
+        return cls(connected, on_message or _ignore)
 
-    def __init__(self, connection: "AbstractConnection", label: str, on_message: OnMessage) -> None:
-        self.label = label
+    def __init__(self, connected: Connected, on_message: OnMessage) -> None:
+        self.label: Final = connected.label
+        self.is_sharded: Final = connected.is_sharded
         self.lost: asyncio.Future[LinkLost] = asyncio.get_running_loop().create_future()
-        self._connection = connection
+        self._connection = connected.connection
         self._on_message = on_message
         self._waiting: deque[asyncio.Future[Any]] = deque()
-        self._confirmations: dict[asyncio.Future[Any], int] = {}
+        self._confirmations: dict[asyncio.Future[Any], _Awaited] = {}
         self._unsent: list[tuple[Argument, ...]] = []
         self._has_unsent = asyncio.Event()
-        parser: Any = connection._get_parser()
-        parser.set_pubsub_push_handler(_as_tuple)
-        self._reader = asyncio.create_task(self._read(), name=f"broadcache link reader {label}")
-        self._writer = asyncio.create_task(self._write(), name=f"broadcache link writer {label}")
+        self._reader = asyncio.create_task(self._read(), name=f"broadcache link reader {self.label}")
+        self._writer = asyncio.create_task(self._write(), name=f"broadcache link writer {self.label}")
 
     @property
     def is_open(self) -> bool:
@@ -159,14 +106,18 @@ class Link:
         return replies
 
     async def subscribe(self, *channels: str) -> None:
-        """Subscribe, and return when the server has confirmed each channel.
+        """Subscribe, and return when the server has confirmed each channel. In a cluster, they share one slot.
 
         Raises: LinkLost; Refused when the user has no right to a channel.
         """
-        confirmed = self._send(("SUBSCRIBE", *channels))
-        # Confirmations are pushes, a refusal is a reply: this call keeps its place in the queue until either has come.
-        self._confirmations[confirmed] = len(channels)
-        await confirmed
+        await self._confirmed("SSUBSCRIBE" if self.is_sharded else "SUBSCRIBE", channels)
+
+    async def unsubscribe(self, *channels: str) -> None:
+        """Take back a subscription to each channel, and return when the server has confirmed it.
+
+        Raises: LinkLost; Refused when the user has no right to the command.
+        """
+        await self._confirmed("SUNSUBSCRIBE" if self.is_sharded else "UNSUBSCRIBE", channels)
 
     async def close(self) -> None:
         """Close the connection. Calls that still wait raise LinkLost. Closing twice is harmless."""
@@ -187,6 +138,12 @@ class Link:
         self._has_unsent.set()
         return reply
 
+    async def _confirmed(self, command: str, channels: Sequence[str]) -> None:
+        confirmed = self._send((command, *channels))
+        # Confirmations are pushes, a refusal is a reply: this call keeps its place in the queue until either has come.
+        self._confirmations[confirmed] = _Awaited(command.lower().encode(), {each.encode() for each in channels})
+        await confirmed
+
     async def _write(self) -> None:
         try:
             while True:
@@ -201,43 +158,37 @@ class Link:
             self._lose(LinkLost(f"the link to {self.label} was lost while writing: {error}"))
 
     async def _read(self) -> None:
-        from redis.exceptions import ResponseError
-
-        read_response = self._connection.read_response
+        next_slice, push_type = responses_of(self._connection)
         on_message = self._on_message
         try:
             while True:
-                for _ in range(_SLICE_RESPONSES):
-                    try:
-                        response = await read_response(
-                            disable_decoding=True, timeout=math.inf, disconnect_on_error=False, push_request=True
-                        )
-                    except ResponseError as error:
+                for response in await next_slice():
+                    if response.__class__ is push_type:
+                        if response[0] in _MESSAGES:
+                            on_message(response[1], response[2])
+                        else:
+                            self._on_control(response[0], response[1])
+                    elif isinstance(response, Refused):
                         refused = self._waiting.popleft()
                         self._confirmations.pop(refused, None)
-                        _settle(refused, error=Refused(error))
-                        continue
-                    if type(response) is not tuple:
-                        _settle(self._waiting.popleft(), response)
-                    elif response[0] == b"message":
-                        on_message(response[1], response[2])
+                        _settle(refused, error=response)
                     else:
-                        self._on_control(response[0])
-                await asyncio.sleep(0)
+                        _settle(self._waiting.popleft(), response)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  (the same)
             self._lose(LinkLost(f"the link to {self.label} was lost: {error}"))
 
-    def _on_control(self, kind: bytes) -> None:
-        if kind == b"subscribe":
-            confirmed = self._waiting[0]
-            self._confirmations[confirmed] -= 1
-            if not self._confirmations[confirmed]:
-                del self._confirmations[confirmed]
-                _settle(self._waiting.popleft())
-        else:  # e.g. an unsubscription that nobody asked for: the server has stopped telling us something
+    def _on_control(self, kind: bytes, channel: bytes) -> None:
+        confirmed = self._waiting[0] if self._waiting else None
+        awaited = self._confirmations.get(confirmed) if confirmed else None
+        if confirmed is None or awaited is None or awaited.kind != kind or channel not in awaited.channels:
+            # E.g. the slot of a channel has moved to another server: this one has stopped telling us something.
             raise LinkLost(f"the server sent {kind.decode(errors='replace')!r}, which was not asked for")
+        awaited.channels.remove(channel)
+        if not awaited.channels:
+            del self._confirmations[confirmed]
+            _settle(self._waiting.popleft())
 
     def _lose(self, reason: LinkLost) -> None:
         if self.lost.done():
@@ -261,23 +212,5 @@ def _settle(reply: asyncio.Future[Any], result: Any = None, *, error: Exception 
         reply.set_exception(error)
 
 
-async def _as_tuple(push: Sequence[Any]) -> tuple[Any, ...]:
-    """Tell pushes from replies: the parsers make lists of both, and a reply is never a tuple."""
-    return tuple(push)
-
-
 def _ignore(channel: bytes, frame: bytes) -> None:
     pass
-
-
-def _without_password(url: object) -> str:
-    """Name an address in errors and logs without giving its secrets away."""
-    if not isinstance(url, str):
-        return repr(url)
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "a URL that cannot be read"
-    user, at, host = parts.netloc.rpartition("@")
-    shown = f"{user.partition(':')[0]}{':…' if ':' in user else ''}{at}{host}"
-    return parts._replace(netloc=shown, query="").geturl()

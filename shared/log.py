@@ -1,42 +1,53 @@
 """The log and the channel of a namespace: their names in Redis, and the commands that write and read them."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
-from .errors import IdempotencyConflict, LogRefused, MalformedFrame
-from .invalidation import DEFAULT_NAMESPACE, Invalidation, Position, new_id
-from .link import Link, Refused
+from .errors import IdempotencyConflict, LogRefused, MalformedFrame, NotPrimary
+from .invalidation import Invalidation, Position, new_id
+from .link import Argument, Link, Refused
+from .names import names_of
 from .wire import decode, encode_tails
 
 __all__ = [
     "LOG_LENGTH",
     "Entry",
-    "Names",
+    "Heads",
+    "Identity",
     "Receipt",
     "append",
+    "echo",
+    "echo_channel_of",
     "head",
+    "identity",
     "names_of",
+    "read_after",
     "read_newest",
 ]
 
 LOG_LENGTH: Final = 10_000
 """How many invalidations a namespace's log keeps, about: how far back a replica that was away can catch up."""
 
-_CHANNEL: Final = "cache-invalidation"
-_APPEND: Final = Path(__file__).with_name("append.lua").read_bytes()
-_APPEND_SHA: Final = hashlib.sha1(_APPEND, usedforsecurity=False).hexdigest()
+# What a server says that another one is to be asked, or the same one a little later. Redis 6 reports a refusal within
+# a script with words of its own before it.
+_NOT_HERE: Final = re.compile(r"(?:^|[ -])(?:READONLY|MOVED|ASK|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|LOADING|NOREPLICAS)\b")
 
 
-class Names(NamedTuple):
-    """What a namespace is called in Redis. All keys carry the channel as their hash tag, so a cluster keeps them,
-    and the channel if it is sharded, in one slot."""
+class _Script(NamedTuple):
+    text: bytes
+    sha: str
 
-    channel: str
-    head: str
-    log: str
-    receipt_prefix: str
+    @classmethod
+    def read(cls, file_name: str) -> Self:
+        text = Path(__file__).with_name(file_name).read_bytes()
+        return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+
+_APPEND: Final = _Script.read("append.lua")
+_ECHO: Final = _Script.read("echo.lua")
 
 
 class Receipt(NamedTuple):
@@ -54,18 +65,27 @@ class Receipt(NamedTuple):
     is_repeat: bool = False
 
 
+class Identity(NamedTuple):
+    """Which server answers, and which history of writes it continues. Either changes when writes may have been lost:
+    with a restart, a failover, a promotion.
+    """
+
+    run_id: str
+    replication_id: str
+
+
+class Heads(NamedTuple):
+    """What an echo answered: the head of each namespace, and the server's replication id, at one moment."""
+
+    replication_id: str
+    positions: dict[str, Position | None]
+
+
 class Entry(NamedTuple):
     """One entry of a log. `invalidation` is None when somebody else wrote there something that is not a frame."""
 
     sequence: int
     invalidation: Invalidation | None
-
-
-def names_of(namespace: str) -> Names:
-    """Return what `namespace` is called in Redis."""
-    channel = _CHANNEL if namespace == DEFAULT_NAMESPACE else f"{_CHANNEL}:{namespace}"
-    tag = f"{{{channel}}}"
-    return Names(channel, f"{tag}:head", f"{tag}:log", f"{tag}:receipt:")
 
 
 async def append(
@@ -79,33 +99,24 @@ async def append(
 
     Units:  `receipt_seconds` is how long the id is remembered, and a retry is safe.
     Raises: LinkLost when it is not known whether it was logged: call again with the same invalidation.
-            LogRefused when Redis refused, IdempotencyConflict when the id was used for other targets.
+            LogRefused when Redis refused, and NotPrimary when another server may not;
+            IdempotencyConflict when the id was used for other targets.
     """
     names = names_of(invalidation.namespace)
     fingerprint = _fingerprint_of(invalidation)
-    arguments: tuple[str | bytes | int, ...] = (
-        3,
-        names.head,
-        names.log,
-        names.receipt_prefix + invalidation.id,
+    arguments: tuple[Argument, ...] = (
         names.channel,
         new_id(),
         log_length,
         max(1, round(receipt_seconds * 1_000)),
         fingerprint,
+        _publish_on(link),
         *encode_tails(invalidation),
     )
     try:
-        try:
-            answer = await link.call("EVALSHA", _APPEND_SHA, *arguments)
-        except Refused as refusal:
-            if refusal.code != "NOSCRIPT":
-                raise
-            answer = await link.call("EVAL", _APPEND, *arguments)
+        answer = await _run(link, _APPEND, (names.head, names.log, names.receipt_prefix + invalidation.id), arguments)
     except Refused as refusal:
-        raise LogRefused(
-            f"expected Redis to log an invalidation of {invalidation.namespace!r}, got: {refusal}"
-        ) from refusal
+        raise _refused(f"log an invalidation of {invalidation.namespace!r}", refusal) from refusal
     epoch, sequence, receivers, is_repeat, fingerprint_before = answer
     if fingerprint_before.decode() != fingerprint:
         raise IdempotencyConflict(
@@ -126,7 +137,62 @@ async def head(link: Link, namespace: str) -> Position | None:
         epoch, sequence = await link.call("HMGET", names_of(namespace).head, "epoch", "seq")
         return None if epoch is None else Position(epoch.decode(), int(sequence or 0))
     except (Refused, ValueError) as error:
-        raise LogRefused(f"expected Redis to tell the head of {namespace!r}, got: {error}") from error
+        raise _refused(f"tell the head of {namespace!r}", error) from error
+
+
+async def identity(link: Link) -> Identity:
+    """Return which server answers on this link. Raises: LinkLost; LogRefused."""
+    try:
+        server, replication = await link.call_all([("INFO", "server"), ("INFO", "replication")])
+    except Refused as refusal:
+        raise _refused("tell its run id and replication id", refusal) from refusal
+    return Identity(_field_of(server, b"run_id"), _field_of(replication, b"master_replid"))
+
+
+def echo_channel_of(namespace: str, replica_id: str) -> str:
+    """Return the channel on which a replica hears its own probes."""
+    return f"{{{names_of(namespace).channel}}}:echo:{replica_id}"
+
+
+async def echo(
+    link: Link, namespaces: Sequence[str], *, replica_id: str, probe: str, presence: bytes, presence_seconds: float
+) -> Heads:
+    """Have the server, which has to be a primary, publish `probe` to this replica and tell the heads.
+
+    Shape:  the probe comes on `echo_channel_of(namespaces[0], replica_id)`. `presence` is what others can read of this
+            replica, for `presence_seconds`.
+    Raises: LinkLost; LogRefused, also by a server that was demoted.
+    """
+    replica_key = f"{{{names_of(namespaces[0]).channel}}}:replica:{replica_id}"
+    keys = (replica_key, *(names_of(namespace).head for namespace in namespaces))
+    arguments = (
+        presence,
+        max(1, round(presence_seconds * 1_000)),
+        echo_channel_of(namespaces[0], replica_id),
+        probe,
+        _publish_on(link),
+    )
+    try:
+        replication_id, *heads = await _run(link, _ECHO, keys, arguments)
+        positions = {
+            namespace: None if epoch is None else Position(epoch.decode(), int(sequence or 0))
+            for namespace, epoch, sequence in zip(namespaces, heads[0::2], heads[1::2], strict=True)
+        }
+    except (Refused, ValueError) as error:
+        raise _refused("answer an echo", error) from error
+    return Heads(replication_id.decode(), positions)
+
+
+async def read_after(link: Link, namespace: str, *, after: int, count: int) -> list[Entry]:
+    """Return up to `count` entries of the log with a sequence above `after`, the oldest first.
+
+    Raises: LinkLost; LogRefused.
+    """
+    try:
+        rows = await link.call("XRANGE", names_of(namespace).log, f"({after}-0", "+", "COUNT", count)
+    except Refused as refusal:
+        raise _refused(f"read the log of {namespace!r}", refusal) from refusal
+    return [_entry_of(row, namespace) for row in rows]
 
 
 async def read_newest(link: Link, namespace: str, *, count: int, before: int | None = None) -> list[Entry]:
@@ -138,8 +204,31 @@ async def read_newest(link: Link, namespace: str, *, count: int, before: int | N
     try:
         rows = await link.call("XREVRANGE", names_of(namespace).log, newest, "-", "COUNT", count)
     except Refused as refusal:
-        raise LogRefused(f"expected Redis to read the log of {namespace!r}, got: {refusal}") from refusal
+        raise _refused(f"read the log of {namespace!r}", refusal) from refusal
     return [_entry_of(row, namespace) for row in rows]
+
+
+async def _run(link: Link, script: _Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+    try:
+        return await link.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
+    except Refused as refusal:
+        if refusal.code != "NOSCRIPT":
+            raise
+    return await link.call("EVAL", script.text, len(keys), *keys, *arguments)
+
+
+def _publish_on(link: Link) -> str:
+    return "SPUBLISH" if link.is_sharded else "PUBLISH"
+
+
+def _refused(what: str, error: Refused | ValueError) -> LogRefused:
+    kind = NotPrimary if _NOT_HERE.search(str(error)) else LogRefused
+    return kind(f"expected Redis to {what}, got: {error}")
+
+
+def _field_of(info: bytes, name: bytes) -> str:
+    found = re.search(rb"^%s:(\S+)" % name, info, re.MULTILINE)
+    return found[1].decode() if found else ""
 
 
 def _entry_of(row: tuple[bytes, Sequence[bytes]], namespace: str) -> Entry:

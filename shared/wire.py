@@ -50,18 +50,28 @@ def decode(frame: bytes, namespace: str) -> Invalidation:
         invalidation = _decoder.decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedFrame(f"invalid frame: {error}; it begins {frame[:60]!r}") from error
+    if (
+        invalidation.v == _VERSION
+        and (invalidation.keys or invalidation.tags or invalidation.prefixes or invalidation.everything)
+        and (invalidation.namespace == namespace or not invalidation.namespace)
+        and (invalidation.seq is None) == (invalidation.epoch is None)
+    ):
+        return invalidation
+    raise _flaw_of(invalidation, namespace)
+
+
+def _flaw_of(invalidation: Invalidation, namespace: str) -> MalformedFrame:
+    """Say what is wrong with what could be read."""
     if invalidation.v != _VERSION:
-        raise MalformedFrame(f"invalid frame: expected version {_VERSION}, got {invalidation.v} at $.v")
-    if not (invalidation.keys or invalidation.tags or invalidation.prefixes or invalidation.everything):
-        raise MalformedFrame("invalid frame: expected at least one of keys, tags, prefixes or everything, got none")
-    if invalidation.namespace != namespace and invalidation.namespace:
-        raise MalformedFrame(
+        return MalformedFrame(f"invalid frame: expected version {_VERSION}, got {invalidation.v} at $.v")
+    if invalidation.namespace and invalidation.namespace != namespace:
+        return MalformedFrame(
             f"invalid frame: expected namespace {namespace!r}, as its channel has, "
             f"got {invalidation.namespace!r:.100} at $.namespace"
         )
     if (invalidation.seq is None) != (invalidation.epoch is None):
-        raise MalformedFrame("invalid frame: expected epoch and seq together, got one of them; send both or neither")
-    return invalidation
+        return MalformedFrame("invalid frame: expected epoch and seq together, got one of them; send both or neither")
+    return MalformedFrame("invalid frame: expected at least one of keys, tags, prefixes or everything, got none")
 
 
 def encode(invalidation: Invalidation) -> bytes:

@@ -102,7 +102,8 @@ class Entries:
         """Remove one entry; return whether it was there."""
         if self._stamps.pop(key, None) is None and self._unswept.pop(key, None) is None:
             return False
-        self._forget(key)
+        if self._tags or self._expiries:
+            self._forget(key)
         try:
             del self.mapping[key]
         except KeyError:  # evicted or expired before

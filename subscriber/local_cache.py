@@ -23,7 +23,7 @@ T = TypeVar("T")
 WhenIncoherent: TypeAlias = Literal["bypass", "serve"]
 
 _MISSING: Final = object()
-_SWEEP_SLICE_ENTRIES: Final = 64
+_SWEEP_SLICE_ENTRIES: Final = 32
 _STORE_SWEEP_ENTRIES: Final = 4
 # A lookup in these mappings changes nothing that another thread could find half-done, so hits need no lock. Exact types
 # only: a subclass may do anything in __getitem__ or __missing__.
@@ -94,7 +94,10 @@ class LocalCache(MutableMapping[str, Any]):
         self._history = History()
         self._entries = Entries(mapping, self._history)
         self._loads = Loads(self, self._lock)
+        # Bound once: looking them up for each read and each message would be a good part of what those cost.
         self._lookup = mapping.__getitem__
+        self._record_key = self._history.keys.record
+        self._drop = self._entries.drop
         self._is_lookup_lock_free = type(mapping) in _LOCK_FREE_LOOKUPS
         # The stamp of the newest invalidation that was applied.
         self._stamp = 1
@@ -106,6 +109,7 @@ class LocalCache(MutableMapping[str, Any]):
         self._hits = self._misses = self._bypassed = 0
         self._voided_fills = self._refused_fills = self._dropped = 0
         self._applied: Counter[str] = Counter()
+        self._applied_keys = 0
         self._clears: Counter[str] = Counter()
         self.when_incoherent = when_incoherent
 
@@ -272,56 +276,48 @@ class LocalCache(MutableMapping[str, Any]):
         """
         match target:
             case Keys(names):
-                self._apply(names, (), (), False, reason)
+                invalidation = Invalidation(keys=names)
             case Tags(names):
-                self._apply((), names, (), False, reason)
+                invalidation = Invalidation(tags=names)
             case Prefixes(names):
-                self._apply((), (), names, False, reason)
+                invalidation = Invalidation(prefixes=names)
             case Everything():
-                self._apply((), (), (), True, reason)
+                invalidation = Invalidation(everything=True)
             case _:
                 raise InvalidTarget(f"expected Keys, Tags, Prefixes or Everything, got {type(target).__name__}")
+        self.apply_invalidation(invalidation, reason=reason)
 
-    def apply_invalidation(self, invalidation: Invalidation) -> None:
-        """Forget everything that an invalidation names, in one step."""
-        self._apply(
-            invalidation.keys, invalidation.tags, invalidation.prefixes, invalidation.everything, "invalidation"
-        )
-
-    def _apply(
-        self,
-        keys: tuple[str, ...],
-        tags: tuple[str, ...],
-        prefixes: tuple[str, ...],
-        everything: bool,  # noqa: FBT001
-        reason: str,
-    ) -> None:
+    def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
+        """Do the same for everything that an invalidation names, in one step."""
+        keys = invalidation.keys
         with self._lock:
-            entries, history, applied = self._entries, self._history, self._applied
             stamp = self._stamp + 1
             for key in keys:
-                history.keys.record(key, stamp)
-                if entries.drop(key):
+                self._record_key(key, stamp)
+                if self._drop(key):
                     self._dropped += 1
-            if keys:
-                applied["keys"] += len(keys)
-            if tags or prefixes or everything:
-                for tag in tags:
-                    history.tags.record(tag, stamp)
-                    self._dropped += entries.drop_tag(tag, stamp)
-                for prefix in prefixes:
-                    history.prefixes.record(prefix, stamp)
-                if everything:
-                    history.everything_stamp = stamp
-                    self._clears[reason] += 1
-                if prefixes or everything:
-                    entries.kill_older(stamp)
-                applied["tags"] += len(tags)
-                applied["prefixes"] += len(prefixes)
-                applied["everything"] += everything
-                self._refresh()
+            self._applied_keys += len(keys)
+            if invalidation.tags or invalidation.prefixes or invalidation.everything:
+                self._apply_others(invalidation, stamp, reason)
             # Last, because a hit that sees the old stamp on both sides of its lookup counts as read before all this.
             self._stamp = stamp
+
+    def _apply_others(self, invalidation: Invalidation, stamp: int, reason: str) -> None:
+        entries, history, applied = self._entries, self._history, self._applied
+        for tag in invalidation.tags:
+            history.tags.record(tag, stamp)
+            self._dropped += entries.drop_tag(tag, stamp)
+        for prefix in invalidation.prefixes:
+            history.prefixes.record(prefix, stamp)
+        if invalidation.everything:
+            history.everything_stamp = stamp
+            self._clears[reason] += 1
+        if invalidation.prefixes or invalidation.everything:
+            entries.kill_older(stamp)
+        applied["tags"] += len(invalidation.tags)
+        applied["prefixes"] += len(invalidation.prefixes)
+        applied["everything"] += invalidation.everything
+        self._refresh()
 
     @property
     def has_sweep_work(self) -> bool:
@@ -425,7 +421,7 @@ class LocalCache(MutableMapping[str, Any]):
                 voided_fills=self._voided_fills,
                 refused_fills=self._refused_fills,
                 dropped=self._dropped,
-                applied=dict(self._applied),
+                applied={"keys": self._applied_keys, **self._applied} if self._applied_keys else dict(self._applied),
                 clears=dict(self._clears),
             )
 
@@ -444,7 +440,7 @@ class LocalCache(MutableMapping[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         """Store a value by hand. Loads of this key that are under way are void: they may have read an older one."""
         with self._lock:
-            self._apply((self.begin_load(key).key,), (), (), False, "")
+            self.apply_invalidation(Invalidation(keys=(self.begin_load(key).key,)))
             self._put(key, value, (), None)
 
     def __delitem__(self, key: str) -> None:
@@ -458,7 +454,7 @@ class LocalCache(MutableMapping[str, Any]):
         """
         with self._lock:
             value = self.get(key, _MISSING)
-            self._apply((self.begin_load(key).key,), (), (), False, "")
+            self.apply_invalidation(Invalidation(keys=(self.begin_load(key).key,)))
         if value is not _MISSING:
             return value
         if default is _MISSING:

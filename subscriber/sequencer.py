@@ -7,6 +7,7 @@ from typing import Final
 
 from ..shared.errors import MalformedFrame
 from ..shared.invalidation import Everything, Invalidation, Position
+from ..shared.log import Entry
 from ..shared.wire import decode
 from .local_cache import LocalCache
 
@@ -21,17 +22,23 @@ _OWN_IDS_MAX: Final = 10_000
 class Sequencer:
     """Position, counters and caches of one namespace. It does no I/O and knows no time.
 
-    Shape: `counts` has `applied`, `duplicate`, `own`, `unsequenced`, `malformed` (messages by what became of them).
+    When something was missed it is *behind*: it applies nothing out of order, and whoever owns it reads the log and
+    hands over what was missed, until it is not behind any more. What the log no longer holds is missed for good, and
+    everything is dropped.
+
+    Shape: `counts` has `applied`, `duplicate`, `own`, `unsequenced`, `malformed` (messages by what became of them),
+           `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind).
     """
 
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:
         self.namespace: Final = namespace
-        self.caches: Final = tuple(caches)
+        self.caches = tuple(caches)
         self.counts: Counter[str] = Counter()
-        self._is_recovering = True
         # The last position, in two fields: comparing them is most of what a message costs. No epoch: nothing was seen.
         self._epoch: str | None = None
         self._sequence = 0
+        # The highest sequence that is known to have been logged.
+        self._ahead = 0
         self._own_ids: dict[str, None] = {}
         self._clears = 0
 
@@ -40,61 +47,100 @@ class Sequencer:
         """The position of the last invalidation that was applied; None before anything is known of the log."""
         return Position(self._epoch, self._sequence) if self._epoch else None
 
-    def begin_recovery(self) -> None:
-        """A new subscription begins: nothing is known of what was published before it."""
-        self._is_recovering = True
-        self._epoch = None
+    @property
+    def sequence(self) -> int:
+        """The sequence of the last invalidation that was applied."""
+        return self._sequence
 
-    def recover(self, head: Position | None) -> bool:
-        """Begin at `head`, read after the subscription was confirmed, with empty caches.
+    @property
+    def is_behind(self) -> bool:
+        """Whether invalidations after `sequence` are known to have been logged, and have not been applied."""
+        return self._ahead > self._sequence
 
-        Returns: false when messages of another epoch have arrived meanwhile, so that the head has to be read again.
+    # --- beginning, and beginning again ------------------------------------------------------------------------------
+
+    def resume(self, head: Position | None, *, is_same_server: bool) -> str | None:
+        """Go on from the last position, now that a new subscription stands and `head` was read after it.
+
+        Returns: None when the log can tell what was missed, which `is_behind` then says; otherwise why it cannot, and
+                 the owner has to `restart`.
         """
-        epoch, sequence = head or _BEFORE_THE_FIRST
         if self._epoch is None:
-            self._epoch, self._sequence = epoch, sequence
-        elif self._epoch == epoch:
-            self._sequence = max(self._sequence, sequence)
-        else:
-            self._epoch = None
-            return False
-        self._is_recovering = False
-        self.clear("subscribed")
-        return True
+            return "subscribed"
+        if not is_same_server:
+            return "server changed"  # it may have lost what was accepted, or have given out a sequence twice
+        if head is None:
+            return "log lost"  # even if there was none before: one may have come and gone meanwhile
+        # What has come over the channel since `head` was read may be ahead of it. A log that went back is told by the
+        # echo, which knows the position before it asked.
+        return self.check(head, None)
 
-    def clear(self, reason: str) -> None:
-        """Drop everything. `reason` is what the caches count it under."""
+    def check(self, head: Position | None, before: Position | None) -> str | None:
+        """Compare with a `head` that was read after `position` had been `before`. Messages may have come since.
+
+        Returns: as `resume` does.
+        """
+        if head is None:
+            return None if before is None else "log lost"
+        if head.epoch != self._epoch:
+            # If it is still the epoch of before, then a message since has brought another, and has cleared.
+            return None if before is not None and head.epoch == before.epoch else "epoch changed"
+        if before is not None and head.epoch == before.epoch and head.sequence < before.sequence:
+            return "log went back"
+        self._fall_behind(head.sequence)
+        return None
+
+    def restart(self, head: Position | None, reason: str) -> None:
+        """Drop everything and take `head` as the position: what came before it no longer matters."""
+        self._epoch, self._sequence = head or _BEFORE_THE_FIRST
+        self._ahead = 0
+        self.clear(reason)
+
+    def clear(self, reason: str, why: str = "") -> None:
+        """Drop everything. `reason` is what the caches count it under, `why` what is logged beside it."""
         self._clears += 1
+        level = logging.INFO if reason == "subscribed" else logging.WARNING
+        _log.log(level, "cleared namespace %s: %s", self.namespace, why or reason)
         for cache in self.caches:
             cache.apply(Everything(), reason=reason)
 
+    # --- what arrives ------------------------------------------------------------------------------------------------
+
     def receive(self, frame: bytes) -> bool:
-        """Take one frame off the channel; return whether it may have left dead entries to sweep."""
+        """Take one frame off the channel; return whether it needs attention: a sweep, or a look into the log."""
         try:
             invalidation = decode(frame, self.namespace)
         except MalformedFrame as error:
-            self.counts["malformed"] += 1
-            _log.warning("cleared namespace %s: %s", self.namespace, error)
-            self.clear("malformed")
+            self._forget_malformed(error)
             return True
         clears_before = self._clears
         sequence = invalidation.seq
-        if sequence is None:
+        if sequence == self._sequence + 1 and invalidation.epoch == self._epoch:
+            self._sequence += 1
+        elif sequence is None:
             self.counts["unsequenced"] += 1
-        elif sequence == self._sequence + 1 and invalidation.epoch == self._epoch:
-            self._sequence = sequence
-        elif not self._advance(Position(invalidation.epoch or "", sequence)):
-            self.counts["duplicate"] += 1
-            return False
-        if self._own_ids and self._is_own(invalidation.id):
-            self.counts["own"] += 1
-            return self._clears != clears_before
-        self.counts["applied"] += 1
-        for cache in self.caches:
-            cache.apply_invalidation(invalidation)
+        elif not self._place(Position(invalidation.epoch or "", sequence)):
+            return self.is_behind
+        self._apply(invalidation)
         return self._clears != clears_before or bool(
             invalidation.everything or invalidation.prefixes or invalidation.tags
         )
+
+    def replay(self, entries: Sequence[Entry]) -> bool:
+        """Take the entries of the log that follow `sequence`; return whether they do: all readable, without a hole."""
+        for entry in entries:
+            if entry.sequence <= self._sequence:
+                continue  # it came over the channel meanwhile
+            if entry.sequence != self._sequence + 1:
+                return False
+            invalidation = entry.invalidation
+            # What somebody else wrote there has no say in the position: the real entry of that sequence may yet come.
+            if invalidation is None or invalidation.position != (self._epoch, entry.sequence):
+                return False
+            self.counts["replayed"] += 1
+            self._apply(invalidation)
+            self._sequence = entry.sequence
+        return bool(entries) or not self.is_behind
 
     def apply_own(self, invalidation: Invalidation) -> None:
         """Apply an invalidation of this replica's own before it is published, and skip it when it comes back."""
@@ -104,28 +150,38 @@ class Sequencer:
         for cache in self.caches:
             cache.apply_invalidation(invalidation)
 
-    def _is_own(self, invalidation_id: str) -> bool:
+    def _apply(self, invalidation: Invalidation) -> None:
         # The parts of a split invalidation have its id and a number.
-        return invalidation_id.partition(".")[0] in self._own_ids
+        if self._own_ids and invalidation.id.partition(".")[0] in self._own_ids:
+            self.counts["own"] += 1
+            return
+        self.counts["applied"] += 1
+        for cache in self.caches:
+            cache.apply_invalidation(invalidation)
 
-    def _advance(self, position: Position) -> bool:
-        """Move on to a position that does not follow the last one, clearing if something was missed.
-
-        Returns: whether it is new.
-        """
-        last = Position(self._epoch or "", self._sequence)
-        is_known = self._epoch is not None and not self._is_recovering
-        if is_known and position.epoch == last.epoch and position.sequence <= last.sequence:
-            return False
-        self._epoch, self._sequence = position
-        if not is_known:
+    def _place(self, position: Position) -> bool:
+        """Decide about a position that does not follow the last one; return whether to apply it now."""
+        if self._epoch is None:
+            # A new subscription, whose head has not been read yet: it will be behind that head, or at it.
             return True
-        if position.epoch == last.epoch:
-            self._clear_gap(f"expected sequence {last.sequence + 1}, got {position.sequence}", "gap")
-        elif last != _BEFORE_THE_FIRST or position.sequence != 1:
-            self._clear_gap(f"expected epoch {last.epoch or 'none yet'}, got {position.epoch}", "epoch changed")
+        if position.epoch == self._epoch:
+            if position.sequence <= self._sequence:
+                self.counts["duplicate"] += 1
+            else:
+                self._fall_behind(position.sequence)
+            return False
+        is_first_of_all = (self._epoch, position.sequence) == (_BEFORE_THE_FIRST.epoch, 1)
+        self._epoch, self._sequence = position
+        self._ahead = 0
+        if not is_first_of_all:
+            self.clear("epoch changed")
         return True
 
-    def _clear_gap(self, text: str, reason: str) -> None:
-        _log.warning("cleared namespace %s: %s", self.namespace, text)
-        self.clear(reason)
+    def _fall_behind(self, sequence: int) -> None:
+        if sequence > self._sequence and not self.is_behind:
+            self.counts["gaps"] += 1
+        self._ahead = max(self._ahead, sequence)
+
+    def _forget_malformed(self, error: MalformedFrame) -> None:
+        self.counts["malformed"] += 1
+        self.clear("malformed", str(error))

@@ -1,8 +1,4 @@
-"""The subscriber: hears of invalidations for one replica, tells its caches what to drop and how long they may serve.
-
-Its life: connect, subscribe, recover, stay coherent by proving again and again that the link delivers, lose the link,
-and begin again, for ever. What it cannot prove it does not claim: see docs/how-it-works.md.
-"""
+"""The subscriber: one replica's caches, and what keeps them coherent. How to choose its numbers: docs/subscriber.md."""
 
 import asyncio
 import logging
@@ -14,27 +10,26 @@ import secrets
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, NoReturn, Self
 
+from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
-from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost
-from ..shared.invalidation import Position, Target, check_namespace, invalidation_of
-from ..shared.link import Link, RedisAddress, Refused
-from ..shared.log import Receipt, append, head, names_of
+from ..shared.errors import InvalidSettings, LinkLost, NotPrimary
+from ..shared.invalidation import Everything, Position, Target, check_namespace, invalidation_of
+from ..shared.log import Receipt, append
+from .follower import Follower, State, Timing
 from .local_cache import LocalCache
 from .sequencer import Sequencer
 
 __all__ = ["State", "Subscriber", "SubscriberStats"]
 
-State: TypeAlias = Literal["connecting", "recovering", "coherent", "lost", "closed"]
-
 _log = logging.getLogger("broadcache.subscriber")
 
-_BACKOFF_SECONDS_MIN: Final = 0.05
+_STATES_WORST_FIRST: Final[tuple[State, ...]] = ("closed", "lost", "connecting", "recovering")
+_COUNTERS: Final = ("gaps", "echoes", "subscriptions", "lost")
 _REPLICA_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 
 
@@ -43,10 +38,14 @@ class SubscriberStats:
     """Counters of one subscriber since it was made.
 
     Shape: `received` counts messages by what became of them: `applied`, `duplicate`, `own`, `malformed`; `unsequenced`
-           ones are applied too. `subscriptions` is how often it subscribed anew, `lost` how often it had no link.
+           ones are applied too, and `replayed` ones were read from the log. `gaps` is how often something was missed,
+           `echoes` how often coherence was proven, `subscriptions` how often it subscribed anew, `lost` how often it
+           had no link.
     """
 
     received: dict[str, int]
+    gaps: int
+    echoes: int
     subscriptions: int
     lost: int
 
@@ -57,7 +56,8 @@ class Subscriber:
     Entering returns as soon as the caches are coherent, and after `start_timeout_seconds` at the latest: a Redis that
     is away does not keep a service from starting, the caches are bypassed until it comes.
 
-    Shape:  `caches` maps namespaces to caches: `{"products": cache}`. `replica_id` names this process to others.
+    Shape:  `caches` maps each namespace to its cache, or to several: `{"products": cache, "users": [names, rights]}`.
+            `replica_id` names this process to others.
     Units:  every `echo_interval_seconds` at most the link is asked for proof that it delivers, which has to come within
             `echo_timeout_seconds`. Reconnecting waits at most `backoff_seconds_max`, at random.
     Raises: InvalidSettings, InvalidNamespace when built; nothing afterwards: what happens is in `state`, in `stats()`
@@ -68,7 +68,7 @@ class Subscriber:
         self,
         url: str,
         *,
-        caches: Mapping[str, LocalCache],
+        caches: Mapping[str, LocalCache | Sequence[LocalCache]],
         replica_id: str | None = None,
         echo_interval_seconds: float = 1.0,
         echo_timeout_seconds: float = 2.0,
@@ -80,43 +80,58 @@ class Subscriber:
     ) -> None:
         self.replica_id: Final = _checked_replica_id(replica_id)
         self._address = RedisAddress(url)
-        self._echo_interval_seconds = _checked_seconds(echo_interval_seconds, "echo_interval_seconds")
-        self._echo_timeout_seconds = _checked_seconds(echo_timeout_seconds, "echo_timeout_seconds")
-        self._connect_timeout_seconds = _checked_seconds(connect_timeout_seconds, "connect_timeout_seconds")
         self._start_timeout_seconds = _checked_seconds(start_timeout_seconds, "start_timeout_seconds", may_be_zero=True)
-        self._backoff_seconds_max = _checked_seconds(backoff_seconds_max, "backoff_seconds_max")
+        self._timing = Timing(
+            echo_interval_seconds=_checked_seconds(echo_interval_seconds, "echo_interval_seconds"),
+            echo_timeout_seconds=_checked_seconds(echo_timeout_seconds, "echo_timeout_seconds"),
+            connect_timeout_seconds=_checked_seconds(connect_timeout_seconds, "connect_timeout_seconds"),
+            backoff_seconds_max=_checked_seconds(backoff_seconds_max, "backoff_seconds_max"),
+        )
         self._clock = clock
         self._uniform = uniform
-        self._sequencers = {
-            namespace: Sequencer(namespace, [self._checked_cache(namespace, cache)])
-            for namespace, cache in caches.items()
-        }
-        if not self._sequencers:
-            raise InvalidSettings("expected at least one namespace in caches, e.g. {'products': cache}, got none")
-        self.caches: Final = tuple(cache for each in self._sequencers.values() for cache in each.caches)
-        self._of_channel = {names_of(name).channel.encode(): each for name, each in self._sequencers.items()}
-        self._state: State = "closed"
-        self._subscriptions = 0
-        self._lost = 0
-        self._link: Link | None = None
-        self._is_coherent = asyncio.Event()
+        self._sequencers: dict[str, Sequencer] = {}
+        # One for all namespaces; in a cluster, where each may be at another server, one for each.
+        self._followers: dict[str, Follower] = {}
+        self._past: Counter[str] = Counter()
+        for namespace, of_namespace in caches.items():
+            for cache in of_namespace if isinstance(of_namespace, Sequence) else [of_namespace]:
+                self._add(namespace, cache)
+        if not self._sequencers or self._sequencers.keys() != caches.keys():
+            raise InvalidSettings(
+                "expected at least one namespace in caches, and at least one cache of each, e.g. {'products': cache}, "
+                f"got {caches}"
+            )
         self._has_sweep_work = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._following: dict[str, asyncio.Task[NoReturn]] = {}
         self._thread: _Thread | None = None
 
     # --- what is known -----------------------------------------------------------------------------------------------
 
     @property
-    def state(self) -> State:
-        """Where the subscriber is in its life. It is `coherent` only while every cache may be served."""
-        if self._state == "coherent" and not all(cache.is_coherent for cache in self.caches):
-            return "lost"  # the event loop is stalled, or the proof is late: the caches have noticed before us
-        return self._state
+    def caches(self) -> tuple[LocalCache, ...]:
+        """The caches it keeps coherent."""
+        return tuple(cache for sequencer in self._sequencers.values() for cache in sequencer.caches)
 
     @property
     def caches_by_namespace(self) -> dict[str, LocalCache]:
-        """The caches it keeps coherent, by namespace."""
+        """The caches it keeps coherent, by namespace; of several, the first."""
         return {namespace: sequencer.caches[0] for namespace, sequencer in self._sequencers.items()}
+
+    @property
+    def state(self) -> State:
+        """Where the subscriber is in its life. It is `coherent` only while every cache may be served."""
+        states = {follower.state for follower in self._followers.values()}
+        for state in _STATES_WORST_FIRST:
+            if state in states:
+                return state
+        if not self._followers:
+            return "closed"
+        if not all(cache.is_coherent for cache in self.caches):
+            return "lost"  # the event loop is stalled, or the proof is late: the caches have noticed before us
+        return "coherent"
 
     def position(self, namespace: str) -> Position | None:
         """The position of the last invalidation of `namespace` that was applied here; None when there is none yet.
@@ -127,17 +142,86 @@ class Subscriber:
 
     def stats(self) -> SubscriberStats:
         """Return the counters."""
-        received = sum((each.counts for each in self._sequencers.values()), Counter())
-        return SubscriberStats(dict(received), self._subscriptions, self._lost)
+        received = sum((each.counts for each in self._sequencers.values()), Counter(self._past))
+        for follower in self._followers.values():
+            received.update(_counts_of(follower))
+        gaps, echoes, subscriptions, lost = (received.pop(name, 0) for name in _COUNTERS)
+        return SubscriberStats(dict(received), gaps, echoes, subscriptions, lost)
 
     async def wait_coherent(self, timeout_seconds: float | None = None) -> bool:
         """Wait until the caches are coherent, at most `timeout_seconds`; return whether they are."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._is_coherent.wait()
-        except TimeoutError:
+        return await _in_time(timeout_seconds, self._all_coherent())
+
+    # --- what it follows ---------------------------------------------------------------------------------------------
+
+    async def attach(self, namespace: str, cache: LocalCache) -> bool:
+        """Keep one more cache coherent, of a new namespace or of one that is followed already. The cache is cleared.
+
+        Returns as soon as it is coherent, and after `start_timeout_seconds` at the latest; whether it is. Called
+        before the start, it only makes the cache one of those to follow. To be called on the subscriber's event loop.
+
+        Raises: InvalidSettings, InvalidNamespace.
+        """
+        self._check_loop()
+        follower = self._add(namespace, cache)
+        cache.apply(Everything(), reason="subscribed")
+        self._has_sweep_work.set()
+        if self._tasks is None:
             return False
-        return True
+        self._run(follower, self._tasks)
+        return await _in_time(self._start_timeout_seconds, follower.wait_coherent())
+
+    async def detach(self, namespace: str) -> None:
+        """Follow `namespace` no longer; its caches are bypassed from now on.
+
+        To be called on the subscriber's event loop.
+
+        Raises: InvalidSettings when this subscriber does not follow `namespace`.
+        """
+        self._check_loop()
+        sequencer = self._sequencer(namespace)
+        key = self._link_key(namespace)
+        follower = self._followers[key]
+        follower.remove(namespace)
+        del self._sequencers[namespace]
+        self._past.update(sequencer.counts)
+        if not follower.namespaces:
+            del self._followers[key]
+            self._past.update(_counts_of(follower))
+            if (following := self._following.pop(key, None)) is not None:
+                following.cancel()
+                await asyncio.wait([following])
+        for cache in sequencer.caches:
+            cache.disconnect()
+
+    def _add(self, namespace: str, cache: LocalCache) -> Follower:
+        cache = self._checked_cache(namespace, cache)
+        sequencer = self._sequencers.get(namespace)
+        if sequencer is None:
+            sequencer = self._sequencers[namespace] = Sequencer(namespace, [cache])
+        else:
+            sequencer.caches = (*sequencer.caches, cache)
+        key = self._link_key(namespace)
+        follower = self._followers.get(key)
+        if follower is None:
+            follower = self._followers[key] = Follower(
+                self._address.of(namespace),
+                replica_id=self.replica_id,
+                timing=self._timing,
+                clock=self._clock,
+                uniform=self._uniform,
+                on_change=self._note_change,
+            )
+        follower.add(sequencer)
+        return follower
+
+    def _check_loop(self) -> None:
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise InvalidSettings("expected to be called on the subscriber's event loop, got called on another one")
+
+    def _link_key(self, namespace: str) -> str:
+        """Return what namespaces that share a link have in common."""
+        return namespace if self._address.is_cluster else ""
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
@@ -184,104 +268,36 @@ class Subscriber:
         if self._main is not None or self._thread is not None:
             raise InvalidSettings("expected a subscriber that is not running, got one that is: it was entered twice")
         # Events belong to the event loop that first waits for them, and the next life may have another.
-        self._is_coherent = asyncio.Event()
         self._has_sweep_work = asyncio.Event()
+        for follower in self._followers.values():
+            follower.prepare()
 
     async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._follow_for_ever(), name="broadcache follow")
+                self._tasks = tasks
+                for follower in self._followers.values():
+                    self._run(follower, tasks)
                 tasks.create_task(self._sweep_for_ever(), name="broadcache sweep")
         finally:
-            self._leave("closed")
+            self._tasks = self._loop = None
+            self._following.clear()
+            for follower in self._followers.values():
+                follower.leave("closed")
 
-    async def _follow_for_ever(self) -> None:
-        failures = 0
-        while True:
-            proofs = 0
-            try:
-                self._state = "connecting"
-                link = await Link.open(
-                    self._address,
-                    client_name=f"broadcache:{self.replica_id}",
-                    timeout_seconds=self._connect_timeout_seconds,
-                    on_message=self._receive,
-                )
-                try:
-                    await self._recover(link)
-                    while True:
-                        await self._prove(link)
-                        proofs += 1
-                finally:
-                    self._leave("lost")
-                    await link.close()
-            except BroadcacheError as error:
-                # One line an outage, not one an attempt.
-                _log.log(logging.WARNING if proofs or not failures else logging.DEBUG, "caches bypassed: %s", error)
-            except Exception:  # noqa: BLE001  (the outermost task: a replica must outlive our mistakes)
-                _log.exception("caches bypassed: an error of our own, please report it")
-            self._lost += 1
-            self._state = "lost"
-            # A link that has delivered proof was a good one: the next attempt is the first again.
-            failures = 1 if proofs else failures + 1
-            await asyncio.sleep(self._backoff_seconds(failures))
+    def _run(self, follower: Follower, tasks: asyncio.TaskGroup) -> None:
+        """Have `follower` follow, if it does not yet."""
+        key = self._link_key(follower.namespaces[0])
+        if key not in self._following:
+            self._following[key] = tasks.create_task(follower.follow_for_ever(), name="broadcache follow")
 
-    async def _recover(self, link: Link) -> None:
-        """Subscribe, and begin anew: what was published before cannot be known, so everything is dropped."""
-        self._state = "recovering"
-        for sequencer in self._sequencers.values():
-            sequencer.begin_recovery()
-        async with _deadline(self._echo_timeout_seconds, link.label):
-            try:
-                await link.subscribe(*(channel.decode() for channel in self._of_channel))
-            except Refused as refusal:
-                raise LinkLost(f"expected {link.label} to let this user subscribe, got: {refusal}") from refusal
-            asked_at = self._clock()
-            for namespace, sequencer in self._sequencers.items():
-                while not sequencer.recover(await head(link, namespace)):
-                    pass
-        self._subscriptions += 1
-        self._link = link
-        self._confirm(asked_at)
-        _log.info("coherent: subscribed to %s at %s", ", ".join(self._sequencers), link.label)
-
-    async def _prove(self, link: Link) -> None:
-        """Wait a while, then have the server answer on the link that carries the messages.
-
-        Everything on a link arrives in order. So the answer proves that what was accepted before the question was asked
-        has arrived, and has been applied.
-        """
-        pause_seconds = self._echo_interval_seconds * (0.8 + 0.2 * self._uniform())
-        await asyncio.wait([link.lost], timeout=pause_seconds)
-        asked_at = self._clock()
-        async with _deadline(self._echo_timeout_seconds, link.label):
-            await link.call("PING")
-        self._confirm(asked_at)
-
-    def _confirm(self, as_of: float) -> None:
-        for cache in self.caches:
-            cache.confirm_coherent(as_of)
-        self._state = "coherent"
-        self._is_coherent.set()
+    def _note_change(self) -> None:
         self._has_sweep_work.set()
 
-    def _leave(self, state: State) -> None:
-        self._link = None
-        self._state = state
-        self._is_coherent.clear()
-        for cache in self.caches:
-            cache.disconnect()
-
-    def _backoff_seconds(self, failures: int) -> float:
-        """Full jitter: anything from nothing to a ceiling that doubles, so that replicas do not come back in step."""
-        ceiling_seconds: float = min(self._backoff_seconds_max, _BACKOFF_SECONDS_MIN * 2.0 ** min(failures, 32))
-        return self._uniform() * ceiling_seconds
-
-    # --- what arrives ------------------------------------------------------------------------------------------------
-
-    def _receive(self, channel: bytes, frame: bytes) -> None:
-        if self._of_channel[channel].receive(frame):
-            self._has_sweep_work.set()
+    async def _all_coherent(self) -> None:
+        while waiting := [each for each in self._followers.values() if each.state != "coherent"]:
+            await waiting[0].wait_coherent()
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -308,18 +324,23 @@ class Subscriber:
         invalidation = invalidation_of(targets, namespace=namespace, reason=reason, source=self.replica_id)
         sequencer.apply_own(invalidation)
         self._has_sweep_work.set()
-        last: LinkLost | None = None
+        follower = self._followers[self._link_key(namespace)]
+        last: LinkLost | NotPrimary | None = None
         try:
             async with asyncio.timeout(timeout_seconds):
                 while True:
-                    await self._is_coherent.wait()
-                    if (link := self._link) is None:
+                    await follower.wait_coherent()
+                    if (link := follower.link) is None:
                         continue
                     try:
                         return await append(link, invalidation, receipt_seconds=2 * timeout_seconds)
                     except LinkLost as error:
                         last = error
                         await asyncio.sleep(0)
+                    except NotPrimary as error:
+                        # The echo would find out too, a second later.
+                        last = last if isinstance(last, LinkLost) else error
+                        await link.close()
         except TimeoutError:
             why = f": {last}" if last else "; there is no link to Redis"
             raise LinkLost(
@@ -341,24 +362,16 @@ class Subscriber:
             raise InvalidSettings(
                 f"expected a LocalCache for namespace {namespace!r}, got {type(cache).__name__}; wrap it: LocalCache(…)"
             )
+        if any(cache is each for each in self.caches):
+            raise InvalidSettings(f"expected a cache that is not followed yet, got one that is, for {namespace!r}")
         if cache.clock is not self._clock:
             raise InvalidSettings("expected the subscriber and its caches to use one clock, got two")
-        if cache.max_staleness_seconds <= self._echo_interval_seconds:
+        if cache.max_staleness_seconds <= self._timing.echo_interval_seconds:
             raise InvalidSettings(
                 f"max_staleness_seconds must exceed echo_interval_seconds (got {cache.max_staleness_seconds:g} and "
-                f"{self._echo_interval_seconds:g}): reads would be bypassed between two proofs of coherence"
+                f"{self._timing.echo_interval_seconds:g}): reads would be bypassed between two proofs of coherence"
             )
         return cache
-
-
-@asynccontextmanager
-async def _deadline(seconds: float, label: str) -> AsyncIterator[None]:
-    """End what is awaited within it after some seconds, as a lost link."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise LinkLost(f"expected an answer from {label} within {seconds:g} s, got none") from None
 
 
 class _Thread:
@@ -391,6 +404,20 @@ class _Thread:
             await asyncio.wait([main])
         finally:
             self._started.set()
+
+
+async def _in_time(timeout_seconds: float | None, waiting: Awaitable[None]) -> bool:
+    """Wait for something, at most `timeout_seconds`; return whether it came."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await waiting
+    except TimeoutError:
+        return False
+    return True
+
+
+def _counts_of(follower: Follower) -> dict[str, int]:
+    return {"echoes": follower.echoes, "subscriptions": follower.subscriptions, "lost": follower.lost}
 
 
 def _checked_seconds(seconds: float, name: str, *, may_be_zero: bool = False) -> float:

@@ -1,18 +1,29 @@
 """One connection: replies and messages in the server's order, and nothing kept from its owner."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from redis._parsers import _AsyncRESP3Parser
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
 
-from broadcache.shared import InvalidSettings, LinkLost
+from broadcache.shared import InvalidSettings, LinkLost, address
 from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.link import Link, OnMessage, RedisAddress, Refused
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True, params=["from the stream", "from the library"])
+def both_ways_of_reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "from the library":
+        # As if it were not installed; the client library has chosen its parser when it was imported.
+        monkeypatch.setitem(sys.modules, "hiredis", None)
+        settings = address._automatisms_off
+        monkeypatch.setattr(address, "_automatisms_off", lambda: {**settings(), "parser_class": _AsyncRESP3Parser})
 
 
 @asynccontextmanager
@@ -120,8 +131,8 @@ async def test_nobody_listening_is_said_with_the_address() -> None:
 
 
 async def test_an_address_never_shows_its_password() -> None:
-    shown = repr(RedisAddress("redis://me:hunter2@127.0.0.1:6379/3?ssl_cert_reqs=none&password=hunter2"))
-    assert shown == "RedisAddress('redis://me:…@127.0.0.1:6379/3')"
+    shown = repr(RedisAddress("rediss://me:hunter2@127.0.0.1:6379/3?ssl_cert_reqs=none&password=hunter2"))
+    assert shown == "RedisAddress('rediss://me:…@127.0.0.1:6379/3')"
     with pytest.raises(InvalidSettings) as refusal:
         RedisAddress("http://me:hunter2@127.0.0.1")
     assert "hunter2" not in str(refusal.value)

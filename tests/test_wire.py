@@ -8,11 +8,13 @@ from pathlib import Path
 import jsonschema
 import msgspec
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadcache.shared import Everything, Invalidation, Keys, MalformedFrame, Prefixes, Tags, Target
 from broadcache.shared.invalidation import REQUEST_NAMES_MAX, invalidation_of
+from broadcache.shared.log import names_of
 from broadcache.shared.wire import FRAME_BYTES_MAX, decode, encode, encode_tails
 
 SCHEMA = json.loads(files("broadcache.shared").joinpath("wire.schema.json").read_text("utf-8"))
@@ -281,3 +283,19 @@ def test_a_frame_is_split_when_it_would_be_one_byte_too_long(beyond_bytes: int) 
     frames = frames_of(invalidation_of([Keys(*names, filler)], namespace=NAMESPACE))
     assert len(frames) == (2 if beyond_bytes > 0 else 1)
     assert max(map(len, frames)) <= FRAME_BYTES_MAX
+
+
+# --- the AsyncAPI document -------------------------------------------------------------------------------------------
+
+
+def test_the_asyncapi_document_points_at_the_schema_and_its_examples_are_frames(
+    schema: jsonschema.Draft202012Validator,
+) -> None:
+    root = Path(__file__).parent.parent
+    document = yaml.safe_load((root / "docs" / "asyncapi.yaml").read_text())
+    message = document["components"]["messages"]["invalidation"]
+    assert (root / "docs" / message["payload"]["schema"]["$ref"]).resolve() == root / "shared" / "wire.schema.json"
+    for example in message["examples"]:
+        schema.validate(example["payload"])
+        assert decode(msgspec.json.encode(example["payload"]), "products").keys == ("product:42",)
+    assert document["channels"]["invalidations"]["address"].format(namespace="products") == names_of("products").channel

@@ -42,10 +42,11 @@ class ObservedCache(LocalCache):
         super().__init__(new_cache())
         self.last_drop: Drop | None = None
 
-    def apply_invalidation(self, invalidation: Invalidation) -> None:
+    def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
         """Apply, then look at the clock."""
-        super().apply_invalidation(invalidation)
-        self.last_drop = Drop(invalidation.id, invalidation.seq, time.monotonic_ns())
+        super().apply_invalidation(invalidation, reason=reason)
+        if invalidation.id:  # it came from a publisher
+            self.last_drop = Drop(invalidation.id, invalidation.seq, time.monotonic_ns())
 
 
 def replica_app(catalogue: Catalogue, name: str) -> FastAPI:

@@ -1,0 +1,207 @@
+"""Where Redis is: one server, a primary that sentinels know, or a cluster. Checked once, and shown without secrets."""
+
+import copy
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+
+from .errors import InvalidSettings, LinkLost
+from .topology import Cluster, Node, Nodes, Sentinels, ask
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+__all__ = ["Connected", "RedisAddress"]
+
+_OF_MANY: Final = re.compile(r"(rediss?)\+(sentinel|cluster)")
+_PORTS: Final = {"sentinel": 26_379, "cluster": 6_379}
+_NODE: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+))(?::(\d{1,5}))?")
+_FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_SHARDED_SINCE_VERSION: Final = 7
+
+
+class Connected(NamedTuple):
+    """An open connection to a primary, what to call it in errors and logs, and whether its channels are sharded.
+
+    In a cluster a sharded message reaches who is subscribed at the primary of the channel's slot, and any other one
+    costs every server of the cluster.
+    """
+
+    connection: "AbstractConnection"
+    label: str
+    is_sharded: bool
+
+
+class RedisAddress:
+    """Where a Redis or Valkey server is, checked once and kept without showing its password.
+
+    Shape:  `redis://[[user]:password@]host[:port][/db]`, `rediss://…` with TLS, or `unix://path`;
+            `redis+sentinel://[[user]:password@]sentinel[:port],…/service[/db]`;
+            `redis+cluster://[[user]:password@]host[:port],…`; `rediss+…://` with TLS.
+    Raises: InvalidSettings.
+    Source: docs/redis.md, and the client library's `parse_url`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.label: Final = _without_password(url)
+        self._topology: Sentinels | Cluster | None = None
+        try:
+            parts = _checked_parts(url)
+            if kind := _OF_MANY.fullmatch(parts.scheme):
+                self._read_many(parts, scheme=kind[1], kind=kind[2])
+            else:
+                self._connection_class, self._arguments = _read_one(url)
+            self._new_connection("checks the arguments")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InvalidSettings(
+                f"expected a URL such as redis://127.0.0.1:6379/0, got {self.label!r}: {error}"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"RedisAddress({self.label!r})"
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether each namespace may be at another server, and needs a link of its own."""
+        return isinstance(self._topology, Cluster)
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the data nodes are expected to take TLS."""
+        return self.label.startswith("rediss")
+
+    def of(self, namespace: str) -> Self:
+        """Return where `namespace` is: here, or in a cluster wherever its slot is."""
+        if not isinstance(self._topology, Cluster):
+            return self
+        other = copy.copy(self)
+        other._topology = self._topology.of(namespace)
+        return other
+
+    async def connect(self, client_name: str) -> Connected:
+        """Find the primary, connect to it and say hello, with every automatism of the client library off.
+
+        Raises: LinkLost, OSError, or an error of the client library.
+        """
+        label = self.label
+        node = None
+        if self._topology is not None:
+            node = await self._topology.find_primary()
+            label = f"{node} of {label}"
+        connection = self._new_connection(client_name, node)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            hello = {_text(name): _text(value) for name, value in (await ask(connection, "HELLO")).items()}
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        if isinstance(self._topology, Sentinels) and hello["role"] != "master":
+            await connection.disconnect(nowait=True)
+            raise LinkLost(f"expected the sentinels to name a primary, got {node}, which is a {hello['role']}")
+        version = int(hello["version"].partition(".")[0])
+        return Connected(connection, label, hello["mode"] == "cluster" and version >= _SHARDED_SINCE_VERSION)
+
+    def _read_many(self, parts: SplitResult, *, scheme: str, kind: str) -> None:
+        user, at, hosts = parts.netloc.rpartition("@")
+        nodes = [_node_of(text, _PORTS[kind]) for text in hosts.split(",")]
+        places = [unquote(place) for place in parts.path.split("/")[1:]]
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        sentinel_options: dict[str, Any] = {
+            name.removeprefix("sentinel_"): options.pop(name)
+            for name in ("sentinel_username", "sentinel_password")
+            if kind == "sentinel" and name in options
+        }
+        if kind == "sentinel" and (not 1 <= len(places) <= 2 or not places[0]):
+            raise ValueError("after the sentinels comes /service, the name they have for the primary, and perhaps /db")
+        if kind == "cluster" and places not in ([], [""], ["0"]):
+            raise ValueError("a cluster has one database: leave out what comes after the servers")
+        database = places[1] if len(places) == 2 else "0"
+        if not database.isdecimal():
+            raise ValueError("the database is not a number")
+        # The first server stands in for the one that is found each time.
+        self._connection_class, self._arguments = _read_one(
+            f"{scheme}://{user}{at}{nodes[0]}/{database}?{urlencode(options)}"
+        )
+        if kind == "sentinel":
+            from redis.asyncio.connection import Connection
+
+            self._topology = Sentinels(
+                Nodes(nodes, lambda node: Connection(**{**sentinel_options, **_automatisms_off(), **node._asdict()})),
+                places[0],
+            )
+        else:
+            self._topology = Cluster(Nodes(nodes, lambda node: self._new_connection("broadcache", node)))
+
+    def _new_connection(self, client_name: str, node: Node | None = None) -> "AbstractConnection":
+        arguments: dict[str, Any] = {**self._arguments, **_automatisms_off(), "client_name": client_name}
+        if node is not None:
+            arguments |= node._asdict()
+        return self._connection_class(**arguments)
+
+
+def _checked_parts(url: str) -> SplitResult:
+    """Split `url`. Raises: ValueError that does not repeat it, for a part may be a password in the wrong place."""
+    parts = urlsplit(url)
+    if not _OF_MANY.fullmatch(parts.scheme):
+        try:
+            parts.port  # noqa: B018  (reading it checks it)
+        except ValueError:
+            raise ValueError("after the host comes a port from 0 to 65535") from None
+    return parts
+
+
+def _read_one(url: str) -> "tuple[type[AbstractConnection], dict[str, Any]]":
+    # The client library takes a third of a second to import: only those who connect pay for it.
+    from redis.asyncio.connection import Connection, parse_url
+
+    arguments: dict[str, Any] = dict(parse_url(url))
+    for name in _FILES:
+        if name in arguments and not Path(arguments[name]).is_file():
+            raise ValueError(f"{name} names no file: {arguments[name]}")
+    return arguments.pop("connection_class", Connection), arguments
+
+
+def _node_of(text: str, default_port: int) -> Node:
+    found = _NODE.fullmatch(text)
+    if found is None or int(found[3] or 0) > 65_535:
+        raise ValueError("between // and / come servers such as 10.0.0.1:26379,10.0.0.2:26379")
+    return Node(found[1] or found[2], int(found[3] or default_port))
+
+
+def _automatisms_off() -> dict[str, Any]:
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+    from redis.maint_notifications import MaintNotificationsConfig
+
+    return {
+        "protocol": 3,  # replies and pushes share one connection, in one order
+        "decode_responses": False,
+        "health_check_interval": 0,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "retry_on_timeout": False,
+        "socket_timeout": None,  # deadlines are the link's owner's
+    }
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _without_password(url: object) -> str:
+    """Name an address in errors and logs without giving its secrets away."""
+    if not isinstance(url, str):
+        return repr(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a URL that cannot be read"
+    user, at, hosts = parts.netloc.rpartition("@")
+    # What stands where a port should and is no number may be the password of a user whose host was forgotten.
+    hosts = re.sub(r":(?![0-9]{1,5}(?:,|$)|[0-9A-Fa-f:.]*\])[^,]*", ":…", hosts)
+    shown = f"{user.partition(':')[0]}{':…' if ':' in user else ''}{at}{hosts}"
+    if parts.scheme == "unix":  # which the standard library does not know to have a host, if an empty one
+        return f"unix://{shown}{parts.path}"
+    return parts._replace(netloc=shown, query="").geturl()

@@ -1,0 +1,106 @@
+"""What the server sends on one connection, response by response, in slices that leave the event loop to others.
+
+With hiredis installed it is read straight from the stream, which is several times as fast as asking the client library
+for each response. Without it, or if the client library no longer has its stream where it had it, the library is asked.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+__all__ = ["Refused", "Responses", "responses_of"]
+
+_SLICE_RESPONSES: Final = 128
+"""How many responses are handed over before the rest of the event loop runs: a flood never starves it."""
+_READ_BYTES: Final = 65_536
+_NOT_ENOUGH: Final = object()
+
+
+class Refused(Exception):
+    """Redis answered a command with an error. `code` is the error's first word, e.g. `NOSCRIPT`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = text.partition(" ")[0]
+
+
+class Responses(NamedTuple):
+    """How to read the responses of a connection.
+
+    Shape:  `next_slice` returns at least one. A push is of type `push_type`, a refusal is a `Refused`, whatever else
+            comes is a reply.
+    Raises: OSError, or an error of the client library, when the connection is gone.
+    """
+
+    next_slice: Callable[[], Awaitable[Sequence[Any]]]
+    push_type: type[Any]
+
+
+def responses_of(connection: "AbstractConnection") -> Responses:
+    """Return the fastest way to read from a connection that has said hello, and on which nothing is under way."""
+    stream = getattr(connection, "_reader", None)
+    if isinstance(stream, asyncio.StreamReader):
+        try:
+            import hiredis
+        except ImportError:
+            pass
+        else:
+            reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH, replyError=Refused)
+            return Responses(_FromStream(stream, reader).next_slice, hiredis.PushNotification)
+    return Responses(_FromLibrary(connection).next_slice, tuple)
+
+
+class _FromStream:
+    def __init__(self, stream: asyncio.StreamReader, reader: Any) -> None:
+        self._stream = stream
+        self._reader = reader
+
+    async def next_slice(self) -> list[Any]:
+        gets = self._reader.gets
+        responses: list[Any] = []
+        while len(responses) < _SLICE_RESPONSES:
+            response = gets(False)
+            if response is not _NOT_ENOUGH:
+                responses.append(response)
+            elif responses:
+                return responses
+            else:
+                received = await self._stream.read(_READ_BYTES)
+                if not received:
+                    raise ConnectionError("the server closed the connection")
+                self._reader.feed(received)
+        await asyncio.sleep(0)
+        return responses
+
+
+class _FromLibrary:
+    def __init__(self, connection: "AbstractConnection") -> None:
+        self._connection = connection
+        self._handed_over = 0
+        parser: Any = connection._get_parser()
+        parser.set_pubsub_push_handler(_as_tuple)
+
+    async def next_slice(self) -> list[Any]:
+        from redis.exceptions import ResponseError
+
+        self._handed_over += 1
+        if self._handed_over % _SLICE_RESPONSES == 0:
+            await asyncio.sleep(0)
+        try:
+            return [
+                await self._connection.read_response(
+                    disable_decoding=True, timeout=math.inf, disconnect_on_error=False, push_request=True
+                )
+            ]
+        except ResponseError as error:
+            # The library takes the first word off errors that it knows.
+            return [Refused(f"{error.status_code} {error}" if error.status_code else str(error))]
+
+
+async def _as_tuple(push: Sequence[Any]) -> tuple[Any, ...]:
+    """Tell pushes from replies: the library's parsers make lists of both, and a reply is never a tuple."""
+    return tuple(push)

@@ -1,0 +1,127 @@
+"""Which server is the primary: asked of sentinels, or of a cluster, each time a link is opened."""
+
+import asyncio
+import binascii
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from .errors import LinkLost
+from .invalidation import DEFAULT_NAMESPACE
+from .names import names_of
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+__all__ = ["Cluster", "Node", "Nodes", "Sentinels", "ask"]
+
+T = TypeVar("T")
+
+_ANSWER_SECONDS: Final = 0.5
+"""How long one server is waited for: there are others to ask, and all of it happens within one connect timeout."""
+_SLOTS: Final = 16_384
+
+
+class Node(NamedTuple):
+    """Where one server listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Nodes:
+    """Servers any one of which can answer. One that did not is asked last the next time."""
+
+    def __init__(self, nodes: Sequence[Node], new_connection: Callable[[Node], "AbstractConnection"]) -> None:
+        self._nodes = list(nodes)
+        self._new_connection = new_connection
+
+    async def ask(
+        self, *command: str | int, wanted: str, answer_of: Callable[[Any, Node], T | None], first: Node | None = None
+    ) -> T:
+        """Return the first answer that is one, of `first` and then of the others.
+
+        Raises: LinkLost, with what each of them answered.
+        """
+        problems = []
+        for node in dict.fromkeys([first, *self._nodes] if first else self._nodes):
+            connection = self._new_connection(node)
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await connection.connect()  # type: ignore[no-untyped-call]
+                    answer = answer_of(await ask(connection, *command), node)
+            except Exception as error:  # noqa: BLE001  (the client library's errors have no base of their own)
+                problem = str(error) or f"no answer in {_ANSWER_SECONDS:g} s"
+            else:
+                if answer is not None:
+                    return answer
+                problem = "knows none"
+            finally:
+                await connection.disconnect(nowait=True)
+            problems.append(f"{node} ({problem})")
+            if node in self._nodes:
+                self._nodes.remove(node)
+                self._nodes.append(node)
+        raise LinkLost(f"expected {wanted}, got: {'; '.join(problems)}")
+
+
+class Sentinels:
+    """The sentinels that watch over a primary, by the name they have for it."""
+
+    def __init__(self, nodes: Nodes, service: str) -> None:
+        self._nodes = nodes
+        self._service = service
+
+    async def find_primary(self) -> Node:
+        """Return the primary as a sentinel knows it: it may be one of yesterday. Raises: LinkLost."""
+        return await self._nodes.ask(
+            "SENTINEL",
+            "GET-MASTER-ADDR-BY-NAME",
+            self._service,
+            wanted=f"a sentinel to name the primary of {self._service!r}",
+            answer_of=lambda reply, _: None if reply is None else Node(reply[0].decode(), int(reply[1])),
+        )
+
+
+class Cluster:
+    """The servers of a cluster, and the slot of one namespace."""
+
+    def __init__(self, nodes: Nodes, namespace: str = DEFAULT_NAMESPACE) -> None:
+        self.namespace: Final = namespace
+        self._nodes = nodes
+        self._slot = binascii.crc_hqx(names_of(namespace).channel.encode(), 0) % _SLOTS
+        self._last: Node | None = None
+
+    def of(self, namespace: str) -> "Cluster":
+        """Return the same cluster, for another namespace."""
+        return Cluster(self._nodes, namespace)
+
+    async def find_primary(self) -> Node:
+        """Return the primary of the namespace's slot. Raises: LinkLost."""
+        self._last = await self._nodes.ask(
+            "CLUSTER",
+            "SLOTS",
+            wanted=f"a server of the cluster to name the primary of namespace {self.namespace!r} (slot {self._slot})",
+            answer_of=self._primary_in,
+            # Who had the slot last knows best where it went; others learn it later.
+            first=self._last,
+        )
+        return self._last
+
+    def _primary_in(self, reply: Sequence[Any], asked: Node) -> Node | None:
+        for first, last, (host, port, *_), *_ in reply:
+            if first <= self._slot <= last and host != b"?":
+                # No host means: the one at which you have asked.
+                return Node(host.decode() if host else asked.host, port)
+        return None
+
+
+async def ask(connection: "AbstractConnection", *command: str | int) -> Any:
+    """Send one command over a connection on which nothing is under way, and return its reply.
+
+    Raises: OSError, or an error of the client library.
+    """
+    await connection.send_command(*command)
+    return await connection.read_response()

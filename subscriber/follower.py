@@ -1,0 +1,337 @@
+"""The follower: follows some namespaces over one link, for as long as the subscriber lives.
+
+Connect, subscribe, recover, stay coherent by proving again and again that the link delivers, lose the link, and begin
+again. What it cannot prove it does not claim.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn, TypeAlias
+
+import msgspec
+
+from ..shared.clock import Clock
+from ..shared.errors import BroadcacheError, LinkLost
+from ..shared.link import Link, RedisAddress, Refused
+from ..shared.log import Identity, echo, echo_channel_of, head, identity, names_of, read_after
+from .local_cache import LocalCache
+from .sequencer import Sequencer
+
+__all__ = ["Follower", "State", "Timing"]
+
+State: TypeAlias = Literal["connecting", "recovering", "coherent", "lost", "closed"]
+
+_log = logging.getLogger("broadcache.subscriber")
+
+_BACKOFF_SECONDS_MIN: Final = 0.05
+_REPLAY_PAGE_ENTRIES: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How often, and how long. What each number is for: `Subscriber`."""
+
+    echo_interval_seconds: float
+    echo_timeout_seconds: float
+    connect_timeout_seconds: float
+    backoff_seconds_max: float
+
+
+class Follower:
+    """Keeps the caches of its namespaces coherent, over a link of its own.
+
+    Namespaces may come and go meanwhile: `add` and `remove`. One without namespaces must not be running.
+
+    Shape:  `on_change` is called, without arguments, when dead entries may be left to sweep. `echoes` counts proofs of
+            coherence, `subscriptions` how often it subscribed anew, `lost` how often it had no link.
+    """
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        replica_id: str,
+        timing: Timing,
+        clock: Clock,
+        uniform: Callable[[], float],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.state: State = "closed"
+        self.link: Link | None = None
+        self.echoes = 0
+        self.subscriptions = 0
+        self.lost = 0
+        self._address = address
+        self._sequencers: dict[str, Sequencer] = {}
+        self._replica_id = replica_id
+        self._timing = timing
+        self._clock = clock
+        self._uniform = uniform
+        self._on_change = on_change
+        self._of_channel: dict[bytes, Sequencer] = {}
+        # What the server has confirmed on the link that there is, and the namespaces whose position it has told.
+        self._subscribed: set[str] = set()
+        self._resumed: set[str] = set()
+        self._server: Identity | None = None
+        self._probe = b""
+        self._has_news = asyncio.Event()
+        self._has_probe = asyncio.Event()
+        self._is_coherent = asyncio.Event()
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The namespaces that it follows."""
+        return tuple(self._sequencers)
+
+    @property
+    def caches(self) -> list[LocalCache]:
+        """The caches of all its namespaces."""
+        return [cache for sequencer in self._sequencers.values() for cache in sequencer.caches]
+
+    def add(self, sequencer: Sequencer) -> None:
+        """Follow one more namespace, or one whose caches have become more, from now on."""
+        self._sequencers[sequencer.namespace] = sequencer
+        self._of_channel[names_of(sequencer.namespace).channel.encode()] = sequencer
+        if self.state == "coherent":
+            self._enter("recovering")
+        self._has_news.set()
+
+    def remove(self, namespace: str) -> None:
+        """Follow one namespace less."""
+        del self._sequencers[namespace]
+        del self._of_channel[names_of(namespace).channel.encode()]
+        self._resumed.discard(namespace)
+        self._has_news.set()
+
+    def prepare(self) -> None:
+        """Get ready to follow in whichever event loop comes next."""
+        # Events belong to the event loop that first waits for them, and the next life may have another.
+        self._has_news = asyncio.Event()
+        self._has_probe = asyncio.Event()
+        self._is_coherent = asyncio.Event()
+
+    async def wait_coherent(self) -> None:
+        """Wait until every namespace has been proven coherent over the link that there is."""
+        await self._is_coherent.wait()
+
+    async def follow_for_ever(self) -> NoReturn:
+        """Follow, over one link after the other. Ends only by being cancelled."""
+        failures = 0
+        while True:
+            echoes_before = self.echoes
+            try:
+                await self._follow()
+            except BroadcacheError as error:
+                # One line an outage, not one an attempt.
+                is_news = self.echoes != echoes_before or not failures
+                _log.log(logging.WARNING if is_news else logging.DEBUG, "caches bypassed: %s", error)
+            except Exception:  # noqa: BLE001  (the outermost task: a replica must outlive our mistakes)
+                _log.exception("caches bypassed: an error of our own, please report it")
+            self.lost += 1
+            # A link that has carried more than the first echo was a good one: the next attempt is the first again.
+            failures = 1 if self.echoes > echoes_before + 1 else failures + 1
+            await asyncio.sleep(self._backoff_seconds(failures))
+
+    async def _follow(self) -> NoReturn:
+        """Follow the namespaces over one link, until it is lost. Raises: BroadcacheError."""
+        self._enter("connecting")
+        link = await Link.open(
+            self._address,
+            client_name=f"broadcache:{self._replica_id}",
+            timeout_seconds=self._timing.connect_timeout_seconds,
+            on_message=self._receive,
+        )
+        try:
+            link.lost.add_done_callback(self._note_loss)
+            self._enter("recovering")
+            server = await self._recover(link)
+            # Only now: what the log has told may have been told by a server that is no primary any more.
+            await self._echo(link, server)
+            self._server = server
+            self.subscriptions += 1
+            self.link = link
+            _log.info("coherent: subscribed to %s at %s", ", ".join(self._sequencers), link.label)
+            while True:
+                await self._pause(link)
+                await self._resume(link, is_same_server=True)
+                for sequencer in tuple(self._sequencers.values()):
+                    await self._catch_up(link, sequencer)
+                await self._echo(link, server)
+        finally:
+            self.leave("lost")
+            await link.close()
+
+    async def _recover(self, link: Link) -> Identity:
+        """Subscribe, and catch up with what was published since the last subscription ended."""
+        async with _deadline(self._timing.echo_timeout_seconds, link.label):
+            server = await identity(link)
+        self._subscribed = set()
+        self._resumed = set()
+        if server != self._server:
+            # Until an echo has proven the other one, positions are of neither.
+            self._server = None
+        await self._resume(link, is_same_server=self._server is not None)
+        return server
+
+    async def _resume(self, link: Link, *, is_same_server: bool) -> None:
+        """Subscribe to what is to be followed and is not yet, and catch up with what was published before.
+
+        The log tells what was missed, if it is still the same log of the same server and reaches back. Otherwise
+        everything is dropped, and what was missed no longer matters.
+        """
+        await self._subscribe(link)
+        for namespace, sequencer in tuple(self._sequencers.items()):
+            if namespace in self._resumed or names_of(namespace).channel not in self._subscribed:
+                continue
+            async with _deadline(self._timing.echo_timeout_seconds, link.label):
+                newest = await head(link, namespace)
+            reason = sequencer.resume(newest, is_same_server=is_same_server)
+            if reason is not None:
+                sequencer.restart(newest, reason)
+            await self._catch_up(link, sequencer)
+            if self._sequencers.get(namespace) is sequencer:
+                self._resumed.add(namespace)
+
+    async def _subscribe(self, link: Link) -> None:
+        """Have the link carry the channels of the namespaces that are followed, and no others."""
+        namespaces = self.namespaces
+        wanted = {names_of(namespace).channel for namespace in namespaces}
+        wanted.add(echo_channel_of(namespaces[0], self._replica_id))
+        try:
+            async with _deadline(self._timing.echo_timeout_seconds, link.label):
+                if missing := wanted - self._subscribed:
+                    await link.subscribe(*missing)
+                if too_many := self._subscribed - wanted:
+                    await link.unsubscribe(*too_many)
+        except Refused as refusal:
+            raise LinkLost(f"expected {link.label} to let this user subscribe, got: {refusal}") from refusal
+        self._subscribed = wanted
+
+    async def _catch_up(self, link: Link, sequencer: Sequencer) -> None:
+        """Apply from the log what did not come over the channel; drop everything if the log no longer holds it."""
+        while sequencer.is_behind:
+            async with _deadline(self._timing.echo_timeout_seconds, link.label):
+                entries = await read_after(
+                    link, sequencer.namespace, after=sequencer.sequence, count=_REPLAY_PAGE_ENTRIES
+                )
+                if not sequencer.replay(entries):
+                    sequencer.restart(await head(link, sequencer.namespace), "log trimmed")
+            self._on_change()
+            await asyncio.sleep(0)
+
+    async def _pause(self, link: Link) -> None:
+        """Wait until the next echo is due, or until there is something to catch up with, or the link is lost."""
+        self._has_news.clear()
+        if (
+            link.lost.done()
+            or not self._is_whole
+            or any(sequencer.is_behind for sequencer in self._sequencers.values())
+        ):
+            return
+        pause_seconds = self._timing.echo_interval_seconds * (0.8 + 0.2 * self._uniform())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_seconds):
+                await self._has_news.wait()
+
+    async def _echo(self, link: Link, server: Identity) -> None:
+        """Send this replica a probe through the publish path, and compare positions with the heads.
+
+        Everything on a link arrives in the order in which the server did it. So when the probe is back and no sequencer
+        is behind the heads, all that was accepted before the question was asked has been applied.
+        """
+        asked_at = self._clock()
+        # Others may come while the answer is under way: the next echo is theirs.
+        asked = {namespace: each for namespace, each in self._sequencers.items() if namespace in self._resumed}
+        before = {namespace: sequencer.position for namespace, sequencer in asked.items()}
+        self._probe = secrets.token_hex(8).encode()
+        self._has_probe.clear()
+        async with _deadline(self._timing.echo_timeout_seconds, link.label):
+            heads = await echo(
+                link,
+                tuple(asked),
+                replica_id=self._replica_id,
+                probe=self._probe.decode(),
+                presence=self._presence(),
+                presence_seconds=2 * self._timing.echo_interval_seconds + self._timing.echo_timeout_seconds,
+            )
+            await self._has_probe.wait()
+            if link.lost.done():
+                raise link.lost.result()
+        if heads.replication_id != server.replication_id:
+            raise LinkLost(f"{link.label} was demoted, or promoted: what it had accepted may be lost")
+        for namespace, sequencer in asked.items():
+            reason = sequencer.check(heads.positions[namespace], before[namespace])
+            if reason is not None:
+                async with _deadline(self._timing.echo_timeout_seconds, link.label):
+                    sequencer.restart(await head(link, namespace), reason)
+            await self._catch_up(link, sequencer)
+        self.echoes += 1
+        self._confirm(asked_at)
+
+    def _presence(self) -> bytes:
+        """What others can read of this replica while it lives."""
+        positions = {namespace: each.position for namespace, each in self._sequencers.items()}
+        return msgspec.json.encode({"replica": self._replica_id, "state": self.state, "positions": positions})
+
+    def _confirm(self, as_of: float) -> None:
+        for namespace in self._resumed:
+            for cache in self._sequencers[namespace].caches:
+                cache.confirm_coherent(as_of)
+        if self._is_whole:
+            self._enter("coherent")
+        self._on_change()
+
+    def leave(self, state: State) -> None:
+        """Bypass the caches: there is no link, or it is not to be used any more."""
+        self.link = None
+        self._enter(state)
+        for cache in self.caches:
+            cache.disconnect()
+        self._on_change()
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether every namespace is followed over the link that there is."""
+        return self._resumed == self._sequencers.keys()
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        if state == "coherent":
+            self._is_coherent.set()
+        else:
+            self._is_coherent.clear()
+
+    def _backoff_seconds(self, failures: int) -> float:
+        """Full jitter: anything from nothing to a ceiling that doubles, so that replicas do not come back in step."""
+        ceiling_seconds: float = min(self._timing.backoff_seconds_max, _BACKOFF_SECONDS_MIN * 2.0 ** min(failures, 32))
+        return self._uniform() * ceiling_seconds
+
+    def _note_loss(self, _: object) -> None:
+        """Wake up whoever waits for what can no longer come."""
+        self._has_news.set()
+        self._has_probe.set()
+
+    def _receive(self, channel: bytes, frame: bytes) -> None:
+        sequencer = self._of_channel.get(channel)
+        if sequencer is None:
+            if frame == self._probe:
+                self._has_probe.set()
+        elif sequencer.receive(frame):
+            self._on_change()
+            if sequencer.is_behind:
+                self._has_news.set()
+
+
+@asynccontextmanager
+async def _deadline(seconds: float, label: str) -> AsyncIterator[None]:
+    """End what is awaited within it after some seconds, as a lost link."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise LinkLost(f"expected an answer from {label} within {seconds:g} s, got none") from None

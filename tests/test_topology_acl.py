@@ -1,0 +1,135 @@
+"""The least rights that work, as docs/redis.md has them: each of them is needed, and is named when it is missing."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from tests.support.replicas import FAST, fill, new_cache, reached
+from tests.support.topologies import asked, cluster_of_three
+from tests.support.waiting import until
+
+from broadcache.publisher import Publisher
+from broadcache.shared import Keys, LinkLost, LogRefused
+from broadcache.shared.embedded import EmbeddedServer
+from broadcache.subscriber import Subscriber
+
+pytestmark = pytest.mark.anyio
+
+PAGE = Path(__file__).parent.parent / "docs" / "redis.md"
+
+
+def rights_of(user: str) -> list[str]:
+    """The rights that the page gives to a user: what stands after `ACL SETUSER user on >password`."""
+    found = re.search(rf"^ACL SETUSER {user} on >\S+((?:.*\\\n)*.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return found[1].replace("\\", "").split()
+
+
+async def test_in_a_cluster_the_rights_of_the_page_are_enough() -> None:
+    more = rights_in("A cluster")
+    with cluster_of_three() as cluster:
+        urls = dict.fromkeys(("replica", "publisher"), "")
+        for user in urls:
+            for node in cluster.nodes:
+                allow(node, user, [*rights_of(user), *more])
+            urls[user] = cluster.url.replace("://", f"://{user}:secret@")
+        namespaces = cluster.namespaces()
+        async with (
+            Subscriber(urls["replica"], caches={each: new_cache() for each in namespaces}, **FAST) as subscriber,
+            Publisher(urls["publisher"]) as publisher,
+        ):
+            for namespace in namespaces:
+                await reached(subscriber, await publisher.publish(Keys("key"), namespace=namespace))
+            assert subscriber.stats().lost == 0
+
+
+def rights_in(beginning: str) -> list[str]:
+    """The rights that the page adds in the sentence that begins so."""
+    found = re.search(rf"^{beginning}[^`]*`([^`]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return found[1].split()
+
+
+def allow(server: EmbeddedServer, user: str, rights: list[str]) -> str:
+    """Make a user with these rights and no others; return the URL to connect with."""
+    asked(server.port, "ACL", "SETUSER", user, "reset", "on", ">secret", *rights)
+    return f"redis://{user}:secret@127.0.0.1:{server.port}"
+
+
+async def test_the_rights_of_the_page_are_enough(own_server: EmbeddedServer) -> None:
+    subscriber_url = allow(own_server, "replica", rights_of("replica"))
+    publisher_url = allow(own_server, "publisher", rights_of("publisher"))
+    cache = new_cache()
+    async with (
+        Subscriber(subscriber_url, caches={"default": cache}, **FAST) as subscriber,
+        Publisher(publisher_url) as publisher,
+    ):
+        await subscriber.attach("products", new_cache())
+        for namespace in ("default", "products"):
+            fill(subscriber.caches_by_namespace[namespace], "key", "other")
+            await reached(subscriber, await publisher.publish(Keys("key"), namespace=namespace))
+            assert set(subscriber.caches_by_namespace[namespace]) == {"other"}
+            assert (await publisher.head(namespace), len(await publisher.history(namespace)))[1] == 1
+        await subscriber.detach("products")
+        echoes = subscriber.stats().echoes
+        await until(lambda: subscriber.stats().echoes > echoes + 1)
+        assert subscriber.stats().lost == 0
+        # What was missed is read from the log.
+        asked(own_server.port, "CLIENT", "KILL", "TYPE", "pubsub")
+        await reached(subscriber, await publisher.publish(Keys("key")))
+        with pytest.raises(LogRefused, match="no permissions to run the 'get' command"):
+            await subscriber.invalidate(Keys("key"), namespace="default")
+
+
+async def test_a_replica_that_publishes_has_the_rights_of_both(own_server: EmbeddedServer) -> None:
+    url = allow(own_server, "both", [*rights_of("replica"), *rights_of("publisher")])
+    async with Subscriber(url, caches={"default": new_cache()}, **FAST) as subscriber:
+        await reached(subscriber, await subscriber.invalidate(Keys("key"), namespace="default"))
+
+
+@pytest.mark.parametrize("right", rights_of("replica"))
+async def test_a_replica_without_one_of_its_rights_bypasses_and_says_which(
+    own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture, right: str
+) -> None:
+    url = allow(own_server, "replica", rights_of("replica"))
+    with caplog.at_level(logging.DEBUG, logger="broadcache"):
+        async with (
+            Publisher(own_server.url) as publisher,
+            Subscriber(url, caches={"default": new_cache()}, **FAST) as subscriber,
+        ):
+            await subscriber.attach("products", new_cache())
+            await reached(subscriber, await publisher.publish(Keys("key")))
+            allow(own_server, "replica", [each for each in rights_of("replica") if each != right])
+            # Some are needed only now and then: to load a script, to read what was missed, to detach.
+            await subscriber.detach("products")
+            if right != "+unsubscribe":
+                asked(own_server.port, "SCRIPT", "FLUSH")
+                asked(own_server.port, "CLIENT", "KILL", "TYPE", "pubsub")
+                await publisher.publish(Keys("key"))
+            await until(lambda: named(right) in caplog.text.lower(), f"a text that names {right}")
+            assert "expected" in caplog.text
+
+
+@pytest.mark.parametrize("right", rights_of("publisher"))
+async def test_a_publisher_without_one_of_its_rights_is_told_which(own_server: EmbeddedServer, right: str) -> None:
+    url = allow(own_server, "publisher", [each for each in rights_of("publisher") if each != right])
+    # Somebody else's entries, so that the script deletes and begins the log again.
+    asked(own_server.port, "XADD", "{cache-invalidation}:log", "7-0", "f", "x")
+    async with Publisher(url, timeout_seconds=0.5) as publisher:
+
+        async def do_all() -> None:
+            await publisher.publish(Keys("key"))
+            await publisher.head()
+            await publisher.history()
+
+        with pytest.raises((LogRefused, LinkLost)) as refused:
+            await do_all()
+    assert named(right) in str(refused.value).lower()
+
+
+def named(right: str) -> str:
+    """What Redis says when this right is missing."""
+    if right.startswith("+"):
+        return f"'{right[1:]}'"
+    return "channel" if right.startswith("&") else "key"
