@@ -31,6 +31,7 @@ check: $(SET_UP) ## Lint, formatting, types: all that needs no run
 
 soak: $(SET_UP) ## Check the promise under every fault, for minutes (ARGS='--seconds 60 --faults cut,delay')
 	@$(PYTHON_IN_VENV) -m tests.faults $(ARGS)
+	@PROMISE_MODEL_RUNS=20000 $(PYTHON_IN_VENV) -m pytest -n auto --timeout 3600 tests/test_promise_model.py
 
 bench: $(SET_UP) ## Measure against peers and against the floor
 	@$(PYTHON_IN_VENV) -m benchmarks $(ARGS)

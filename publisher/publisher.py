@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from ..shared.address import RedisAddress
-from ..shared.errors import InvalidSettings, LinkLost, NotPrimary
+from ..shared.errors import InvalidSettings, LinkLost, LogRefused, NotPrimary
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
     SOURCE_BYTES_MAX,
@@ -167,6 +167,10 @@ class Publisher:
                     except NotPrimary as error:
                         # What was lost on the way before may have been logged: then that is what there is to say.
                         last = last if isinstance(last, LinkLost) else error
+                    except LogRefused as error:
+                        if isinstance(last, LinkLost):
+                            raise LinkLost(f"{last}; and then: {error}") from error
+                        raise
                     attempt += 1
                     ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16))
                     await asyncio.sleep(self._uniform() * ceiling_seconds)

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from .address import Connected, RedisAddress
 from .errors import LinkLost
-from .responses import Refused, responses_of
+from .responses import Refused, packer_of, responses_of
 
 __all__ = ["Argument", "Link", "OnMessage", "RedisAddress", "Refused"]
 
@@ -145,13 +145,13 @@ class Link:
         await confirmed
 
     async def _write(self) -> None:
+        pack = packer_of(self._connection)
         try:
             while True:
                 await self._has_unsent.wait()
                 self._has_unsent.clear()
                 commands, self._unsent = self._unsent, []
-                packed = self._connection.pack_commands(commands)
-                await self._connection.send_packed_command(packed, check_health=False)
+                await self._connection.send_packed_command(pack(commands), check_health=False)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever it is, the link is of no use any more, and says why)

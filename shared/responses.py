@@ -1,4 +1,4 @@
-"""What the server sends on one connection, response by response, in slices that leave the event loop to others.
+"""What goes over one connection: commands as bytes, and responses in slices that leave the event loop to others.
 
 With hiredis installed it is read straight from the stream, which is several times as fast as asking the client library
 for each response. Without it, or if the client library no longer has its stream where it had it, the library is asked.
@@ -7,12 +7,12 @@ for each response. Without it, or if the client library no longer has its stream
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Refused", "Responses", "responses_of"]
+__all__ = ["Packer", "Refused", "Responses", "packer_of", "responses_of"]
 
 _SLICE_RESPONSES: Final = 128
 """How many responses are handed over before the rest of the event loop runs: a flood never starves it."""
@@ -26,6 +26,9 @@ class Refused(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.code = text.partition(" ")[0]
+
+
+Packer: TypeAlias = Callable[[Sequence[tuple[Any, ...]]], list[bytes]]
 
 
 class Responses(NamedTuple):
@@ -52,6 +55,16 @@ def responses_of(connection: "AbstractConnection") -> Responses:
             reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH, replyError=Refused)
             return Responses(_FromStream(stream, reader).next_slice, hiredis.PushNotification)
     return Responses(_FromLibrary(connection).next_slice, tuple)
+
+
+def packer_of(connection: "AbstractConnection") -> Packer:
+    """Return the fastest way to put commands into bytes: the library's own takes several times as long as hiredis'."""
+    try:
+        from hiredis import pack_command
+    except ImportError:
+        packed: Packer = connection.pack_commands
+        return packed
+    return lambda commands: list(map(pack_command, commands))
 
 
 class _FromStream:

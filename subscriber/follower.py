@@ -233,7 +233,7 @@ class Follower:
             or any(sequencer.is_behind for sequencer in self._sequencers.values())
         ):
             return
-        pause_seconds = self._timing.echo_interval_seconds * (0.8 + 0.2 * self._uniform())
+        pause_seconds = self._timing.echo_interval_seconds * (0.9 + 0.2 * self._uniform())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_seconds):
                 await self._has_news.wait()
@@ -305,6 +305,7 @@ class Follower:
             self._is_coherent.set()
         else:
             self._is_coherent.clear()
+        self._on_change()
 
     def _backoff_seconds(self, failures: int) -> float:
         """Full jitter: anything from nothing to a ceiling that doubles, so that replicas do not come back in step."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar, final, overload
 
 from ..shared.errors import InvalidSettings
 from ..shared.invalidation import DEFAULT_NAMESPACE, Target
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["CacheInvalidationMixin"]
 
 T = TypeVar("T")
+
+
+class _Door(NamedTuple):
+    cache: LocalCache
+    subscriber: Subscriber
 
 
 class CacheInvalidationMixin:
@@ -47,19 +52,19 @@ class CacheInvalidationMixin:
             raise InvalidSettings("expected a redis_url, got none; pass one, or set BROADCACHE_REDIS_URL")
         if not isinstance(cache, LocalCache):
             cache = LocalCache(cache, max_staleness_seconds=max_staleness_seconds, when_incoherent=when_incoherent)
-        self.__subscriber = Subscriber(url, caches={self.namespace: cache}, **options)
+        self.__door = _Door(cache, Subscriber(url, caches={self.namespace: cache}, **options))
 
     @final
     @property
     def cache(self) -> LocalCache:
         """The local cache."""
-        return self.__subscriber.caches[0]
+        return self.__door.cache
 
     @final
     @property
     def subscriber(self) -> Subscriber:
         """What keeps it coherent: its `state`, `position(...)` and `stats()`."""
-        return self.__subscriber
+        return self.__door.subscriber
 
     @overload
     async def get_or_load(
@@ -96,19 +101,19 @@ class CacheInvalidationMixin:
     @final
     async def invalidate(self, *targets: Target, reason: str = "", timeout_seconds: float = 5.0) -> Receipt:
         """`Subscriber.invalidate` for this object's namespace: forget here at once, then tell the others."""
-        return await self.__subscriber.invalidate(
+        return await self.__door.subscriber.invalidate(
             *targets, namespace=self.namespace, reason=reason, timeout_seconds=timeout_seconds
         )
 
     @final
     async def start(self) -> None:
         """Begin to listen. Returns when the cache is coherent, or when `start_timeout_seconds` have passed."""
-        await self.__subscriber.__aenter__()
+        await self.__door.subscriber.__aenter__()
 
     @final
     async def stop(self) -> None:
         """Stop listening; the cache is bypassed from then on. Harmless when it was stopped, or never started."""
-        await self.__subscriber.close()
+        await self.__door.subscriber.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -120,13 +125,13 @@ class CacheInvalidationMixin:
         await self.stop()
 
     def __enter__(self) -> Self:
-        self.__subscriber.__enter__()
+        self.__door.subscriber.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.__subscriber.__exit__(kind, error, trace)
+        self.__door.subscriber.__exit__(kind, error, trace)
 
     @final
     @asynccontextmanager
@@ -145,4 +150,4 @@ class CacheInvalidationMixin:
         """
         from .routes import router_of  # only a service that has FastAPI asks for it
 
-        return router_of(self.__subscriber)
+        return router_of(self.__door.subscriber)

@@ -17,7 +17,7 @@ from typing import Final, NoReturn, Self
 
 from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
-from ..shared.errors import InvalidSettings, LinkLost, NotPrimary
+from ..shared.errors import InvalidSettings, LinkLost, LogRefused, NotPrimary
 from ..shared.invalidation import Everything, Position, Target, check_namespace, invalidation_of
 from ..shared.log import Receipt, append
 from .follower import Follower, State, Timing
@@ -57,8 +57,9 @@ class Subscriber:
     is away does not keep a service from starting, the caches are bypassed until it comes.
 
     Shape:  `caches` maps each namespace to its cache, or to several: `{"products": cache, "users": [names, rights]}`.
-            `replica_id` names this process to others.
-    Units:  every `echo_interval_seconds` at most the link is asked for proof that it delivers, which has to come within
+            `replica_id` names this process to others. `on_state` is told each new `state`, in the subscriber's event
+            loop; it must not block.
+    Units:  about every `echo_interval_seconds` the link is asked for proof that it delivers, which has to come within
             `echo_timeout_seconds`. Reconnecting waits at most `backoff_seconds_max`, at random.
     Raises: InvalidSettings, InvalidNamespace when built; nothing afterwards: what happens is in `state`, in `stats()`
             and in the log `broadcache.subscriber`.
@@ -75,6 +76,7 @@ class Subscriber:
         connect_timeout_seconds: float = 2.0,
         start_timeout_seconds: float = 5.0,
         backoff_seconds_max: float = 5.0,
+        on_state: Callable[[State], None] | None = None,
         clock: Clock = monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -89,6 +91,8 @@ class Subscriber:
         )
         self._clock = clock
         self._uniform = uniform
+        self._on_state = on_state
+        self._told_state: State = "closed"
         self._sequencers: dict[str, Sequencer] = {}
         # One for all namespaces; in a cluster, where each may be at another server, one for each.
         self._followers: dict[str, Follower] = {}
@@ -294,6 +298,14 @@ class Subscriber:
 
     def _note_change(self) -> None:
         self._has_sweep_work.set()
+        state = self.state
+        if state != self._told_state:
+            self._told_state = state
+            if self._on_state is not None:
+                try:
+                    self._on_state(state)
+                except Exception:  # noqa: BLE001  (somebody else's mistake must not end the subscription)
+                    _log.exception("on_state(%r) failed: expected a function that does not raise", state)
 
     async def _all_coherent(self) -> None:
         while waiting := [each for each in self._followers.values() if each.state != "coherent"]:
@@ -341,6 +353,10 @@ class Subscriber:
                         # The echo would find out too, a second later.
                         last = last if isinstance(last, LinkLost) else error
                         await link.close()
+                    except LogRefused as error:
+                        if isinstance(last, LinkLost):
+                            raise LinkLost(f"{last}; and then: {error}") from error
+                        raise
         except TimeoutError:
             why = f": {last}" if last else "; there is no link to Redis"
             raise LinkLost(

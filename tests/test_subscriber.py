@@ -6,6 +6,7 @@ a stale value in a plain TTLCache.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -221,6 +222,56 @@ async def test_a_killed_connection_loses_nothing(own_server: EmbeddedServer) -> 
         receipt = await publisher.publish(Keys("key"))
         await reached(subscriber, "default", receipt)
         assert cache.get("key") is None
+
+
+async def test_ten_killed_connections_among_ten_thousand_messages_lose_and_repeat_nothing(
+    own_server: EmbeddedServer,
+) -> None:
+    messages, kills = 10_000, 10
+    cache = ListingCache(TTLCache(maxsize=10, ttl=600))
+    async with (
+        Subscriber(own_server.url, caches={"default": cache}, replica_id="tested", **FAST) as subscriber,
+        Publisher(own_server.url) as publisher,
+        Redis.from_url(own_server.url) as admin,
+    ):
+        first_of_all = await publisher.publish(Keys("first"))
+        await reached(subscriber, "default", first_of_all)
+        epoch = first_of_all.position.epoch
+        cache.listed.clear()
+        for kill in range(kills):
+            numbers = range(kill * messages // kills, (kill + 1) * messages // kills)
+            publishing = [asyncio.create_task(publisher.publish(Keys(str(number)))) for number in numbers]
+            await subscribed(subscriber, kill + 1)
+            await kill_the_replicas_connection(admin)
+            await asyncio.gather(*publishing)
+        await until(lambda: subscriber.position("default") == (epoch, messages + 1))
+        assert [sequence for sequence, _ in cache.listed] == list(range(2, messages + 2))
+        assert {key for _, key in cache.listed} == {str(number) for number in range(messages)}
+        assert cache.stats().clears == {"subscribed": 1}
+        await subscribed(subscriber, kills + 1)
+        assert subscriber.stats().received["replayed"] > 0
+
+
+async def subscribed(subscriber: Subscriber, times: int) -> None:
+    await until(lambda: subscriber.stats().subscriptions == times, f"subscription {times}")
+
+
+class ListingCache(LocalCache):
+    """Notes what is applied, in which order."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.listed: list[tuple[int, str]] = []
+
+    def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
+        super().apply_invalidation(invalidation, reason=reason)
+        if invalidation.seq is not None:
+            self.listed.append((invalidation.seq, invalidation.keys[0]))
+
+
+async def kill_the_replicas_connection(admin: Redis) -> None:
+    [replica] = [client for client in await admin.client_list() if client["name"].startswith("broadcache:tested")]
+    await admin.client_kill_filter(_id=replica["id"])
 
 
 async def test_control_a_killed_connection_leaves_naive_pubsub_stale(own_server: EmbeddedServer) -> None:
@@ -584,6 +635,29 @@ async def test_a_sync_service_runs_the_subscriber_in_a_thread(redis_url: str) ->
     dropped.set()
     assert await serving == (1, 1, "coherent", True, None, "closed")
     assert "broadcache subscriber" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_whoever_wants_to_know_is_told_each_new_state(own_server: EmbeddedServer) -> None:
+    states: list[State] = []
+    async with Subscriber(
+        own_server.url, caches={"default": new_cache()}, on_state=states.append, **FAST
+    ) as subscriber:
+        assert states == ["connecting", "recovering", "coherent"]
+        own_server.kill()
+        await until(lambda: "lost" in states)
+        own_server.restart()
+        await until(lambda: subscriber.state == "coherent")
+    assert (states.count("coherent"), states[-1]) == (2, "closed")
+    assert all(one != next_one for one, next_one in itertools.pairwise(states))
+
+
+async def test_a_failing_on_state_is_logged_and_harms_nobody(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(state: State) -> None:
+        raise ValueError("no such thing")
+
+    async with Subscriber(redis_url, caches={"default": new_cache()}, on_state=fail) as subscriber:
+        assert subscriber.state == "coherent"
+    assert "on_state('coherent') failed" in caplog.text
 
 
 async def test_closing_is_idempotent_and_the_subscriber_can_live_again(redis_url: str) -> None:

@@ -40,8 +40,8 @@ class Channel:
     """Follows one channel over links of its own, each made anew when it is lost or silent, for ever."""
 
     def __init__(self, redis_url: str, namespace: str, *, uniform: Callable[[], float] = random.random) -> None:
-        self._address = RedisAddress(redis_url)
         self._namespace = check_namespace(namespace)
+        self._address = RedisAddress(redis_url).of(namespace)
         self._uniform = uniform
 
     async def follow(self, observer: Observer) -> None:
