@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Connected", "RedisAddress"]
 
 _OF_MANY: Final = re.compile(r"(rediss?)\+(sentinel|cluster)")
+_URL_OF_MANY: Final = re.compile(r"(rediss?\+(?:sentinel|cluster))://([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?(?:#(.*))?")
 _PORTS: Final = {"sentinel": 26_379, "cluster": 6_379}
 _NODE: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+))(?::(\d{1,5}))?")
 _FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -140,9 +141,16 @@ class RedisAddress:
         return self._connection_class(**arguments)
 
 
+def _split(url: str) -> SplitResult:
+    """Split `url`. Raises: ValueError."""
+    many = _URL_OF_MANY.fullmatch(url)
+    # The standard library takes no server in brackets that is one of several; since when depends on its patch level.
+    return SplitResult(*many.groups(default="")) if many else urlsplit(url)
+
+
 def _checked_parts(url: str) -> SplitResult:
     """Split `url`. Raises: ValueError that does not repeat it, for a part may be a password in the wrong place."""
-    parts = urlsplit(url)
+    parts = _split(url)
     if not _OF_MANY.fullmatch(parts.scheme):
         try:
             parts.port  # noqa: B018  (reading it checks it)
@@ -195,7 +203,7 @@ def _without_password(url: object) -> str:
     if not isinstance(url, str):
         return repr(url)
     try:
-        parts = urlsplit(url)
+        parts = _split(url)
     except ValueError:
         return "a URL that cannot be read"
     user, at, hosts = parts.netloc.rpartition("@")
