@@ -6,6 +6,7 @@ from typing import Final
 from ..shared.address import RedisAddress
 from ..shared.errors import LinkLost
 from ..shared.link import Link
+from ..shared.tasks import is_cancelled
 
 __all__ = ["KeptLink"]
 
@@ -33,7 +34,7 @@ class KeptLink:
         try:
             return await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            if connecting.cancelled() and not _is_cancelled():
+            if connecting.cancelled() and not is_cancelled():
                 raise LinkLost("the publisher was closed while it was connecting") from None
             raise
 
@@ -59,9 +60,3 @@ class KeptLink:
             return self._link
         finally:
             self._connecting = None
-
-
-def _is_cancelled() -> bool:
-    """Whether the caller itself is being cancelled, and not just something that it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..shared.errors import InvalidLoader
+from ..shared.tasks import is_cancelled
 
 if TYPE_CHECKING:
     from .local_cache import LoadToken, LocalCache
@@ -109,7 +110,7 @@ class Loads:
                 return await waiting
             except asyncio.CancelledError:
                 self._abandon(load)
-                if joined is None or not load.is_finished or _is_cancelled():
+                if joined is None or not load.is_finished or is_cancelled():
                     raise
                 # Somebody else's load was ended, e.g. with its event loop. That is no reason to end this caller.
             finally:
@@ -245,11 +246,6 @@ def _stop_waiting(load: _Load) -> None:
     """Note that the loader this runs in, if any, no longer waits for `load`."""
     if within := _within.get():
         within[-1].waits_for.remove(load)
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _is_in_event_loop() -> bool:
