@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -59,6 +60,9 @@ def output_of(command: list[str], environment: dict[str, str]) -> str:
     return ran.stdout
 
 
+@pytest.mark.skipif(
+    shutil.which("curl") is None, reason="curl, which the README's shell session uses, is not installed"
+)
 def test_what_the_readme_shows_is_what_happens(own_server: EmbeddedServer, tmp_path: Path) -> None:
     replica_text, publisher_text = (text.replace("redis://127.0.0.1:6379", own_server.url) for text in blocks("python"))
     [session] = blocks("console")

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,13 @@ class Authority:
 
 def new_authority(directory: Path, host: str = "127.0.0.1") -> Authority:
     """Make one. Needs the program openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificates, is not installed")
     directory.mkdir()
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    _openssl(directory, "req", "-x509", *key, "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.crt")
+    # Python takes no authority from 3.13 on that does not say what its key is for.
+    usage = ("-addext", "keyUsage=critical,keyCertSign")
+    _openssl(directory, "req", "-x509", *key, "-subj", "/CN=authority", *usage, "-keyout", "ca.key", "-out", "ca.crt")
     name = f"IP:{host}" if host[0].isdigit() else f"DNS:{host}"
     for owner, purpose in (("server", "serverAuth"), ("client", "clientAuth")):
         extensions = ("-addext", f"subjectAltName={name}", "-addext", f"extendedKeyUsage={purpose}")
