@@ -284,15 +284,13 @@ class Follower:
                 cache.confirm_coherent(as_of)
         if self._is_whole:
             self._enter("coherent")
-        self._on_change()
 
     def leave(self, state: State) -> None:
         """Bypass the caches: there is no link, or it is not to be used any more."""
         self.link = None
-        self._enter(state)
         for cache in self.caches:
             cache.disconnect()
-        self._on_change()
+        self._enter(state)
 
     @property
     def _is_whole(self) -> bool:
@@ -300,6 +298,7 @@ class Follower:
         return self._resumed == self._sequencers.keys()
 
     def _enter(self, state: State) -> None:
+        """Be in `state`, and tell: the caches have to be in it already, since whoever hears of it may look at them."""
         self.state = state
         if state == "coherent":
             self._is_coherent.set()

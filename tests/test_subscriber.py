@@ -651,6 +651,19 @@ async def test_whoever_wants_to_know_is_told_each_new_state(own_server: Embedded
     assert all(one != next_one for one, next_one in itertools.pairwise(states))
 
 
+async def test_whoever_hears_of_a_state_finds_the_cache_in_it(own_server: EmbeddedServer) -> None:
+    cache = new_cache()
+    found: list[tuple[State, bool]] = []
+
+    def look(state: State) -> None:
+        found.append((state, cache.is_coherent))
+
+    async with Subscriber(own_server.url, caches={"default": cache}, on_state=look, **FAST):
+        own_server.kill()
+        await until(lambda: any(state == "lost" for state, _ in found))
+    assert {(state == "coherent", is_coherent) for state, is_coherent in found} == {(True, True), (False, False)}
+
+
 async def test_a_failing_on_state_is_logged_and_harms_nobody(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
     def fail(state: State) -> None:
         raise ValueError("no such thing")
