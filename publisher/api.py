@@ -1,26 +1,32 @@
-"""The publisher's HTTP API."""
+"""The publisher's HTTP API, and the fan-out beside it or alone."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Annotated, Final
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.routing import Route
 
 from ..shared.errors import InvalidNamespace, InvalidTarget
 from ..shared.invalidation import DEFAULT_NAMESPACE
 from . import openapi
+from .broadcaster import Broadcaster
+from .discovery import DnsDiscovery, ListDiscovery
+from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
 from .models import Accepted, History, PublishRequest
 from .problems import INVALIDATION_INVALID, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
 from .requests import check_is_json, id_of, idempotency_key_of, read_body
-from .settings import ApiSettings
+from .settings import ApiSettings, FanoutSettings, lists_of
 from .tokens import Tokens
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "create_fanout_app", "takes_any_method"]
+
+Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _HEALTH_PATHS: Final = frozenset({"/health/live", "/health/ready"})
 
@@ -30,8 +36,10 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
 
     Raises: InvalidSettings.
     """
+    fanout = _Fanout(settings)
     api = _Api(
         settings,
+        fanout,
         publisher
         or Publisher(
             settings.redis_url,
@@ -39,24 +47,92 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
             log_length=settings.log_length,
         ),
     )
-    app = FastAPI(
+    app = _new_app(api.lifespan)
+    app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
+    app.add_api_route("/invalidations", api.history, methods=["GET"], **openapi.HISTORY)
+    app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
+    app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
+    return _gated(app, settings, fanout)
+
+
+def create_fanout_app(settings: FanoutSettings) -> FastAPI:
+    """Return the fan-out alone, as an ASGI application that needs no Redis.
+
+    Raises: InvalidSettings.
+    """
+    fanout = _Fanout(settings)
+    app = _new_app(fanout.lifespan)
+    app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
+    return _gated(app, settings, fanout)
+
+
+def _new_app(lifespan: Lifespan) -> FastAPI:
+    return FastAPI(
         # Their pages load scripts from other people's hosts.
         docs_url=None,
         redoc_url=None,
         # A path is either right or an error: a client that is redirected may send its body twice, or not at all.
         redirect_slashes=False,
-        lifespan=api.lifespan,
+        lifespan=lifespan,
     )
-    app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
-    app.add_api_route("/invalidations", api.history, methods=["GET"], **openapi.HISTORY)
-    app.add_api_route("/health/live", api.live, methods=["GET"], **openapi.LIVE)
-    app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
+
+
+def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout") -> FastAPI:
+    """Put the fan-out beside the routes of `app`, and whoever wants to use either through the gate."""
+    own = frozenset({_first_segment(route.path) for route in app.routes if isinstance(route, Route)})
+    app.add_middleware(
+        FanoutGate,
+        broadcaster=fanout.broadcaster,
+        policy=fanout.policy,
+        reserved=own,
+        failure_status=settings.fanout_failure_status,
+        request_bytes_max=settings.request_bytes_max,
+        with_credentials=settings.fanout_forward_authorization,
+    )
     add_problem_handlers(app)
     tokens = Tokens(settings.tokens)
     if tokens:
-        app.add_middleware(TokenGate, tokens=tokens, open_paths=_HEALTH_PATHS)
+        # A broadcast is never a mere reading, whatever its method: it makes others act.
+        app.add_middleware(
+            TokenGate, tokens=tokens, open_paths=_HEALTH_PATHS, is_reading=lambda path: _first_segment(path) in own
+        )
     openapi.describe(app, needs_token=bool(tokens))
+    app.state.takes_any_method = not fanout.policy.is_off
     return app
+
+
+def takes_any_method(app: FastAPI) -> bool:
+    """Whether the web server in front of `app` must let methods through that it does not know."""
+    return bool(getattr(app.state, "takes_any_method", False))
+
+
+def _first_segment(path: str) -> str:
+    return path.split("/", 2)[1]
+
+
+class _Fanout:
+    """The broadcaster of these settings, for as long as an application runs."""
+
+    def __init__(self, settings: FanoutSettings) -> None:
+        self.policy: Final = settings.fanout_policy()
+        self.broadcaster: Final = Broadcaster(
+            ListDiscovery(lists_of(settings.fanout_lists), DnsDiscovery(settings.fanout_nameservers)),
+            self.policy,
+            limits=settings.fanout_limits(),
+            scheme=settings.fanout_scheme,
+            host_mode=settings.fanout_host,
+            tls=settings.fanout_tls(),
+            tls_name=settings.fanout_tls_name,
+        )
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        async with self.broadcaster:
+            yield
+
+
+async def _live() -> Response:
+    return _json({"status": "live"})
 
 
 class _HistoryQuery(BaseModel):
@@ -74,14 +150,15 @@ class _HistoryQuery(BaseModel):
 class _Api:
     """The endpoints, and what they share."""
 
-    def __init__(self, settings: ApiSettings, publisher: Publisher) -> None:
+    def __init__(self, settings: ApiSettings, fanout: _Fanout, publisher: Publisher) -> None:
         self._settings = settings
+        self._fanout = fanout
         self._publisher = publisher
         self._namespaces = frozenset(settings.namespaces)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        async with self._publisher:
+        async with self._fanout.broadcaster, self._publisher:
             yield
 
     async def publish(self, request: Request) -> Response:
@@ -111,9 +188,6 @@ class _Api:
             flaw = Flaw(parameter="namespace", detail=f"{error} at query parameter namespace")
             raise Problem(PARAMETER_INVALID, errors=(flaw,)) from None
         return _json(History.of(query.namespace, entries, query.limit))
-
-    async def live(self) -> Response:
-        return _json({"status": "live"})
 
     async def ready(self) -> Response:
         # The user of Redis may have rights to these namespaces alone.
