@@ -71,6 +71,8 @@ class Lookup:
         known = {target: reply.glue[target] for target in targets if target in reply.glue}
         known |= await self._of_targets([target for target in targets if target not in known])
         notes = [reply.truncated] if reply.truncated else []
+        if without_port := sum(number == 0 and target != dns.name.root for target, number in reply.targets):
+            notes.append(f"{without_port} SRV records of {_text(name)} have no port and were left out.")
         notes += _doubts_about_targets(name, known)
         addresses = [Address(host, number) for target, number in rows for host in _hosts_of_target(known[target])]
         return _discovered(_without_second_family(name, addresses, known.values(), notes), "srv", notes)

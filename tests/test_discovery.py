@@ -242,6 +242,12 @@ async def test_more_addresses_than_a_datagram_holds_come_by_tcp_and_are_complete
     assert Query("web.test", "A", "tcp") in server.queries
 
 
+async def test_sixty_addresses_fit_into_one_datagram(server: DnsServer, discovery: DnsDiscovery) -> None:
+    server.a("web.test", *MANY[:60])
+    assert hosts(await discovery.discover("web.test", 80)) == MANY[:60]
+    assert "tcp" not in {query.transport for query in server.queries}
+
+
 async def test_an_answer_that_is_cut_off_over_tcp_is_not_called_complete(
     server: DnsServer, discovery: DnsDiscovery
 ) -> None:
@@ -328,6 +334,12 @@ async def test_a_name_with_enough_dots_is_tried_as_it_stands_first(server: DnsSe
     discovery = discovery_of(server, tmp_path, "search ns.test\noptions ndots:1\n")
     assert hosts(await discovery.discover("web.test", 80)) == ["127.0.0.2"]
     assert {query.name for query in server.queries} == {"web.test"}
+
+
+async def test_a_name_without_dots_is_looked_for_in_the_search_domains_first(server: DnsServer, tmp_path: Path) -> None:
+    server.a("web", "127.0.0.9")
+    server.a("web.ns.test", "127.0.0.2")
+    assert hosts(await discovery_of(server, tmp_path, "search ns.test\n").discover("web", 80)) == ["127.0.0.2"]
 
 
 async def test_a_search_domain_that_makes_the_name_too_long_is_passed_over(server: DnsServer, tmp_path: Path) -> None:
@@ -426,7 +438,8 @@ async def test_the_alias_of_a_named_port_is_refused_when_it_leaves_the_domain(
 async def test_a_target_that_is_an_alias_out_of_its_domain_is_refused(
     server: DnsServer, discovery: DnsDiscovery
 ) -> None:
-    server.srv("_http._tcp.web.test", [("pod.web.test", 80)])
+    rows = [("pod.web.test", 80), ("good.web.test", 80)]
+    server.srv("_http._tcp.web.test", rows, glue={"good.web.test": ["127.0.0.3"]})
     server.cname("pod.web.test", "evil.example")
     server.a("evil.example", "127.0.0.2")
     with pytest.raises(AliasRefused):
@@ -547,9 +560,26 @@ async def test_targets_that_are_named_by_address_are_paired_by_their_number(
 async def test_a_target_that_says_there_is_no_service_is_ignored(server: DnsServer, discovery: DnsDiscovery) -> None:
     server.srv("_http._tcp.web.test", [(".", 80), ("a.web.test", 80)], glue={"a.web.test": ["127.0.0.2"]})
     server.srv("_http._tcp.off.test", [(".", 0)])
-    assert hosts(await discovery.discover("web.test", "http")) == ["127.0.0.2"]
+    found = await discovery.discover("web.test", "http")
+    assert hosts(found) == ["127.0.0.2"]
+    assert found.is_complete
     with pytest.raises(ServiceNotFound):
         await discovery.discover("off.test", "http")
+
+
+async def test_a_row_without_a_port_is_left_out_and_said(server: DnsServer, discovery: DnsDiscovery) -> None:
+    glue = {"a.web.test": ["127.0.0.2"], "b.web.test": ["127.0.0.3"]}
+    server.srv("_http._tcp.web.test", [("a.web.test", 80), ("b.web.test", 0)], glue=glue)
+    found = await discovery.discover("web.test", "http")
+    assert hosts(found) == ["127.0.0.2"]
+    assert found.notes == ("1 SRV records of web.test have no port and were left out.",)
+    assert not found.is_complete
+
+
+async def test_an_address_that_two_targets_share_is_called_once(server: DnsServer, discovery: DnsDiscovery) -> None:
+    glue = {"a.web.test": ["127.0.0.2"], "b.web.test": ["127.0.0.2", "127.0.0.3"]}
+    server.srv("_http._tcp.web.test", [(target, 80) for target in glue], glue=glue)
+    assert texts(await discovery.discover("web.test", "http")) == ["127.0.0.2:80", "127.0.0.3:80"]
 
 
 async def test_a_named_port_without_records_is_not_found_and_says_why(

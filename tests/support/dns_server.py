@@ -170,8 +170,9 @@ class DnsServer:
             alias = self._records.get((name, dns.rdatatype.CNAME))
             if alias is None:
                 break
-            response.answer.append(_rrset(name, dns.rdatatype.CNAME, alias.rows()))
-            name = dns.name.from_text(alias.rows()[0])
+            targets = alias.rows()
+            response.answer.append(_rrset(name, dns.rdatatype.CNAME, targets))
+            name = dns.name.from_text(targets[0])
         known = {known for known, _ in (*self._records, *self._failures, *self._silent)}
         if name not in known:
             response.set_rcode(dns.rcode.NXDOMAIN)
