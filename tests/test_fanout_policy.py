@@ -253,7 +253,10 @@ def refusal(call: Callable[[], object]) -> str:
         call()
     error = caught.value
     assert re.search("expected .*got", str(error))
-    return error.rule if isinstance(error, FanoutRefused) else error.part
+    if isinstance(error, FanoutRefused):
+        return error.rule
+    assert isinstance(error, InvalidService)
+    return error.part
 
 
 @pytest.mark.parametrize("service", IP_LITERALS, ids=ascii)
