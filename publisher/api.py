@@ -116,7 +116,11 @@ class _Fanout:
     def __init__(self, settings: FanoutSettings) -> None:
         self.policy: Final = settings.fanout_policy()
         self.broadcaster: Final = Broadcaster(
-            ListDiscovery(lists_of(settings.fanout_lists), DnsDiscovery(settings.fanout_nameservers)),
+            # One that is off needs no DNS library, and calls nobody.
+            ListDiscovery(
+                lists_of(settings.fanout_lists),
+                None if self.policy.is_off else DnsDiscovery(settings.fanout_nameservers),
+            ),
             self.policy,
             limits=settings.fanout_limits(),
             scheme=settings.fanout_scheme,

@@ -15,7 +15,17 @@ from .discovery import Address, Discovered, Discovery
 from .exchange import Answer, Header, Tls, Untold, exchange
 from .fanout_policy import Destination, FanoutPolicy
 
-__all__ = ["Broadcast", "Broadcaster", "HostMode", "Limits", "Outcome", "Request", "Scheme", "TooManyBroadcasts", "tls_of"]
+__all__ = [
+    "Broadcast",
+    "Broadcaster",
+    "HostMode",
+    "Limits",
+    "Outcome",
+    "Request",
+    "Scheme",
+    "TooManyBroadcasts",
+    "tls_of",
+]
 
 HostMode: TypeAlias = Literal["address", "service", "original"]
 """What the Host header says: the address that is called, the service's name, or what the caller sent."""
@@ -210,7 +220,7 @@ class Broadcaster:
     async def _discovered(self, request: Request) -> Discovered:
         """Return where the service is. Every address is checked before any is called."""
         found = await self._discovery.discover(request.destination.service, request.destination.port)
-        if found.how != "list":  # a list is the operator's own words
+        if found.how != "list":  # whose addresses the operator has named one by one
             for address in found.addresses:
                 self._policy.check_address(address.host)
         return found

@@ -1,7 +1,7 @@
 """The fan-out over HTTP: `ANY /{service}/{port}/{rest}` sends the caller's request to every address of the service."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple
 
 import msgspec
@@ -102,7 +102,7 @@ class FanoutGate:
         *,
         broadcaster: Broadcaster,
         policy: FanoutPolicy,
-        reserved: Sequence[str],
+        reserved: AbstractSet[str],
         failure_status: int,
         request_bytes_max: int,
         with_credentials: bool,
@@ -110,7 +110,7 @@ class FanoutGate:
         self._app = app
         self._broadcaster = broadcaster
         self._policy = policy
-        self._reserved = frozenset(reserved)
+        self._reserved = reserved
         self._failure_status = failure_status
         self._request_bytes_max = request_bytes_max
         self._with_credentials = with_credentials
@@ -190,9 +190,7 @@ class FanoutGate:
         except ResolverFailed as error:
             raise Problem(RESOLVER_FAILED, str(error)) from None
         except TooManyBroadcasts as error:
-            raise Problem(
-                BROADCASTS_TOO_MANY, str(error), headers={"Retry-After": str(_RETRY_AFTER_SECONDS)}
-            ) from None
+            raise Problem(BROADCASTS_TOO_MANY, str(error), headers={"Retry-After": str(_RETRY_AFTER_SECONDS)}) from None
         _audit(request, broadcast, _caller_of(http))
         return broadcast
 

@@ -35,7 +35,7 @@ class Caller(NamedTuple):
 def is_loop(headers: Iterable[Header]) -> bool:
     """Whether a request has been through a fan-out already: one that reached itself would never end."""
     hops = b",".join(value for name, value in headers if name.lower() == b"via").split(b",")
-    return any(_PSEUDONYM == word for hop in hops for word in hop.split()[1:2])
+    return any(word == _PSEUDONYM for hop in hops for word in hop.split()[1:2])
 
 
 def is_idempotent(method: str, headers: Iterable[Header]) -> bool:

@@ -24,7 +24,9 @@ class TokenGate:
     closed until somebody opens it, and a stranger does not learn which paths exist.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: Tokens, open_paths: AbstractSet[str], is_reading: Callable[[str], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, tokens: Tokens, open_paths: AbstractSet[str], is_reading: Callable[[str], bool]
+    ) -> None:
         self._app = app
         self._tokens = tokens
         self._open_paths = open_paths

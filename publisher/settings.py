@@ -82,7 +82,8 @@ class FanoutSettings(Settings, frozen=True, kw_only=True):
         float, Meta(gt=0, le=600, description="How long one address may take in all, with repeats.")
     ] = 2.0
     fanout_deadline_seconds: Annotated[
-        float, Meta(gt=0, le=3_600, description="How long a broadcast may take; who has not been called by then is not.")
+        float,
+        Meta(gt=0, le=3_600, description="How long a broadcast may take; who has not been called by then is not."),
     ] = 10.0
     fanout_concurrency: Annotated[
         int, Meta(ge=1, le=65_536, description="How many addresses are called at a time.")

@@ -1,4 +1,4 @@
-"""Pods for the fan-out to call: raw HTTP/1.1 servers on 127.0.0.2, 127.0.0.3, …, all on one port, that behave as told."""
+"""Pods for the fan-out to call: raw HTTP/1.1 servers on 127.0.0.2, 127.0.0.3 …, all on one port."""
 
 import asyncio
 import contextlib
@@ -67,7 +67,7 @@ class Pod:
     """One pod: what it does with a request, and what it received."""
 
     host: str
-    behaviour: Behaviour = field(default_factory=lambda: answers())
+    behaviour: Behaviour = field(default_factory=answers)
     received: list[Received] = field(default_factory=list)
     connections: int = 0
 

@@ -30,7 +30,7 @@ def serve(
     ] = False,
     allow_open: Annotated[bool, typer.Option("--allow-open", help="Listen beyond loopback without a token.")] = False,
 ) -> None:
-    """Serve POST /invalidations, the history, health and the fan-out. Other settings: BROADCACHE_… in the environment."""
+    """Serve POST /invalidations, the history, health and the fan-out. More settings: BROADCACHE_… variables."""
     from ..publisher import server
     from ..publisher.settings import ApiSettings, FanoutSettings
     from ..shared.errors import InvalidSettings
