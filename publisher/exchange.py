@@ -129,7 +129,7 @@ class _Exchange(asyncio.Protocol):
     def eof_received(self) -> None:
         self._read_end()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._read_end()
 
     def answer_so_far(self, why_not_more: str) -> Answer:
