@@ -42,14 +42,15 @@ class Heard:
     def __init__(self) -> None:
         # What came over the channel or from the log. Noting is on the path of every message: whoever reads a short
         # frame appends it here as it is, and only a question has it read again.
-        self.on_channel: Final[deque[bytes | _Mark]] = deque(maxlen=_CHANNEL_MAX)
+        self.short: Final[deque[bytes]] = deque(maxlen=_CHANNEL_MAX)
+        self._long: Final[deque[_Mark]] = deque(maxlen=_CHANNEL_MAX)
         # What was posted, and has not come over the channel yet.
         self.posted: Final[dict[str, _Mark]] = {}
         self._lock = threading.Lock()
 
     def note(self, invalidation: Invalidation) -> None:
-        """Remember one that came over the channel or from the log, and has been applied."""
-        self.on_channel.append(_mark_of(invalidation))
+        """Remember one that came over the channel in a long frame, or from the log, and has been applied."""
+        self._long.append(_mark_of(invalidation))
 
     def note_posted(self, invalidation: Invalidation) -> None:
         """Remember one that was posted, and has been applied."""
@@ -67,18 +68,17 @@ class Heard:
             return False
         asked = _mark_of(invalidation)
         posted = self.posted.get(asked.id)
-        return (posted is not None and _is_same(posted, asked)) or self._is_on_channel(asked)
+        if posted is not None and _is_same(posted, asked):
+            return True
+        return any(_is_same(heard, asked) for heard in self._long.copy()) or self._is_in_short_frames(asked)
 
-    def _is_on_channel(self, asked: _Mark) -> bool:
+    def _is_in_short_frames(self, asked: _Mark) -> bool:
         # An id that somebody wrote with escapes of his own is not found: it is applied again, which is harmless.
         id_as_written = msgspec.json.encode(asked.id)
-        for heard in self.on_channel.copy():
-            if isinstance(heard, bytes):
-                if id_as_written in heard and _is_same(_mark_of(decode(heard, None)), asked):
-                    return True
-            elif _is_same(heard, asked):
-                return True
-        return False
+        frames = self.short.copy()
+        if id_as_written not in b"".join(frames):  # one search is far cheaper than thousands
+            return False
+        return any(id_as_written in frame and _is_same(_mark_of(decode(frame, None)), asked) for frame in frames)
 
     def take_posted(self, invalidation: Invalidation) -> bool:
         """Whether this one, which came over the channel or from the log, was posted before; that is then forgotten.

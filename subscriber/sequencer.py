@@ -46,7 +46,7 @@ class Sequencer:
         self._ahead = 0
         self._own_ids: dict[str, None] = {}
         self._heard = Heard()
-        self._note_short = self._heard.on_channel.append
+        self._note_short = self._heard.short.append
         self._posted = self._heard.posted
         self._clears = 0
 
