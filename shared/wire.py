@@ -37,8 +37,8 @@ class _Tail(msgspec.Struct, frozen=True):
     confirm: bool
 
 
-def decode(frame: bytes, namespace: str) -> Invalidation:
-    """Read one frame that came on the channel, or from the log, of `namespace`.
+def decode(frame: bytes, namespace: str | None) -> Invalidation:
+    """Read one frame that came on the channel, or from the log, of `namespace`; None when no channel says which.
 
     Shape:  UTF-8 JSON object of at most FRAME_BYTES_MAX (65_536) bytes; unknown fields are skipped.
     Raises: MalformedFrame and nothing else, whatever the bytes. The subscriber then drops everything.
@@ -53,18 +53,18 @@ def decode(frame: bytes, namespace: str) -> Invalidation:
     if (
         invalidation.v == _VERSION
         and (invalidation.keys or invalidation.tags or invalidation.prefixes or invalidation.everything)
-        and (invalidation.namespace == namespace or not invalidation.namespace)
+        and (invalidation.namespace == namespace or not invalidation.namespace or namespace is None)
         and (invalidation.seq is None) == (invalidation.epoch is None)
     ):
         return invalidation
     raise _flaw_of(invalidation, namespace)
 
 
-def _flaw_of(invalidation: Invalidation, namespace: str) -> MalformedFrame:
+def _flaw_of(invalidation: Invalidation, namespace: str | None) -> MalformedFrame:
     """Say what is wrong with what could be read."""
     if invalidation.v != _VERSION:
         return MalformedFrame(f"invalid frame: expected version {_VERSION}, got {invalidation.v} at $.v")
-    if invalidation.namespace and invalidation.namespace != namespace:
+    if invalidation.namespace and namespace is not None and invalidation.namespace != namespace:
         return MalformedFrame(
             f"invalid frame: expected namespace {namespace!r}, as its channel has, "
             f"got {invalidation.namespace!r:.100} at $.namespace"

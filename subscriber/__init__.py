@@ -1,14 +1,17 @@
 """Hears of invalidations: the subscriber, the local cache, and the mixin that puts both into a class."""
 
+from .applied import Applied, Outcome
 from .local_cache import CacheStats, LoadToken, LocalCache, WhenIncoherent
 from .mixin import CacheInvalidationMixin
 from .subscriber import State, Subscriber, SubscriberStats
 
 __all__ = [
+    "Applied",
     "CacheInvalidationMixin",
     "CacheStats",
     "LoadToken",
     "LocalCache",
+    "Outcome",
     "State",
     "Subscriber",
     "SubscriberStats",

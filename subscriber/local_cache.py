@@ -319,6 +319,13 @@ class LocalCache(MutableMapping[str, Any]):
         applied["everything"] += invalidation.everything
         self._refresh()
 
+    def apply_counted(self, invalidation: Invalidation, *, reason: str = "invalidation") -> int:
+        """Do the same; return how many entries were removed on the spot or, for everything, how many there were."""
+        with self._lock:
+            entries, dropped = len(self._entries.mapping), self._dropped
+            self.apply_invalidation(invalidation, reason=reason)
+            return entries if invalidation.everything else self._dropped - dropped
+
     @property
     def has_sweep_work(self) -> bool:
         """Whether dead entries still take up memory."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar, fina
 from ..shared.errors import InvalidSettings
 from ..shared.invalidation import DEFAULT_NAMESPACE, Target
 from ..shared.log import Receipt
+from ..shared.tokens import Tokens
 from .local_cache import LocalCache, WhenIncoherent
+from .replica_token import replica_tokens
 from .subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ T = TypeVar("T")
 class _Door(NamedTuple):
     cache: LocalCache
     subscriber: Subscriber
+    tokens: Tokens
 
 
 class CacheInvalidationMixin:
@@ -32,7 +35,10 @@ class CacheInvalidationMixin:
     catalogue.lifespan)`. Elsewhere use `async with`, or `start` and `stop`; without an event loop, `with`.
 
     Shape:  `redis_url` is taken from BROADCACHE_REDIS_URL when it is left out. `cache` is an empty TTLCache, or a
-            LocalCache made with options of its own. `options` go to `Subscriber`.
+            LocalCache made with options of its own. `replica_token` is what POST /cache-invalidation asks for: one
+            token, or several between commas so that it can be replaced; it is taken from BROADCACHE_REPLICA_TOKEN when
+            it is left out, and where there is none everybody who reaches the route may use it. `options` go to
+            `Subscriber`.
     Raises: InvalidSettings, InvalidNamespace.
     """
 
@@ -45,6 +51,7 @@ class CacheInvalidationMixin:
         cache: MutableMapping[str, Any],
         max_staleness_seconds: float = 5.0,
         when_incoherent: WhenIncoherent = "bypass",
+        replica_token: str | None = None,
         **options: Any,
     ) -> None:
         url = redis_url or os.environ.get("BROADCACHE_REDIS_URL")
@@ -52,7 +59,8 @@ class CacheInvalidationMixin:
             raise InvalidSettings("expected a redis_url, got none; pass one, or set BROADCACHE_REDIS_URL")
         if not isinstance(cache, LocalCache):
             cache = LocalCache(cache, max_staleness_seconds=max_staleness_seconds, when_incoherent=when_incoherent)
-        self.__door = _Door(cache, Subscriber(url, caches={self.namespace: cache}, **options))
+        subscriber = Subscriber(url, caches={self.namespace: cache}, **options)
+        self.__door = _Door(cache, subscriber, replica_tokens(replica_token))
 
     @final
     @property
@@ -146,8 +154,9 @@ class CacheInvalidationMixin:
         """The replica's HTTP side: `app.include_router(catalogue.router)`. Needs FastAPI.
 
         Shape: GET /health/live (200 while the process runs), GET /health/ready (200 while coherent, 503 otherwise),
-               GET /cache-invalidation (state, position, staleness and counters).
+               GET /cache-invalidation (state, position, staleness and counters), POST /cache-invalidation (forget
+               what the body names; with a token where one is set).
         """
         from .routes import router_of  # only a service that has FastAPI asks for it
 
-        return router_of(self.__door.subscriber)
+        return router_of(self.__door.subscriber, self.__door.tokens)

@@ -1,19 +1,42 @@
 """The HTTP side of a replica: the only module of this package that needs FastAPI, imported when a router is wanted."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
+from ..shared.invalidation import Position
+from ..shared.tokens import Tokens
+from ..shared.wire import FRAME_BYTES_MAX
+from .applied import Applied
+from .replica_token import replica_tokens
 from .subscriber import Subscriber
 
 __all__ = ["router_of"]
 
+_POST_DESCRIPTION: Final = (
+    "The body is one message of the wire format. An empty body, one that cannot be read, and one of more than "
+    f"{FRAME_BYTES_MAX} bytes mean everything. What also comes over Redis is applied once."
+)
+_POST_BODY: Final = {
+    "requestBody": {
+        "required": False,
+        "content": {"application/json": {"schema": {}, "example": {"namespace": "products", "keys": ["product:42"]}}},
+    }
+}
 
-def router_of(subscriber: Subscriber) -> APIRouter:
-    """Return routes that tell the truth about `subscriber`. What they mean to a load balancer: docs/subscriber.md."""
+
+def router_of(subscriber: Subscriber, tokens: Tokens | None = None) -> APIRouter:
+    """Return routes that tell the truth about `subscriber`. What they mean to a load balancer: docs/subscriber.md.
+
+    Shape:  `tokens` is who may POST, without rights; those of BROADCACHE_REPLICA_TOKEN when it is left out.
+    Raises: InvalidSettings.
+    """
     router = APIRouter(tags=["broadcache"])
+    accepted = replica_tokens() if tokens is None else tokens
 
     @router.get("/health/live", summary="Does the process answer?")
     async def live() -> dict[str, str]:
@@ -35,6 +58,28 @@ def router_of(subscriber: Subscriber) -> APIRouter:
     async def status() -> dict[str, Any]:
         return describe(subscriber)
 
+    @router.post(
+        "/cache-invalidation",
+        summary="Forget what the body names",
+        description=_POST_DESCRIPTION,
+        responses={
+            200: {"description": "It is forgotten: what became of it, and how many entries were dropped."},
+            401: {"description": "A token is needed, and there was none that is valid."},
+            403: {"description": "A web page of another site may not make a replica forget."},
+        },
+        openapi_extra=_POST_BODY,
+    )
+    async def forget(request: Request) -> Response:
+        problem = _objection_to(request, accepted)
+        if problem is not None:
+            return problem
+        try:
+            body = await _read_body(request)
+        except ClientDisconnect:
+            # Half a body is no order: nobody has said what it would have named.
+            return Response(status_code=400)  # which nobody is there to read
+        return JSONResponse(_describe_applied(subscriber.apply(body)))
+
     return router
 
 
@@ -51,7 +96,7 @@ def describe(subscriber: Subscriber) -> dict[str, Any]:
         "lost": subscriber.stats().lost,
         "namespaces": {
             namespace: {
-                "position": position and position._asdict(),
+                "position": _describe_position(subscriber.position(namespace)),
                 "is_coherent": cache.is_coherent,
                 "staleness_seconds": cache.staleness_seconds,
                 "max_staleness_seconds": cache.max_staleness_seconds,
@@ -59,6 +104,75 @@ def describe(subscriber: Subscriber) -> dict[str, Any]:
                 "cache": asdict(cache.stats()),
             }
             for namespace, cache in subscriber.caches_by_namespace.items()
-            for position in [subscriber.position(namespace)]
         },
     }
+
+
+def _describe_applied(applied: Applied) -> dict[str, Any]:
+    positions = {namespace: _describe_position(position) for namespace, position in applied.positions.items()}
+    return {**asdict(applied), "positions": positions}
+
+
+def _describe_position(position: Position | None) -> dict[str, Any] | None:
+    return None if position is None else position._asdict()
+
+
+async def _read_body(request: Request) -> bytes:
+    """Read the body, and no more of it than tells that it is too long. Raises: ClientDisconnect."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > FRAME_BYTES_MAX:
+            break
+    return bytes(body[: FRAME_BYTES_MAX + 1])
+
+
+def _objection_to(request: Request, tokens: Tokens) -> Response | None:
+    if tokens and not _has_token(request, tokens):
+        return _problem(
+            401,
+            "token-invalid",
+            "A valid token is needed",
+            "expected one header 'Authorization: Bearer TOKEN' with a valid token, got none; ask the operator for one",
+            headers={"WWW-Authenticate": 'Bearer realm="broadcache"'},
+        )
+    if _is_cross_site(request):
+        return _problem(
+            403,
+            "cross-site",
+            "A web page of another site may not do this",
+            "expected a request that no web page of another site has sent, got one by Sec-Fetch-Site or Origin; "
+            "send it from a program",
+        )
+    return None
+
+
+def _has_token(request: Request, tokens: Tokens) -> bool:
+    given = [value for name, value in request.scope["headers"] if name == b"authorization"]
+    if len(given) != 1:
+        return False
+    scheme, _, token = given[0].partition(b" ")
+    return scheme.lower() == b"bearer" and tokens.right_of(token.strip()) is not None
+
+
+def _is_cross_site(request: Request) -> bool:
+    """Whether a browser sent it for a web page that is not this service's own.
+
+    Browsers say so in Sec-Fetch-Site, but not to addresses of plain HTTP; there Origin tells.
+    """
+    if sites := request.headers.getlist("sec-fetch-site"):
+        return not set(sites) <= {"same-origin", "none"}
+    host = request.headers.get("host", "").lower()
+    return any(_host_of(origin) != host for origin in request.headers.getlist("origin"))
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
+def _problem(status: int, kind: str, title: str, detail: str, *, headers: dict[str, str] | None = None) -> Response:
+    document = {"type": f"urn:broadcache:problem:{kind}", "title": title, "status": status, "detail": detail}
+    return JSONResponse(document, status, headers=headers, media_type="application/problem+json")

@@ -9,6 +9,7 @@ from ..shared.errors import MalformedFrame
 from ..shared.invalidation import Everything, Invalidation, Position
 from ..shared.log import Entry
 from ..shared.wire import decode
+from .heard import SHORT_BYTES_MAX, Heard
 from .local_cache import LocalCache
 
 __all__ = ["Sequencer"]
@@ -26,8 +27,12 @@ class Sequencer:
     hands over what was missed, until it is not behind any more. What the log no longer holds is missed for good, and
     everything is dropped.
 
-    Shape: `counts` has `applied`, `duplicate`, `own`, `unsequenced`, `malformed` (messages by what became of them),
-           `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind).
+    What is posted over HTTP is applied at once. It has no say in the position: it would hide a gap. It is remembered,
+    so that it is not applied again when it comes over the channel or from the log, and the other way round.
+
+    Shape: `counts` has `applied`, `duplicate`, `own`, `repeat`, `unsequenced`, `malformed` (messages by what became of
+           them), `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind). What was
+           posted is counted by whoever hands it over.
     """
 
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:
@@ -40,6 +45,9 @@ class Sequencer:
         # The highest sequence that is known to have been logged.
         self._ahead = 0
         self._own_ids: dict[str, None] = {}
+        self._heard = Heard()
+        self._note_short = self._heard.short.append
+        self._posted = self._heard.posted
         self._clears = 0
 
     @property
@@ -99,10 +107,13 @@ class Sequencer:
     def clear(self, reason: str, why: str = "") -> None:
         """Drop everything. `reason` is what the caches count it under, `why` what is logged beside it."""
         self._clears += 1
-        level = logging.INFO if reason == "subscribed" else logging.WARNING
-        _log.log(level, "cleared namespace %s: %s", self.namespace, why or reason)
+        self._log_clear(reason, why)
         for cache in self.caches:
             cache.apply(Everything(), reason=reason)
+
+    def _log_clear(self, reason: str, why: str) -> None:
+        level = logging.INFO if reason == "subscribed" else logging.WARNING
+        _log.log(level, "cleared namespace %s: %s", self.namespace, why or reason)
 
     # --- what arrives ------------------------------------------------------------------------------------------------
 
@@ -122,6 +133,10 @@ class Sequencer:
         elif not self._place(Position(invalidation.epoch or "", sequence)):
             return self.is_behind
         self._apply(invalidation)
+        if len(frame) <= SHORT_BYTES_MAX:
+            self._note_short(frame)
+        else:
+            self._heard.note(invalidation)
         return self._clears != clears_before or bool(
             invalidation.everything or invalidation.prefixes or invalidation.tags
         )
@@ -139,6 +154,7 @@ class Sequencer:
                 return False
             self.counts["replayed"] += 1
             self._apply(invalidation)
+            self._heard.note(invalidation)
             self._sequence = entry.sequence
         return bool(entries) or not self.is_behind
 
@@ -149,11 +165,35 @@ class Sequencer:
             del self._own_ids[next(iter(self._own_ids))]
         for cache in self.caches:
             cache.apply_invalidation(invalidation)
+        self._heard.note(invalidation)
+
+    # --- what is posted, from any thread -----------------------------------------------------------------------------
+
+    def apply_posted(self, invalidation: Invalidation) -> int | None:
+        """Apply an invalidation that was posted, unless it was applied before.
+
+        Returns: how many entries were dropped (`LocalCache.apply_counted`); None when it was applied before.
+        """
+        if self._heard.has(invalidation):
+            return None
+        dropped = sum(cache.apply_counted(invalidation) for cache in self.caches)
+        self._heard.note_posted(invalidation)
+        return dropped
+
+    def clear_posted(self, reason: str, why: str) -> int:
+        """Drop everything, as `clear` does, because of what was posted; return how many entries there were."""
+        self._log_clear(reason, why)
+        return sum(cache.apply_counted(Invalidation(everything=True), reason=reason) for cache in self.caches)
+
+    # -----------------------------------------------------------------------------------------------------------------
 
     def _apply(self, invalidation: Invalidation) -> None:
         # The parts of a split invalidation have its id and a number.
         if self._own_ids and invalidation.id.partition(".")[0] in self._own_ids:
             self.counts["own"] += 1
+            return
+        if self._posted and self._heard.take_posted(invalidation):
+            self.counts["repeat"] += 1
             return
         self.counts["applied"] += 1
         for cache in self.caches:

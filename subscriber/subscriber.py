@@ -1,6 +1,7 @@
 """The subscriber: one replica's caches, and what keeps them coherent. How to choose its numbers: docs/subscriber.md."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -17,9 +18,11 @@ from typing import Final, NoReturn, Self
 
 from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
-from ..shared.errors import InvalidSettings, LinkLost, LogRefused, NotPrimary
-from ..shared.invalidation import Everything, Position, Target, check_namespace, invalidation_of
+from ..shared.errors import InvalidSettings, LinkLost, LogRefused, MalformedFrame, NotPrimary
+from ..shared.invalidation import Everything, Invalidation, Position, Target, check_namespace, invalidation_of
 from ..shared.log import Receipt, append
+from ..shared.wire import decode
+from .applied import Applied, Outcome
 from .follower import Follower, State, Timing
 from .local_cache import LocalCache
 from .sequencer import Sequencer
@@ -37,10 +40,12 @@ _REPLICA_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 class SubscriberStats:
     """Counters of one subscriber since it was made.
 
-    Shape: `received` counts messages by what became of them: `applied`, `duplicate`, `own`, `malformed`; `unsequenced`
-           ones are applied too, and `replayed` ones were read from the log. `gaps` is how often something was missed,
-           `echoes` how often coherence was proven, `subscriptions` how often it subscribed anew, `lost` how often it
-           had no link.
+    Shape: `received` counts messages by what became of them: `applied`, `duplicate`, `own`, `malformed`, `repeat` (it
+           was applied before, having come over Redis and over HTTP), `not followed` and `requested` (of those that were
+           posted: of another namespace, and without a body, which clears). `http` ones were posted, `replayed` ones
+           were read from the log, `unsequenced` ones came without a position: they are counted by what became of them
+           as well. `gaps` is how often something was missed, `echoes` how often coherence was proven, `subscriptions`
+           how often it subscribed anew, `lost` how often it had no link.
     """
 
     received: dict[str, int]
@@ -97,6 +102,9 @@ class Subscriber:
         # One for all namespaces; in a cluster, where each may be at another server, one for each.
         self._followers: dict[str, Follower] = {}
         self._past: Counter[str] = Counter()
+        # What was posted, by what became of it. Any thread may hand it over.
+        self._posted: Counter[str] = Counter()
+        self._posted_lock = threading.Lock()
         for namespace, of_namespace in caches.items():
             for cache in of_namespace if isinstance(of_namespace, Sequence) else [of_namespace]:
                 self._add(namespace, cache)
@@ -117,17 +125,17 @@ class Subscriber:
     @property
     def caches(self) -> tuple[LocalCache, ...]:
         """The caches it keeps coherent."""
-        return tuple(cache for sequencer in self._sequencers.values() for cache in sequencer.caches)
+        return tuple(cache for sequencer in self._sequencers.copy().values() for cache in sequencer.caches)
 
     @property
     def caches_by_namespace(self) -> dict[str, LocalCache]:
         """The caches it keeps coherent, by namespace; of several, the first."""
-        return {namespace: sequencer.caches[0] for namespace, sequencer in self._sequencers.items()}
+        return {namespace: sequencer.caches[0] for namespace, sequencer in self._sequencers.copy().items()}
 
     @property
     def state(self) -> State:
         """Where the subscriber is in its life. It is `coherent` only while every cache may be served."""
-        states = {follower.state for follower in self._followers.values()}
+        states = {follower.state for follower in self._followers.copy().values()}
         for state in _STATES_WORST_FIRST:
             if state in states:
                 return state
@@ -146,8 +154,11 @@ class Subscriber:
 
     def stats(self) -> SubscriberStats:
         """Return the counters."""
-        received = sum((each.counts for each in self._sequencers.values()), Counter(self._past))
-        for follower in self._followers.values():
+        # Copies: another thread may be counting.
+        received = Counter(self._past)
+        for counts in (self._posted, *(each.counts for each in self._sequencers.copy().values())):
+            received.update(counts.copy())
+        for follower in self._followers.copy().values():
             received.update(_counts_of(follower))
         gaps, echoes, subscriptions, lost = (received.pop(name, 0) for name in _COUNTERS)
         return SubscriberStats(dict(received), gaps, echoes, subscriptions, lost)
@@ -319,6 +330,72 @@ class Subscriber:
                 while cache.has_sweep_work:
                     cache.sweep()
                     await asyncio.sleep(0)
+
+    # --- what is posted to it ----------------------------------------------------------------------------------------
+
+    def apply(self, body: bytes) -> Applied:
+        """Forget what the body of a request names: the way to a replica that does not lead through Redis.
+
+        What comes over Redis as well is applied once, whichever way is first. It has no say in the position, proves
+        nothing, and lets no cache serve longer. To be called from any thread, also while the subscriber is not running.
+
+        Shape:  one frame of the wire form, whose `epoch` and `seq` are not looked at. It concerns its namespace, or all
+                that are followed when it names none. An empty body, and one that cannot be read, mean everything of all
+                of them.
+        Raises: nothing, whatever the bytes.
+        """
+        sequencers = self._sequencers.copy()
+        if not body:
+            return self._clear_posted(sequencers, "requested", "an empty body was posted")
+        try:
+            invalidation = decode(body, None)
+        except MalformedFrame as error:
+            return self._clear_posted(sequencers, "malformed", f"{error}; it was posted over HTTP")
+        if namespace := invalidation.namespace:
+            sequencers = {namespace: sequencers[namespace]} if namespace in sequencers else {}
+        elif len(sequencers) == 1:
+            [namespace] = sequencers
+        dropped = [each.apply_posted(invalidation) for each in sequencers.values()]
+        outcome: Outcome = "repeat" if sequencers else "not followed"
+        if any(count is not None for count in dropped):
+            outcome = "applied"
+            self._wake_sweep()
+        self._count_posted(outcome)
+        return self._applied(outcome, invalidation, namespace or None, sum(filter(None, dropped)), sequencers)
+
+    def _clear_posted(self, sequencers: dict[str, Sequencer], reason: str, why: str) -> Applied:
+        dropped = sum(each.clear_posted(reason, why) for each in sequencers.values())
+        self._wake_sweep()
+        self._count_posted(reason)
+        return self._applied("cleared", None, None, dropped, sequencers)
+
+    def _applied(
+        self,
+        outcome: Outcome,
+        invalidation: Invalidation | None,
+        namespace: str | None,
+        dropped: int,
+        sequencers: dict[str, Sequencer],
+    ) -> Applied:
+        return Applied(
+            replica=self.replica_id,
+            state=self.state,
+            outcome=outcome,
+            id=(invalidation.id or None) if invalidation else None,
+            namespace=namespace,
+            dropped=dropped,
+            positions={name: each.position for name, each in sequencers.items()},
+        )
+
+    def _count_posted(self, what: str) -> None:
+        with self._posted_lock:
+            self._posted.update(("http", what))
+
+    def _wake_sweep(self) -> None:
+        """Have the subscriber's event loop, if it has one now, look for dead entries."""
+        if (loop := self._loop) is not None:
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(self._has_sweep_work.set)
 
     # --- what this replica says --------------------------------------------------------------------------------------
 

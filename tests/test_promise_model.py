@@ -14,7 +14,7 @@ import pytest
 from tests.support import promise_model
 from tests.support.promise_model import PromiseBroken, Schedule
 
-from broadcache.shared import Position, log
+from broadcache.shared import Invalidation, Position, log
 from broadcache.shared.link import Link
 from broadcache.shared.log import Entry, Heads, Identity
 from broadcache.subscriber import LocalCache
@@ -256,6 +256,24 @@ def a_load_outlives_what_it_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalCache, "is_void", lambda *_: False)
 
 
+def what_is_posted_is_noted_and_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(self: Sequencer, invalidation: Invalidation) -> int:
+        self._heard.note_posted(invalidation)
+        return 0
+
+    monkeypatch.setattr(Sequencer, "apply_posted", note)
+
+
+def what_is_posted_moves_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    apply = Sequencer.apply_posted
+
+    def apply_and_move(self: Sequencer, invalidation: Invalidation) -> int | None:
+        self._sequence += 1
+        return apply(self, invalidation)
+
+    monkeypatch.setattr(Sequencer, "apply_posted", apply_and_move)
+
+
 MUTANTS = (
     no_gap_is_seen,
     another_epoch_is_taken_for_the_same_cache,
@@ -271,6 +289,8 @@ MUTANTS = (
     a_lost_link_goes_unnoticed,
     a_lease_has_no_end,
     a_load_outlives_what_it_missed,
+    what_is_posted_is_noted_and_not_applied,
+    what_is_posted_moves_the_position,
 )
 
 

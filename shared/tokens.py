@@ -1,0 +1,65 @@
+"""Bearer tokens: several at a time, so that they can be rotated, each with the right to read or to read and write."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from typing import Final, Literal, TypeAlias
+
+from .errors import InvalidSettings
+
+__all__ = ["Right", "Tokens"]
+
+Right: TypeAlias = Literal["ro", "rw"]
+"""`ro` may only read (GET, HEAD), `rw` may everything."""
+
+# The characters of RFC 6750's b64token. There is no colon among them, so that `ro:` can be nothing but a right.
+_GRAMMAR: Final = re.compile(r"(?:(?P<right>ro|rw):)?(?P<token>[A-Za-z0-9._~+/-]+=*)", re.ASCII)
+
+
+class Tokens:
+    """The tokens that are valid.
+
+    Shape:  each is `TOKEN` or `rw:TOKEN` (may read and write) or `ro:TOKEN` (may only read); without `has_rights`, each
+            is `TOKEN`. `variable` is the setting that they come from, for errors to name.
+    Raises: InvalidSettings, which never shows a token.
+    """
+
+    def __init__(self, texts: Iterable[str], *, variable: str = "BROADCACHE_TOKENS", has_rights: bool = True) -> None:
+        self._rights: Final[dict[bytes, Right]] = {}
+        forms = "TOKEN, rw:TOKEN or ro:TOKEN, each" if has_rights else "tokens, each"
+        for number, text in enumerate(texts, start=1):
+            match = _GRAMMAR.fullmatch(text)
+            if match is None or (match["right"] and not has_rights):
+                raise InvalidSettings(
+                    f"{variable}: expected {forms} of letters, digits and ._~+/-, got "
+                    f"something else as number {number} (not shown, since it is secret); correct it"
+                )
+            digest = _digest(match["token"].encode())
+            if digest in self._rights:
+                raise InvalidSettings(
+                    f"{variable}: expected each token once, got number {number} twice; leave one of them out"
+                )
+            self._rights[digest] = "ro" if match["right"] == "ro" else "rw"
+
+    def __len__(self) -> int:
+        return len(self._rights)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} tokens>"
+
+    def right_of(self, token: bytes) -> Right | None:
+        """Return what `token` may do; None when it is not valid.
+
+        All tokens are compared, as digests and each in constant time: how long it takes tells nothing about them.
+        """
+        digest = _digest(token)
+        found: Right | None = None
+        for known, right in self._rights.items():
+            if hmac.compare_digest(known, digest):
+                found = right
+        return found
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()

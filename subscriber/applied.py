@@ -1,0 +1,33 @@
+"""What became of an invalidation that was posted to a replica."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from ..shared.invalidation import Position
+from .follower import State
+
+__all__ = ["Applied", "Outcome"]
+
+Outcome: TypeAlias = Literal["applied", "repeat", "not followed", "cleared"]
+"""`applied` now; a `repeat` of what was applied before; of a namespace that is `not followed` here, so that there was
+nothing to drop; or everything was `cleared`, because the body was empty or could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `Subscriber.apply` did. Reads are right whatever it says.
+
+    Shape:  `namespace` is None when it was for all that are followed. `dropped` counts the entries that were removed on
+            the spot and, for everything, those that there were. Entries that a prefix names, or a tag of more than 64
+            entries, are dead as well, and not in it: the sweep finds them. `state` is the subscriber's.
+            `positions` are those of the namespaces concerned; what is posted does not move them.
+    """
+
+    replica: str
+    state: State
+    outcome: Outcome
+    id: str | None
+    namespace: str | None
+    dropped: int
+    positions: Mapping[str, Position | None] = field(default_factory=dict)

@@ -1,0 +1,21 @@
+"""The token of a replica: who may make it forget over HTTP."""
+
+import os
+from typing import Final
+
+from ..shared.tokens import Tokens
+
+__all__ = ["replica_tokens"]
+
+_VARIABLE: Final = "BROADCACHE_REPLICA_TOKEN"
+
+
+def replica_tokens(replica_token: str | None = None) -> Tokens:
+    """Return the tokens that are valid: those between the commas of `replica_token`, else of the environment.
+
+    Shape:  an empty text is none at all. Without a token everybody is let in.
+    Raises: InvalidSettings, which never shows a token.
+    """
+    text = (replica_token or os.environ.get(_VARIABLE) or "").strip()
+    items = [item.strip() for item in text.split(",")] if text else []
+    return Tokens(items, variable=_VARIABLE, has_rights=False)
