@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from .errors import IdempotencyConflict, MalformedFrame
 from .confirmation import Confirmation
+from .errors import IdempotencyConflict, MalformedFrame
 from .invalidation import Invalidation, Position, new_id
 from .link import Argument, Link, Refused
 from .names import names_of

@@ -127,7 +127,7 @@ async def replicas_of(link: Link, namespace: str) -> list[ReplicaPresence]:
 
 async def withdraw(link: Link, namespaces: Iterable[str], replica_id: str) -> None:
     """Remove a replica from where `replicas_of` finds it: it is about to leave. Raises: LinkLost; LogRefused."""
-    commands: list[tuple[str, str, str]] = []
+    commands: list[tuple[str, ...]] = []
     for names in map(names_of, namespaces):
         commands += [("ZREM", names.registry, replica_id), ("DEL", names.presence_prefix + replica_id)]
     try:

@@ -240,7 +240,7 @@ class Follower:
             async with asyncio.timeout(_WITHDRAW_SECONDS):
                 await withdraw(link, gone, self._replica_id)
         except (BroadcacheError, TimeoutError) as error:
-            _log.info("%s is listed until its presence ends: %s", self._replica_id, error or "no answer in time")
+            _log.info("%s is listed until its presence ends: %s", self._replica_id, str(error) or "no answer in time")
 
     async def _catch_up(self, link: Link, sequencer: Sequencer) -> None:
         """Apply from the log what did not come over the channel; drop everything if the log no longer holds it."""
