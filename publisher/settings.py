@@ -1,7 +1,7 @@
 """The settings of the publisher's HTTP API."""
 
 import ipaddress
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta
 
@@ -13,6 +13,7 @@ from .tokens import Tokens
 
 __all__ = ["ApiSettings", "is_loopback"]
 
+_STATUSES_WITHOUT_BODY: Final = frozenset({204, 205, 304})
 _Text = Annotated[str, Meta(min_length=1)]
 
 
@@ -57,6 +58,12 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
         float,
         Meta(ge=1, le=2_592_000, description="How long an Idempotency-Key is remembered, and a retry is safe."),
     ] = 86_400.0
+    unconfirmed_status: Annotated[
+        int,
+        Meta(
+            ge=200, le=599, description="The answer to a publish that was logged, and not confirmed by every replica."
+        ),
+    ] = 207
     request_bytes_max: Annotated[
         int,
         Meta(ge=1_024, le=2**30, description="The largest request body: what one client can make us hold."),
@@ -70,6 +77,11 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
                 check_namespace(namespace)
             except InvalidNamespace as error:
                 raise InvalidSettings(f"BROADCACHE_NAMESPACES: {error}; correct it") from None
+        if self.unconfirmed_status in _STATUSES_WITHOUT_BODY:
+            raise InvalidSettings(
+                f"BROADCACHE_UNCONFIRMED_STATUS: expected a status whose answer has a body, which says who is missing, "
+                f"got {self.unconfirmed_status}; take 207, or 504 for clients that look no further than for errors"
+            )
         if not tokens and not self.allow_open and not is_loopback(self.listen_host):
             raise InvalidSettings(
                 f"BROADCACHE_LISTEN_HOST: expected a loopback address such as 127.0.0.1 as long as there is no token, "

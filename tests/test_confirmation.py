@@ -67,7 +67,7 @@ async def replicas(
         for name in names:
             caches.append(new_cache())
             await stack.enter_async_context(
-                Subscriber(url, caches={namespace: caches[-1]}, replica_id=name, **(options or FAST))  # type: ignore[arg-type]
+                Subscriber(url, caches={namespace: caches[-1]}, replica_id=name, **(options or FAST))
             )
         yield caches
 

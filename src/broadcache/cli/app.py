@@ -8,6 +8,7 @@ from .. import __version__
 from .demo import demo
 from .publish import publish
 from .replica import replica
+from .replicas import replicas
 from .serve import serve
 from .watch import watch
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, serve, publish, watch, replica):
+for command in (demo, serve, publish, watch, replicas, replica):
     app.command()(command)
 
 
