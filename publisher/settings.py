@@ -3,7 +3,7 @@
 import ipaddress
 import ssl
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta
 
@@ -18,6 +18,7 @@ from .tokens import Tokens
 
 __all__ = ["ApiSettings", "FanoutSettings", "is_loopback", "lists_of"]
 
+_STATUSES_WITHOUT_BODY: Final = frozenset({204, 205, 304})
 _Text = Annotated[str, Meta(min_length=1)]
 
 
@@ -176,6 +177,12 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
         float,
         Meta(ge=1, le=2_592_000, description="How long an Idempotency-Key is remembered, and a retry is safe."),
     ] = 86_400.0
+    unconfirmed_status: Annotated[
+        int,
+        Meta(
+            ge=200, le=599, description="The answer to a publish that was logged, and not confirmed by every replica."
+        ),
+    ] = 207
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,6 +191,11 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
                 check_namespace(namespace)
             except InvalidNamespace as error:
                 raise InvalidSettings(f"BROADCACHE_NAMESPACES: {error}; correct it") from None
+        if self.unconfirmed_status in _STATUSES_WITHOUT_BODY:
+            raise InvalidSettings(
+                f"BROADCACHE_UNCONFIRMED_STATUS: expected a status whose answer has a body, which says who is missing, "
+                f"got {self.unconfirmed_status}; take 207, or 504 for clients that look no further than for errors"
+            )
 
 
 def is_loopback(host: str) -> bool:
