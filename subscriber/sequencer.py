@@ -26,22 +26,17 @@ _REPORTS_MAX: Final = 10_000
 class Sequencer:
     """Position, counters and caches of one namespace. It does no I/O and knows no time.
 
-        When something was missed it is *behind*: it applies nothing out of order, and whoever owns it reads the log and
-        hands over what was missed, until it is not behind any more. What the log no longer holds is missed for good, and
-        everything is dropped.
+    When something was missed it is *behind*: it applies nothing out of order, and whoever owns it reads the log and
+    hands over what was missed, until it is not behind any more. What the log no longer holds is missed for good, and
+    everything is dropped.
 
-    <<<<<<< HEAD
         What is posted over HTTP is applied at once. It has no say in the position: it would hide a gap. It is remembered,
-        so that it is not applied again when it comes over the channel or from the log, and the other way round.
+    so that it is not applied again when it comes over the channel or from the log, and the other way round.
 
-        Shape: `counts` has `applied`, `duplicate`, `own`, `repeat`, `unsequenced`, `malformed` (messages by what became of
-               them), `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind). What was
-               posted is counted by whoever hands it over.
-    =======
-        Shape: `counts` has `applied`, `duplicate`, `own`, `unsequenced`, `malformed` (messages by what became of them),
-               `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind).
+    Shape: `counts` has `applied`, `duplicate`, `own`, `repeat`, `unsequenced`, `malformed` (messages by what became of
+           them), `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind). What was
+           posted is counted by whoever hands it over.
                `reports` has what is to be confirmed, each with the time it was sent at, for whoever owns it to take.
-    >>>>>>> presence
     """
 
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:
