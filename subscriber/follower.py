@@ -179,8 +179,10 @@ class Follower:
         finally:
             self.leave("lost")
             reporting.cancel()
-            await asyncio.wait([reporting])
-            await link.close()
+            try:
+                await link.close()
+            finally:
+                await asyncio.wait([reporting])
 
     async def _recover(self, link: Link) -> Identity:
         """Subscribe, and catch up with what was published since the last subscription ended."""

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 from tests.support.child_replica import KEY, child_replica
@@ -60,7 +61,7 @@ def confirmation_of(receipt: Receipt) -> Confirmation:
 
 @asynccontextmanager
 async def replicas(
-    url: str, *names: str, namespace: str = "products", **options: object
+    url: str, *names: str, namespace: str = "products", **options: Any
 ) -> AsyncIterator[list[LocalCache]]:
     async with AsyncExitStack() as stack:
         caches = []
