@@ -6,6 +6,7 @@ import typer
 
 from .. import __version__
 from .demo import demo
+from .doctor import doctor
 from .publish import publish
 from .replica import replica
 from .serve import serve
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, serve, publish, watch, replica):
+for command in (demo, serve, publish, watch, replica, doctor):
     app.command()(command)
 
 
