@@ -90,9 +90,7 @@ class Story:
         await self._fleet.kill_server()
         await self._await(subscribed, "noticed it", lambda row: row.replica.await_state(is_coherent=False))
         await self._read_all()  # so that the one that serves on has the price in its memory
-        self._screen.say(
-            "Valkey is killed. Replicas bypass their caches, but the last: it may serve on from its own."
-        )
+        self._screen.say("Valkey is killed. Replicas bypass their caches, but the last: it may serve on from its own.")
         await self._scene()
         await self._change_price()
         await self._scene()

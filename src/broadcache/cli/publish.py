@@ -126,7 +126,7 @@ def _print_confirmation(confirmation: Confirmation) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from .watch_printer import printable
+    from .printable import printable
 
     console = Console(highlight=False)
     for each in confirmation.replicas:

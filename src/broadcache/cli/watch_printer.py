@@ -12,8 +12,9 @@ from rich.text import Text
 from ..shared.errors import LinkLost, MalformedFrame
 from ..shared.invalidation import Invalidation
 from ..shared.log import names_of
+from .printable import printable
 
-__all__ = ["JsonPrinter", "TextPrinter", "printable"]
+__all__ = ["JsonPrinter", "TextPrinter"]
 
 _NAMES_SHOWN_MAX: Final = 5
 _FRAME_SHOWN_BYTES_MAX: Final = 200
@@ -112,11 +113,6 @@ def _listed(names: tuple[str, ...]) -> str:
     shown = ", ".join(map(printable, names[:_NAMES_SHOWN_MAX]))
     more = len(names) - _NAMES_SHOWN_MAX
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey: names and reasons come from whoever may publish."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _say(text: str) -> None:
