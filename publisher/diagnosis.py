@@ -15,6 +15,7 @@ from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefus
 from ..shared.invalidation import check_namespace
 from ..shared.link import Argument, Link, OnMessage, Refused
 from ..shared.log import Entry, echo_channel_of, head, names_of, read_after, read_newest
+from .discovery import Discovered
 from .doctor import examine_fanout, examine_namespace, examine_server, is_settled, unreachable
 from .facts import DeliveryFacts, FanoutFacts, LogFacts, NamespaceFacts, ServerFacts
 from .findings import Finding
@@ -25,7 +26,7 @@ __all__ = ["Diagnosis", "Discover", "look_up"]
 
 T = TypeVar("T")
 
-Discover: TypeAlias = Callable[[str], Awaitable[Sequence[object]]]
+Discover: TypeAlias = Callable[[str], Awaitable[Discovered]]
 """Returns the addresses of a service, or raises BroadcacheError, OSError."""
 
 _ROUND_TRIPS: Final = 20
@@ -305,18 +306,17 @@ class Diagnosis:
         return replace(facts, replicas=replicas)
 
 
-async def look_up(service: str, discover: Discover | None, *, timeout_seconds: float) -> list[Finding]:
-    """Look up the service of the fan-out, and judge what came. Without `discover`, the finding says that nobody did."""
-    if discover is None:
-        return examine_fanout(FanoutFacts(service=service))
+async def look_up(service: str, discover: Discover, *, timeout_seconds: float) -> list[Finding]:
+    """Look up the service of the fan-out, and judge what came."""
     try:
         async with asyncio.timeout(timeout_seconds):
-            addresses = await discover(service)
+            found = await discover(service)
     except TimeoutError:
         return examine_fanout(FanoutFacts(service=service, error=f"no answer within {timeout_seconds:g} s"))
     except (BroadcacheError, OSError) as error:
         return examine_fanout(FanoutFacts(service=service, error=str(error) or type(error).__name__))
-    return examine_fanout(FanoutFacts(service=service, addresses=[str(address) for address in addresses]))
+    doubts = () if found.is_complete else found.notes
+    return examine_fanout(FanoutFacts(service=service, addresses=[*map(str, found.addresses)], doubts=doubts))
 
 
 def _log_facts(length: int, first: Sequence[Entry], last: Sequence[Entry]) -> LogFacts:

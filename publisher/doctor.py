@@ -461,8 +461,6 @@ def examine_fanout(facts: FanoutFacts) -> list[Finding]:
     remedy = "correct the name (BROADCACHE_FANOUT_SERVICE); in Kubernetes it is that of a headless service"
     if facts.error:
         return [check.problem(f"it cannot be looked up: {facts.error}", remedy)]
-    if facts.addresses is None:
-        return [check.info("not looked up: this version cannot", "look it up by hand, where the publisher runs")]
     if not facts.addresses:
         return [check.problem("it has no addresses", remedy)]
     shown = ", ".join(facts.addresses[:_NAMES_SHOWN_MAX])
@@ -470,6 +468,8 @@ def examine_fanout(facts: FanoutFacts) -> list[Finding]:
     what = f"{_count(len(facts.addresses), 'address', 'addresses')}: {shown}" + (
         f" and {more} more" if more > 0 else ""
     )
+    if facts.doubts:
+        return [check.warning(f"{what}; {'; '.join(facts.doubts)}", remedy, addresses=len(facts.addresses))]
     return [check.ok(what, addresses=len(facts.addresses))]
 
 

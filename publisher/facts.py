@@ -97,9 +97,10 @@ class NamespaceFacts:
 class FanoutFacts:
     """What became of looking up a service.
 
-    Shape:  `addresses` is None when nobody looked; `error` says why there are none.
+    Shape:  `error` says why there are no addresses, `doubts` why there may be more.
     """
 
     service: str
-    addresses: Sequence[str] | None = None
+    addresses: Sequence[str] = ()
+    doubts: Sequence[str] = ()
     error: str = ""

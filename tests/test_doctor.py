@@ -1,5 +1,6 @@
 """The doctor: each thing that is wrong is found and named, nothing else is, and all is well again when it is mended."""
 
+import asyncio
 import json
 import re
 import time
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 from tests.support.command_line import run
+from tests.support.dns_server import DnsServer
 from tests.support.replicas import FAST, new_cache, reached
 from tests.support.topologies import asked, cluster_of_three, wait_until, watched
 from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
 from broadcache.publisher.diagnosis import Diagnosis, look_up
+from broadcache.publisher.discovery import Address, Discovered
 from broadcache.publisher.doctor import examine_namespace, examine_server
 from broadcache.publisher.facts import DeliveryFacts, LogFacts, NamespaceFacts, ServerFacts
 from broadcache.publisher.findings import Finding
@@ -449,14 +452,14 @@ async def test_in_a_cluster_each_namespace_is_looked_at_where_it_is() -> None:
     assert away == {f"namespace {namespaces[0]}"}
 
 
-async def test_the_service_of_the_fan_out_is_looked_up_by_whoever_can() -> None:
-    async def three(service: str) -> list[str]:
-        return [f"10.0.0.{number}:80" for number in range(3)]
+async def test_the_service_of_the_fan_out_is_looked_up() -> None:
+    def found(*hosts: str, doubt: str = "") -> Any:
+        async def discover(service: str) -> Discovered:
+            return Discovered(tuple(Address(host, 80) for host in hosts), "dns", not doubt, (doubt,) if doubt else ())
 
-    async def none(service: str) -> list[str]:
-        return []
+        return discover
 
-    async def fails(service: str) -> list[str]:
+    async def fails(service: str) -> Discovered:
         raise OSError("no name server")
 
     async def severity_and_text(discover: Any) -> tuple[str, str]:
@@ -464,10 +467,28 @@ async def test_the_service_of_the_fan_out_is_looked_up_by_whoever_can() -> None:
         assert finding.subject == "service replicas"
         return finding.severity, finding.what
 
-    assert await severity_and_text(three) == ("ok", "3 addresses: 10.0.0.0:80, 10.0.0.1:80, 10.0.0.2:80")
-    assert await severity_and_text(none) == ("problem", "it has no addresses")
+    assert await severity_and_text(found("10.0.0.0", "10.0.0.1")) == ("ok", "2 addresses: 10.0.0.0:80, 10.0.0.1:80")
+    assert await severity_and_text(found("10.0.0.0", doubt="one for all")) == (
+        "warning",
+        "1 address: 10.0.0.0:80; one for all",
+    )
+    assert await severity_and_text(found()) == ("problem", "it has no addresses")
     assert await severity_and_text(fails) == ("problem", "it cannot be looked up: no name server")
-    assert (await severity_and_text(None))[0] == "info"
+
+
+async def test_the_command_looks_it_up_as_the_fan_out_would(own_server: EmbeddedServer) -> None:
+    async def seen(**variables: str) -> dict[str, Any]:
+        variables |= {"BROADCACHE_REDIS_URL": own_server.url, "BROADCACHE_FANOUT_SERVICE": "web.test:80"}
+        finished = await asyncio.to_thread(run, "doctor", "--json", **variables)
+        [finding] = [each for each in json.loads(finished.stdout)["findings"] if each["check"] == "fan-out"]
+        return dict(finding)
+
+    async with DnsServer() as dns:
+        dns.a("web.test", "127.0.0.2", "127.0.0.3")
+        asked = {"BROADCACHE_FANOUT_NAMESERVERS": dns.address}
+        assert (await seen(**asked))["severity"] == "problem"  # loopback has to be named
+        allowed = await seen(**asked, BROADCACHE_FANOUT_NETWORKS="127.0.0.0/8")
+    assert (allowed["severity"], allowed["what"]) == ("ok", "2 addresses: 127.0.0.2:80, 127.0.0.3:80")
 
 
 # --- what is typed wrongly, and the command --------------------------------------------------------------------------
@@ -518,14 +539,12 @@ def test_a_command_that_is_typed_wrongly_ends_with_2(arguments: tuple[str, ...])
 
 
 def test_json_is_one_object_with_all_findings(own_server: EmbeddedServer) -> None:
-    finished = run(
-        "doctor", "-n", "a", "-n", "b", "--json", "--fanout-service", "s", BROADCACHE_REDIS_URL=own_server.url
-    )
+    finished = run("doctor", "-n", "a", "-n", "b", "--json", BROADCACHE_REDIS_URL=own_server.url)
     answer = json.loads(finished.stdout)
     assert (finished.returncode, answer["redis"], answer["worst"]) == (0, own_server.url, "warning")
     assert sum(answer["counts"].values()) == len(answer["findings"])
     subjects = dict.fromkeys(each["subject"] for each in answer["findings"])
-    assert list(subjects) == [own_server.url, "namespace a", "namespace b", "service s"]
+    assert list(subjects) == [own_server.url, "namespace a", "namespace b"]
     fields = {"check", "subject", "severity", "what", "why", "remedy", "measured"}
     assert all(set(each) == fields and each["why"] for each in answer["findings"])
 

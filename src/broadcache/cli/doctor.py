@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from .options import REDIS_URL, RedisUrl
 
 if TYPE_CHECKING:
     from ..publisher.diagnosis import Diagnosis
-    from ..publisher.discovery import Address
+    from ..publisher.discovery import Discovered
     from ..publisher.findings import Finding
 
 __all__ = ["doctor"]
@@ -75,7 +74,7 @@ async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds
     return findings
 
 
-async def _discovered(destination: str) -> "Sequence[Address]":
+async def _discovered(destination: str) -> "Discovered":
     """Look up `service:port` as the fan-out of these settings would. Raises: BroadcacheError."""
     from ..publisher.discovery import DnsDiscovery, ListDiscovery
     from ..publisher.fanout_policy import FanoutPolicy
@@ -91,7 +90,7 @@ async def _discovered(destination: str) -> "Sequence[Address]":
     if found.how != "list":
         for address in found.addresses:
             policy.check_address(address.host)
-    return found.addresses
+    return found
 
 
 def _exit_code(findings: "list[Finding]", *, is_strict: bool) -> int:
