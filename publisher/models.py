@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from ..shared.delivery import FanoutReport
 from ..shared.errors import InvalidNamespace, InvalidTarget
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
@@ -142,26 +143,35 @@ _decoder = msgspec.json.Decoder(PublishRequest)
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """The log has the invalidation. `receivers` counts connections that listened, which proves no replica applied it.
+    """The invalidation is delivered: `logged` says whether the log has it; if not, `fanout` reached every replica.
 
-    `epoch` and `sequence` are its place in the namespace's log; the last one, when it was split.
+    `epoch` and `sequence` are its place in the namespace's log; the last one, when it was split; null when it is not
+    logged. `receivers` counts connections that listened, which proves no replica applied it. `pending` says that it
+    waits to be logged when Redis takes it. `fanout` is who was called by HTTP; null when nobody was.
     """
 
     id: str
     namespace: str
-    epoch: str
-    sequence: int
+    epoch: str | None
+    sequence: int | None
     receivers: int
+    logged: bool
+    pending: bool
+    fanout: FanoutReport | None
 
     @classmethod
     def of(cls, receipt: Receipt) -> "Accepted":
         """Return what to answer for this receipt."""
+        epoch, sequence = receipt.position or (None, None)
         return cls(
             id=receipt.id,
             namespace=receipt.namespace,
-            epoch=receipt.position.epoch,
-            sequence=receipt.position.sequence,
+            epoch=epoch,
+            sequence=sequence,
             receivers=receipt.receivers,
+            logged=receipt.is_logged,
+            pending=receipt.pending,
+            fanout=receipt.fanout,
         )
 
 

@@ -1,4 +1,4 @@
-"""The publisher: logs invalidations, which reaches every replica that listens."""
+"""The publisher: logs invalidations, which reaches every replica that listens, and has a second path."""
 
 import asyncio
 import random
@@ -6,7 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeVar, get_args
 
 from ..shared.address import RedisAddress
 from ..shared.errors import InvalidSettings, LinkLost, LogRefused, NotPrimary
@@ -21,7 +21,11 @@ from ..shared.invalidation import (
 )
 from ..shared.link import Link
 from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
+from .backlog import Pending
+from .delivery import Delivery, Teller
 from .kept_link import KeptLink
+from .outbox import OUTBOX_NAMES_MAX, Outbox
+from .second_path import SecondPath
 
 __all__ = ["Publisher"]
 
@@ -45,27 +49,46 @@ class Publisher:
     An asynchronous context manager. Entering does not connect: a publisher outlives a Redis that is away, and each
     `publish` says whether it was logged.
 
-    Shape:  `source` tells replicas and operators who published; the host's name when it is left out.
+    Shape:  `source` tells replicas and operators who published; the host's name when it is left out. With a `delivery`
+            other than "redis", `fanout` is what calls the replicas; with "fanout" alone `url` may be None.
     Units:  `timeout_seconds` is how long one `publish` tries, `log_length` about how many invalidations of a namespace
-            the log keeps for replicas that were away.
+            the log keeps for replicas that were away. `fallback_after_seconds` is how long Redis is waited for before
+            the fan-out begins, at most half of `timeout_seconds`; `outbox_names_max` how many names, over all
+            namespaces, may wait to be logged.
     Raises: InvalidSettings.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | None,
         *,
+        delivery: Delivery = "redis",
+        fanout: Teller | None = None,
         source: str | None = None,
         timeout_seconds: float = 5.0,
         log_length: int = LOG_LENGTH,
+        fallback_after_seconds: float = 0.25,
+        outbox_names_max: int = OUTBOX_NAMES_MAX,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         if not 0 < timeout_seconds <= 3_600:
             raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
         if log_length < 1:
             raise InvalidSettings(f"expected log_length to be at least 1, got {log_length!r}")
+        if not 0 <= fallback_after_seconds <= 3_600:
+            raise InvalidSettings(
+                f"expected fallback_after_seconds to be from 0 to 3600, got {fallback_after_seconds!r}"
+            )
+        if outbox_names_max < 1:
+            raise InvalidSettings(f"expected outbox_names_max to be at least 1, got {outbox_names_max!r}")
+        _check_delivery(delivery, has_url=url is not None, has_fanout=fanout is not None)
         self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
-        self._address = RedisAddress(url)
+        self.delivery: Final = delivery
+        self._address = None if url is None else RedisAddress(url)
+        self._fanout = fanout
+        self._fallback_after_seconds = min(fallback_after_seconds, timeout_seconds / 2)
+        self._outbox_names_max = outbox_names_max
+        self._second_path: SecondPath | None = None
         self._timeout_seconds = timeout_seconds
         # There must be time left for a new link after one that keeps silent: else it would be kept for ever.
         self._call_timeout_seconds = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
@@ -75,6 +98,9 @@ class Publisher:
         self._links: dict[str, KeptLink] = {}
 
     async def __aenter__(self) -> Self:
+        if self._fanout is not None and self._second_path is None:
+            await self._fanout.__aenter__()
+            self._second_path = self._new_second_path(self._fanout)
         self._is_entered = True
         return self
 
@@ -83,11 +109,30 @@ class Publisher:
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Close the connection. Closing twice, or before entering, is harmless."""
+    @property
+    def has_log(self) -> bool:
+        """Whether there is a log: a publisher that fans out alone may do without Redis."""
+        return self._address is not None
+
+    @property
+    def outbox_length(self) -> int:
+        """How many invalidations wait to be logged."""
+        return 0 if self._second_path is None else len(self._second_path.outbox)
+
+    async def close(self, *, last_attempt_seconds: float = 1.0) -> None:
+        """End what is under way and close the connection. Closing twice, or before entering, is harmless.
+
+        A fan-out that has begun is waited for. What is in the outbox is tried once more, for up to
+        `last_attempt_seconds`; what is left then is lost, and is logged as an error.
+        """
         self._is_entered = False
-        links, self._links = self._links, {}
-        await asyncio.gather(*[link.close() for link in links.values()])
+        try:
+            if self._second_path is not None:
+                await self._second_path.close(last_attempt_seconds)
+                self._second_path = None
+        finally:
+            links, self._links = self._links, {}
+            await asyncio.gather(*[link.close() for link in links.values()])
 
     async def publish(
         self,
@@ -97,26 +142,29 @@ class Publisher:
         id: str | None = None,
         receipt_seconds: float | None = None,
     ) -> Receipt:
-        """Log one invalidation of all `targets` and publish it. It is accepted when this returns.
+        """Log one invalidation of all `targets` and publish it. With delivery "redis" it is accepted when this returns.
 
         It is tried again until `timeout_seconds` have passed, always with the same id, and is logged once. To go on
-        trying after LinkLost, call again with the same `id`.
+        trying after LinkLost or NotDelivered, call again with the same `id`. With another delivery it has been accepted
+        by the log or taken by every replica, and the receipt says which; what was not logged waits in the outbox.
 
         Shape:  one too large for one message is split, logged atomically, and the receipt has the last position.
         Units:  `receipt_seconds` is how long the id is remembered, by default at least half a minute.
         Raises: InvalidTarget (for a reason or an id that is too long as well), InvalidNamespace; LinkLost when it is
                 not known whether it was logged; LogRefused when it was not, NotPrimary when no primary was found that
-                would; IdempotencyConflict when the id was used for other targets.
+                would; NotDelivered, instead of these three, when it went both ways in vain;
+                IdempotencyConflict when the id was used for other targets.
         """
+        self._check_is_open()
         invalidation = invalidation_of(targets, namespace=namespace, reason=reason, source=self.source, id=id)
         if receipt_seconds is None:
             receipt_seconds = max(_RECEIPT_SECONDS_MIN, 2 * self._timeout_seconds)
 
-        async def logged(link: Link) -> Receipt:
-            return await append(link, invalidation, log_length=self._log_length, receipt_seconds=receipt_seconds)
-
+        pending = Pending(invalidation, receipt_seconds)
+        if self._second_path is not None:
+            return await self._second_path.deliver(pending)
         try:
-            return await self._with_retries(namespace, logged)
+            return await self._log(pending)
         except LinkLost as error:
             raise LinkLost(
                 f"expected Redis to log the invalidation within {self._timeout_seconds:g} s, it did not answer; it may "
@@ -128,7 +176,7 @@ class Publisher:
     ) -> list[Entry]:
         """Return up to `count` logged invalidations, the newest first; with `before`, those of a lower sequence.
 
-        Raises: InvalidNamespace, LinkLost, LogRefused.
+        Raises: InvalidNamespace, LinkLost, LogRefused; InvalidSettings when there is no log.
         """
         check_namespace(namespace)
         entries: list[Entry] = []
@@ -144,14 +192,46 @@ class Publisher:
         return entries
 
     async def head(self, namespace: str = DEFAULT_NAMESPACE) -> Position | None:
-        """Return the position of the newest logged invalidation. Raises: InvalidNamespace, LinkLost, LogRefused."""
+        """Return the position of the newest logged invalidation.
+
+        Raises: InvalidNamespace, LinkLost, LogRefused; InvalidSettings when there is no log.
+        """
         check_namespace(namespace)
         return await self._with_retries(namespace, lambda link: head(link, namespace))
 
-    async def _with_retries(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
-        """Do `work` over a link, over new ones when it is lost, until there is a result or the time is up."""
+    def _new_second_path(self, teller: Teller) -> SecondPath:
+        outbox = Outbox(self._log_once, names_max=self._outbox_names_max, source=self.source, uniform=self._uniform)
+        return SecondPath(
+            self.delivery,
+            teller,
+            log=self._log,
+            outbox=outbox,
+            fallback_after_seconds=self._fallback_after_seconds,
+        )
+
+    def _check_is_open(self) -> None:
         if not self._is_entered:
             raise InvalidSettings("expected a publisher that is open, got one that is not: use it within `async with`")
+
+    async def _log(self, pending: Pending, on_failure: Callable[[], None] | None = None) -> Receipt:
+        return await self._with_retries(pending.invalidation.namespace, self._appending(pending), on_failure)
+
+    async def _log_once(self, pending: Pending) -> Receipt:
+        return await self._once(pending.invalidation.namespace, self._appending(pending))
+
+    def _appending(self, pending: Pending) -> Callable[[Link], Awaitable[Receipt]]:
+        return partial(
+            append,
+            invalidation=pending.invalidation,
+            log_length=self._log_length,
+            receipt_seconds=pending.receipt_seconds,
+        )
+
+    async def _with_retries(
+        self, namespace: str, work: Callable[[Link], Awaitable[T]], on_failure: Callable[[], None] | None = None
+    ) -> T:
+        """Do `work` over a link, over new ones when it is lost, until there is a result or the time is up."""
+        self._check_is_open()
         last: LinkLost | NotPrimary | None = None
         attempt = 0
         try:
@@ -160,8 +240,7 @@ class Publisher:
                     if not self._is_entered:
                         raise LinkLost("the publisher was closed meanwhile")
                     try:
-                        kept = await self._link_for(namespace)
-                        return await self._answered(await kept.connected(), work)
+                        return await self._once(namespace, work)
                     except LinkLost as error:
                         last = error
                     except NotPrimary as error:
@@ -171,11 +250,17 @@ class Publisher:
                         if isinstance(last, LinkLost):
                             raise LinkLost(f"{last}; and then: {error}") from error
                         raise
+                    if on_failure is not None:
+                        on_failure()
                     attempt += 1
                     ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16))
                     await asyncio.sleep(self._uniform() * ceiling_seconds)
         except TimeoutError:
-            raise last or LinkLost(f"no answer from {self._address.label}") from None
+            raise last or LinkLost(f"no answer from Redis within {self._timeout_seconds:g} s") from None
+
+    async def _once(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
+        kept = await self._link_for(namespace)
+        return await self._answered(await kept.connected(), work)
 
     async def _answered(self, link: Link, work: Callable[[Link], Awaitable[T]]) -> T:
         """Do `work`, but leave a link that keeps silent, or leads to a server that does not take it any more."""
@@ -191,9 +276,33 @@ class Publisher:
 
     async def _link_for(self, namespace: str) -> KeptLink:
         """Return the link of all namespaces; in a cluster, where each may be at another server, the namespace's own."""
+        if self._address is None:
+            raise InvalidSettings(
+                'expected a publisher that has a log, got one with delivery="fanout" and no url; give it the url'
+            )
         key = namespace if self._address.is_cluster else ""
         kept = self._links.pop(key, None) or KeptLink(self._address.of(namespace))
         self._links[key] = kept  # the one used last stands last
         if len(self._links) > _LINKS_MAX:
             await self._links.pop(next(iter(self._links))).close()
         return kept
+
+
+def _check_delivery(delivery: Delivery, *, has_url: bool, has_fanout: bool) -> None:
+    known = get_args(Delivery)
+    if delivery not in known:
+        raise InvalidSettings(f"expected delivery to be one of {', '.join(known)}, got {delivery!r}")
+    if delivery != "redis" and not has_fanout:
+        raise InvalidSettings(
+            f"expected a fanout for delivery={delivery!r}, got None: name the replicas' service, or use "
+            'delivery="redis"'
+        )
+    if delivery == "redis" and has_fanout:
+        raise InvalidSettings(
+            'expected no fanout for delivery="redis", got one: nobody would be called; use '
+            'delivery="redis-then-fanout", or leave it out'
+        )
+    if delivery != "fanout" and not has_url:
+        raise InvalidSettings(
+            f'expected a url for delivery={delivery!r}, got None: only delivery="fanout" does without a log'
+        )

@@ -9,6 +9,7 @@ from ..shared.errors import InvalidNamespace, InvalidSettings
 from ..shared.invalidation import check_namespace
 from ..shared.log import LOG_LENGTH
 from ..shared.settings import Settings
+from .delivery import Delivery
 from .tokens import Tokens
 
 __all__ = ["ApiSettings", "is_loopback"]
@@ -25,6 +26,13 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
     redis_url: Annotated[
         str, Meta(min_length=1, description="Where the log is; it may hold a password.", extra={"secret": True})
     ] = "redis://127.0.0.1:6379"
+    delivery: Annotated[
+        Delivery,
+        Meta(
+            description="How replicas are told: redis (the log alone), fanout (HTTP alone), redis-then-fanout (HTTP "
+            "when Redis does not take it at once), both."
+        ),
+    ] = "redis"
     listen_host: Annotated[
         str, Meta(min_length=1, description="The address to listen on; beyond loopback it takes a token.")
     ] = "127.0.0.1"

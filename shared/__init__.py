@@ -1,5 +1,6 @@
 """What publisher and subscriber must agree on: the invalidation, its wire form, the log and channel, errors."""
 
+from .delivery import FanoutReport, Outcome
 from .errors import (
     BroadcacheError,
     IdempotencyConflict,
@@ -10,6 +11,7 @@ from .errors import (
     LinkLost,
     LogRefused,
     MalformedFrame,
+    NotDelivered,
     NotPrimary,
     ServerBinaryNotFound,
 )
@@ -19,6 +21,7 @@ from .log import Receipt
 __all__ = [
     "BroadcacheError",
     "Everything",
+    "FanoutReport",
     "IdempotencyConflict",
     "InvalidLoader",
     "InvalidNamespace",
@@ -29,7 +32,9 @@ __all__ = [
     "LinkLost",
     "LogRefused",
     "MalformedFrame",
+    "NotDelivered",
     "NotPrimary",
+    "Outcome",
     "Position",
     "Prefixes",
     "Receipt",

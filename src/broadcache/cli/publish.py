@@ -55,6 +55,7 @@ async def _published(
 
 
 def _as_text(receipt: "Receipt") -> str:
+    assert receipt.position is not None, "without a second path a publish that returns was logged"
     epoch, sequence = receipt.position
     return (
         f"published {receipt.id} to {receipt.namespace} at {sequence} of epoch {epoch}; "
@@ -66,7 +67,7 @@ def _as_json(receipt: "Receipt") -> str:
     """The same fields as the answer of `POST /invalidations`."""
     import json
 
-    epoch, sequence = receipt.position
+    epoch, sequence = receipt.position or (None, None)
     return json.dumps(
         {
             "id": receipt.id,
@@ -74,5 +75,8 @@ def _as_json(receipt: "Receipt") -> str:
             "epoch": epoch,
             "sequence": sequence,
             "receivers": receipt.receivers,
+            "logged": receipt.is_logged,
+            "pending": receipt.pending,
+            "fanout": None,
         }
     )
