@@ -18,7 +18,7 @@ from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
 from .models import Accepted, History, PublishRequest, Replicas
-from .problems import INVALIDATION_INVALID, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
+from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
 from .requests import check_is_json, id_of, idempotency_key_of, read_body
 from .settings import ApiSettings, FanoutSettings, lists_of
@@ -43,6 +43,8 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
         publisher
         or Publisher(
             settings.redis_url,
+            delivery=settings.delivery,
+            fanout=settings.second_path(),
             timeout_seconds=settings.publish_timeout_seconds,
             log_length=settings.log_length,
         ),
@@ -202,6 +204,8 @@ class _Api:
 
     async def history(self, query: Annotated[_HistoryQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
+        if not self._publisher.has_log:
+            raise Problem(LOG_MISSING, LOG_MISSING.example)
         try:
             entries = await self._publisher.history(query.namespace, count=query.limit + 1, before=query.before)
         except InvalidNamespace as error:
@@ -217,6 +221,9 @@ class _Api:
         return _json(Replicas.of(query.namespace, replicas))
 
     async def ready(self) -> Response:
+        if self._publisher.delivery != "redis":
+            # Whoever took it out of service because Redis is away would close the second path as well.
+            return _json({"status": "degraded" if self._publisher.outbox_length else "ready"})
         # The user of Redis may have rights to these namespaces alone.
         namespace = self._settings.namespaces[0] if self._namespaces else DEFAULT_NAMESPACE
         await self._publisher.head(namespace)

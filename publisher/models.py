@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from ..shared.confirmation import CONFIRM_SECONDS_MAX, Confirm, Confirmation, ReplicaConfirmation
+from ..shared.delivery import FanoutReport
 from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
@@ -192,28 +193,37 @@ class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """The log has the invalidation. `receivers` counts connections that listened, which proves no replica applied it.
+    """The invalidation is delivered: `logged` says whether the log has it; if not, `fanout` reached every replica.
 
-    `epoch` and `sequence` are its place in the namespace's log; the last one, when it was split. `confirmation` is
+    `epoch` and `sequence` are its place in the namespace's log; the last one, when it was split; null when it is not
+    logged. `receivers` counts connections that listened, which proves no replica applied it. `pending` says that it
+    waits to be logged when Redis takes it. `fanout` is who was called by HTTP; null when nobody was. `confirmation` is
     there when it was asked for.
     """
 
     id: str
     namespace: str
-    epoch: str
-    sequence: int
+    epoch: str | None
+    sequence: int | None
     receivers: int
+    logged: bool
+    pending: bool
+    fanout: FanoutReport | None
     confirmation: Confirmed | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def of(cls, receipt: Receipt) -> "Accepted":
         """Return what to answer for this receipt."""
+        epoch, sequence = receipt.position or (None, None)
         return cls(
             id=receipt.id,
             namespace=receipt.namespace,
-            epoch=receipt.position.epoch,
-            sequence=receipt.position.sequence,
+            epoch=epoch,
+            sequence=sequence,
             receivers=receipt.receivers,
+            logged=receipt.is_logged,
+            pending=receipt.pending,
+            fanout=receipt.fanout,
             confirmation=msgspec.UNSET if receipt.confirmation is None else _confirmed(receipt.confirmation),
         )
 

@@ -53,6 +53,46 @@ _ACCEPTED_EXAMPLE: Final = {
     "epoch": "01JY0000000000000000000000",
     "sequence": 42,
     "receivers": 3,
+    "logged": True,
+    "pending": False,
+    "fanout": None,
+}
+_FANNED_OUT_EXAMPLE: Final = {
+    "id": "01JZ0000000000000000000000",
+    "namespace": "products",
+    "epoch": None,
+    "sequence": None,
+    "receivers": 0,
+    "logged": False,
+    "pending": True,
+    "fanout": {
+        "service": "cache-replicas:8080",
+        "total": 1,
+        "succeeded": 1,
+        "failed": 0,
+        "complete": True,
+        "discovery": "dns",
+        "elapsed_ms": 3.1,
+        "outcomes": [
+            {
+                "address": "http://10.42.0.7:8080/cache-invalidation",
+                "status_code": 200,
+                "error": None,
+                "latency_ms": 2.4,
+                "attempts": 1,
+                "replica": "cache-replicas-0",
+                "dropped": 1,
+            }
+        ],
+        "problem": None,
+    },
+}
+_ACCEPTED_EXAMPLES: Final = {
+    "logged": {"summary": "The log has it", "value": _ACCEPTED_EXAMPLE},
+    "fanned out": {
+        "summary": "Redis was away: every replica has taken it, and it waits to be logged",
+        "value": _FANNED_OUT_EXAMPLE,
+    },
 }
 _UNCONFIRMED_EXAMPLE: Final = {
     **_ACCEPTED_EXAMPLE,
@@ -154,6 +194,13 @@ def _answered(description: str, schema: dict[str, Any], example: object) -> dict
     return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
+def _accepted() -> dict[str, Any]:
+    return {
+        "description": "The log has accepted it, or every replica has taken it by HTTP.",
+        "content": {"application/json": {"schema": _schema_of(Accepted)}},
+    }
+
+
 def _problems(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
     """Describe the problems that an operation may answer, those of one status side by side."""
     described: dict[int | str, dict[str, Any]] = {}
@@ -195,12 +242,14 @@ PUBLISH: Final[dict[str, Any]] = {
     "operation_id": "publish",
     "tags": ["invalidations"],
     "summary": "Make every replica forget",
-    "description": "Logs one invalidation and publishes it, in one atomic step. 200 means that the log has it: a "
-    "replica that is away hears it when it is back. With `confirm` it means besides that every replica that is there "
-    "has applied it; 207 (or what BROADCACHE_UNCONFIRMED_STATUS says) that the log has it, and names those that have "
-    "not said so in time. 503 means that nothing is known to be accepted: send it again.",
+    "description": "Logs one invalidation and publishes it, in one atomic step. 200 with `logged: true` means that the "
+    "log has it: a replica that is away hears it when it is back. 200 with `logged: false` means that every replica "
+    "has taken it by HTTP, which only a publisher with a second path answers. With `confirm` 200 means besides that "
+    "every replica that is there has applied it; 207 (or what BROADCACHE_UNCONFIRMED_STATUS says) that it is "
+    "delivered, and names those that have not said so in time. 503 means that it is not known to be delivered: send it "
+    "again.",
     "responses": {
-        200: _answered("The log has accepted it.", _schema_of(Accepted), _ACCEPTED_EXAMPLE) | _REPLAYED,
+        200: _accepted() | _REPLAYED,
         207: _answered(
             "The log has accepted it, and not every replica has confirmed it.",
             _schema_of(Accepted),
@@ -220,6 +269,7 @@ PUBLISH: Final[dict[str, Any]] = {
             problems.INTERNAL_ERROR,
             problems.LOG_UNREACHABLE,
             problems.LOG_REFUSED,
+            problems.NOT_DELIVERED,
         ),
     },
     "openapi_extra": {
@@ -241,6 +291,7 @@ HISTORY: Final[dict[str, Any]] = {
         **_problems(
             problems.TOKEN_INVALID,
             problems.NAMESPACE_UNKNOWN,
+            problems.LOG_MISSING,
             problems.PARAMETER_INVALID,
             problems.INTERNAL_ERROR,
             problems.LOG_UNREACHABLE,
@@ -277,9 +328,12 @@ READY: Final[dict[str, Any]] = {
     "operation_id": "ready",
     "tags": ["health"],
     "summary": "Does Redis answer?",
-    "description": "Reads from the log. Takes up to BROADCACHE_PUBLISH_TIMEOUT_SECONDS while Redis is away.",
+    "description": "Reads from the log. Takes up to BROADCACHE_PUBLISH_TIMEOUT_SECONDS while Redis is away. With a "
+    "second path, which delivers without Redis, it is always 200: `degraded` while something waits to be logged.",
     "responses": {
-        200: _answered("It does: a publish would be accepted.", _STATUS_SCHEMA, {"status": "ready"}),
+        200: _answered(
+            "It does, or there is a second path: a publish can be delivered.", _STATUS_SCHEMA, {"status": "ready"}
+        ),
         **_problems(problems.LOG_UNREACHABLE, problems.LOG_REFUSED),
     },
 }
@@ -303,6 +357,9 @@ def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
     )
+    # The framework leaves out whatever is null, also where an example says so.
+    accepted = document["paths"]["/invalidations"]["post"]["responses"]["200"]
+    accepted["content"]["application/json"]["examples"] = _ACCEPTED_EXAMPLES
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(_schemas())
     components["securitySchemes"] = {_SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}

@@ -107,8 +107,9 @@ async def test_a_publish_answers_where_the_log_holds_it(client: httpx2.AsyncClie
     second = await client.post(PATH, json=body)
     assert first.status_code == second.status_code == 200
     assert first.headers["content-type"] == "application/json"
-    assert list(first.json()) == ["id", "namespace", "epoch", "sequence", "receivers"]
+    assert list(first.json()) == ["id", "namespace", "epoch", "sequence", "receivers", "logged", "pending", "fanout"]
     assert (first.json()["namespace"], first.json()["sequence"], first.json()["receivers"]) == ("products", 1, 0)
+    assert [first.json()[name] for name in ("logged", "pending", "fanout")] == [True, False, None]
     assert second.json()["sequence"] == 2
     assert second.json()["id"] != first.json()["id"]
 

@@ -127,7 +127,7 @@ def test_a_publish_answers_one_line_for_people_or_the_fields_of_the_api_for_scri
 
     for_scripts = run("publish", "-n", "products", "--tag", "a", "--tag", "b", "--json", "--redis-url", redis_url)
     answer = json.loads(for_scripts.stdout)
-    assert set(answer) == {"id", "namespace", "epoch", "sequence", "receivers"}
+    assert set(answer) == {"id", "namespace", "epoch", "sequence", "receivers", "logged", "pending", "fanout"}
     assert (answer["namespace"], answer["sequence"], answer["receivers"]) == ("products", 2, 0)
 
 

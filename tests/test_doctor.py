@@ -390,8 +390,9 @@ async def test_a_replica_that_is_not_coherent_is_named_whoever_wrote_its_presenc
 ) -> None:
     async with Publisher(own_server.url) as publisher:
         await publisher.publish(Keys("key"), namespace="products")
-        epoch = (await publisher.publish(Keys("key"), namespace="products")).position.epoch
-    text = json.dumps(said).replace("EPOCH", epoch)
+        position = (await publisher.publish(Keys("key"), namespace="products")).position
+    assert position is not None
+    text = json.dumps(said).replace("EPOCH", position.epoch)
     asked(own_server.port, "SET", "{cache-invalidation:products}:replica:r1", text)
     finding = await found(own_server.url, "replicas", namespaces=["products"])
     assert finding.severity == ("problem" if fault else "ok")
