@@ -99,7 +99,7 @@ def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout") -> FastAPI
         app.add_middleware(
             TokenGate, tokens=tokens, open_paths=_HEALTH_PATHS, is_reading=lambda path: _first_segment(path) in own
         )
-    openapi.describe(app, needs_token=bool(tokens))
+    openapi.describe(app, needs_token=bool(tokens), failure_status=settings.fanout_failure_status)
     app.state.takes_any_method = not fanout.policy.is_off
     return app
 
@@ -110,7 +110,7 @@ def takes_any_method(app: FastAPI) -> bool:
 
 
 def _first_segment(path: str) -> str:
-    return path.split("/", 2)[1]
+    return path.removeprefix("/").partition("/")[0]
 
 
 class _Fanout:
