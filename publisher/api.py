@@ -1,5 +1,6 @@
 """The publisher's HTTP API."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
@@ -8,16 +9,20 @@ import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..shared.errors import InvalidNamespace, InvalidTarget
-from ..shared.invalidation import DEFAULT_NAMESPACE
+from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
+from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, Position, check_namespace
 from . import openapi
+from .event import position_of
+from .event_stream import EventStream
 from .gate import TokenGate
 from .handlers import add_problem_handlers
+from .hub import Hub
 from .models import Accepted, History, PublishRequest
 from .problems import INVALIDATION_INVALID, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
 from .requests import check_is_json, id_of, idempotency_key_of, read_body
 from .settings import ApiSettings
+from .since import since_ms_of
 from .tokens import Tokens
 
 __all__ = ["create_app"]
@@ -47,8 +52,10 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
         redirect_slashes=False,
         lifespan=api.lifespan,
     )
+    app.state.end_streams = api.hub.close  # what serves it has to tell before it waits for requests to end
     app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
     app.add_api_route("/invalidations", api.history, methods=["GET"], **openapi.HISTORY)
+    app.add_api_route("/events", api.events, methods=["GET"], **openapi.EVENTS)
     app.add_api_route("/health/live", api.live, methods=["GET"], **openapi.LIVE)
     app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
     add_problem_handlers(app)
@@ -69,6 +76,33 @@ class _HistoryQuery(BaseModel):
     before: int | None = Field(
         None, ge=1, lt=2**64, description="Only those of a lower sequence: the last page's `next_before`."
     )
+    key: str | None = Field(
+        None,
+        min_length=1,
+        max_length=KEY_BYTES_MAX,
+        description="Only those that concern this key: that name it, a prefix of it, or everything. What names tags "
+        "is left out: which entries carry them is known to replicas alone.",
+    )
+    since: str | None = Field(
+        None,
+        max_length=100,
+        description="Only those that were sent since: a time with an offset, or how long ago, as seconds or as 15m, "
+        "2h, 1d. Publishers' clocks say when: for people, never for order.",
+        examples=["15m", "2025-06-30T12:00:00Z"],
+    )
+
+
+class _EventsQuery(BaseModel):
+    """What may be asked of the events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    namespace: str = Field(DEFAULT_NAMESPACE, description="The family of caches that is followed.")
+    last_event_id: str | None = Field(
+        None,
+        max_length=100,
+        description="Go on after the event of this id. The header Last-Event-ID says the same, and wins.",
+    )
 
 
 class _Api:
@@ -78,11 +112,19 @@ class _Api:
         self._settings = settings
         self._publisher = publisher
         self._namespaces = frozenset(settings.namespaces)
+        self.hub: Final = Hub(
+            settings.redis_url,
+            clients_max=settings.event_clients_max,
+            heartbeat_seconds=settings.event_heartbeat_seconds,
+        )
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         async with self._publisher:
-            yield
+            try:
+                yield
+            finally:
+                await self.hub.close()
 
     async def publish(self, request: Request) -> Response:
         check_is_json(request)
@@ -105,12 +147,26 @@ class _Api:
 
     async def history(self, query: Annotated[_HistoryQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
-        try:
-            entries = await self._publisher.history(query.namespace, count=query.limit + 1, before=query.before)
-        except InvalidNamespace as error:
-            flaw = Flaw(parameter="namespace", detail=f"{error} at query parameter namespace")
-            raise Problem(PARAMETER_INVALID, errors=(flaw,)) from None
-        return _json(History.of(query.namespace, entries, query.limit))
+        _check_is_namespace(query.namespace)
+        page = await self._publisher.history_page(
+            query.namespace,
+            count=query.limit,
+            before=query.before,
+            key=query.key,
+            since_ms=None if query.since is None else _since_ms_of(query.since),
+        )
+        return _json(History.of(query.namespace, page))
+
+    async def events(self, request: Request, query: Annotated[_EventsQuery, Query()]) -> Response:
+        self._check_is_known(query.namespace)
+        _check_is_namespace(query.namespace)
+        header = request.headers.get("last-event-id")
+        return EventStream(
+            self.hub,
+            query.namespace,
+            after=_position_of(header, "header Last-Event-ID")
+            or _position_of(query.last_event_id, "query parameter last_event_id"),
+        )
 
     async def live(self) -> Response:
         return _json({"status": "live"})
@@ -128,6 +184,34 @@ class _Api:
                 f"expected one of the namespaces {', '.join(sorted(self._namespaces))}, got {namespace!r:.100}; "
                 "correct it, or add it to BROADCACHE_NAMESPACES",
             )
+
+
+def _check_is_namespace(text: str) -> None:
+    try:
+        check_namespace(text)
+    except InvalidNamespace as error:
+        raise _invalid("namespace", f"{error} at query parameter namespace") from None
+
+
+def _since_ms_of(text: str) -> int:
+    try:
+        return since_ms_of(text, now_ms=time.time_ns() // 1_000_000)
+    except InvalidSettings as error:
+        raise _invalid("since", f"{error} at query parameter since") from None
+
+
+def _position_of(id: str | None, where: str) -> Position | None:
+    """Return the place that an event's id names; None without one. Raises: Problem."""
+    if not id:
+        return None
+    position = position_of(id)
+    if position is None:
+        raise _invalid("last_event_id", f"expected the id of an event, EPOCH:SEQUENCE, got {id!r:.100} at {where}")
+    return position
+
+
+def _invalid(parameter: str, detail: str) -> Problem:
+    return Problem(PARAMETER_INVALID, errors=(Flaw(parameter=parameter, detail=detail),))
 
 
 def _json(answer: object, *, headers: dict[str, str] | None = None) -> Response:

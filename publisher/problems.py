@@ -21,6 +21,7 @@ __all__ = [
     "NOT_FOUND",
     "PARAMETER_INVALID",
     "RIGHT_MISSING",
+    "STREAMS_EXHAUSTED",
     "TOKEN_INVALID",
     "Flaw",
     "Kind",
@@ -190,4 +191,11 @@ LOG_REFUSED: Final = Kind(
     503,
     "Redis refused",
     "expected Redis to log an invalidation of 'products', got: OOM command not allowed when used memory > 'maxmemory'",
+)
+STREAMS_EXHAUSTED: Final = Kind(
+    "streams-exhausted",
+    503,
+    "No more clients can follow",
+    "expected at most 100 clients to follow at once, got one more; come back later, or raise "
+    "BROADCACHE_EVENT_CLIENTS_MAX",
 )

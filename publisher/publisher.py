@@ -4,6 +4,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -21,7 +22,9 @@ from ..shared.invalidation import (
 )
 from ..shared.link import Link
 from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
+from .history import EXAMINED_MAX, Filter, HistoryPage, read_page
 from .kept_link import KeptLink
+from .since import unix_ms_of
 
 __all__ = ["Publisher"]
 
@@ -33,8 +36,6 @@ _BACKOFF_SECONDS_MAX: Final = 0.5
 _RECEIPT_SECONDS_MIN: Final = 30.0
 _LINKS_MAX: Final = 100
 """How many links there are at most in a cluster, where each namespace has its own."""
-_PAGE_ENTRIES: Final = 100
-"""How much history is read at once: publishes share the connection, and wait behind it."""
 
 
 class Publisher:
@@ -124,24 +125,56 @@ class Publisher:
             ) from error
 
     async def history(
-        self, namespace: str = DEFAULT_NAMESPACE, *, count: int = 100, before: int | None = None
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        count: int = 100,
+        before: int | None = None,
+        key: str | None = None,
+        since: datetime | None = None,
     ) -> list[Entry]:
         """Return up to `count` logged invalidations, the newest first; with `before`, those of a lower sequence.
+
+        Shape:  with `key`, those that concern it: that name it, a prefix of it, or everything. With `since`, those that
+                were sent since then by their publisher's clock: for people. What is unreadable concerns every key and
+                every time: replicas drop everything.
+        Raises: InvalidNamespace, InvalidSettings (a time without an offset), LinkLost, LogRefused.
+        """
+        since_ms = None if since is None else unix_ms_of(since)
+        entries: list[Entry] = []
+        while len(entries) < count:
+            page = await self.history_page(
+                namespace, count=count - len(entries), before=before, key=key, since_ms=since_ms
+            )
+            entries += page.entries
+            before = page.next_before
+            if before is None:
+                break
+        return entries
+
+    async def history_page(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        count: int = 100,
+        before: int | None = None,
+        key: str | None = None,
+        since_ms: int | None = None,
+        examined_max: int = EXAMINED_MAX,
+    ) -> HistoryPage:
+        """Do what `history` does, but look at `examined_max` entries at most, and tell where to go on.
 
         Raises: InvalidNamespace, LinkLost, LogRefused.
         """
         check_namespace(namespace)
-        entries: list[Entry] = []
-        while len(entries) < count:
-            page_count = min(_PAGE_ENTRIES, count - len(entries))
-            page = await self._with_retries(
-                namespace, partial(read_newest, namespace=namespace, count=page_count, before=before)
+
+        async def read(count: int, before: int | None) -> list[Entry]:
+            return await self._with_retries(
+                namespace, partial(read_newest, namespace=namespace, count=count, before=before)
             )
-            entries += page
-            if len(page) < page_count:
-                break
-            before = page[-1].sequence
-        return entries
+
+        is_wanted = Filter(key=key, since_ms=since_ms)
+        return await read_page(read, is_wanted, count=count, before=before, examined_max=examined_max)
 
     async def head(self, namespace: str = DEFAULT_NAMESPACE) -> Position | None:
         """Return the position of the newest logged invalidation. Raises: InvalidNamespace, LinkLost, LogRefused."""

@@ -61,6 +61,13 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
         int,
         Meta(ge=1_024, le=2**30, description="The largest request body: what one client can make us hold."),
     ] = 4 * 2**20
+    event_clients_max: Annotated[
+        int, Meta(ge=1, le=100_000, description="How many clients may follow GET /events at once.")
+    ] = 100
+    event_heartbeat_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3_600, description="How long GET /events is silent at most: what stands between cuts idle ones."),
+    ] = 15.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
