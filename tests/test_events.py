@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from tests.support.redis_probe import redis_probe
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
 from tests.test_api import PATH, client_of, problem_of, served
+from tests.test_topology_acl import allow, rights_in, rights_of
 
 from broadcache.publisher import Publisher
 from broadcache.publisher.feed import Feed
@@ -441,6 +442,27 @@ async def test_a_log_that_redis_does_not_let_read_is_a_gap_for_whoever_comes_bac
         assert [each.keys for each in await client.next_some(1)] == ["b"]
 
 
+async def test_the_rights_that_the_page_adds_for_following_are_enough(own_server: EmbeddedServer) -> None:
+    await publish_keys(own_server.url, "a", "b")
+    async with publisher_of(own_server.url) as publisher:
+        newest = await publisher.head()
+    assert newest is not None
+    redis_url = allow(own_server, "publisher", [*rights_of("publisher"), *rights_in("Following takes")])
+    async with (
+        api(redis_url, event_heartbeat_seconds=0.1) as url,
+        following(url, Last_Event_ID=f"{newest.epoch}:1") as client,
+    ):
+        await joined(client)
+        assert [each.keys for each in await client.next_some(1)] == ["b"]
+        # Longer than it takes to ask a silent server whether it is there: that must not be refused either.
+        while client.comments < 15:
+            block = await client.next_block()
+            assert block == b": still here"
+            client.comments += 1
+        await publish_keys(own_server.url, "c")
+        assert [each.keys for each in await client.next_some(1)] == ["c"]
+
+
 # Many clients, slow ones, and those that leave
 
 
@@ -455,19 +477,15 @@ async def test_all_clients_of_a_namespace_share_a_subscription_that_ends_with_th
     tasks_before = asyncio.all_tasks()
     async with api(own_server.url) as url, publisher_of(own_server.url) as publisher:
         assert await subscriptions_at(own_server.url) == 0
-        async with asyncio.timeout(60):
-            clients = [following(url) for _ in range(30)]
-            opened = [await client.__aenter__() for client in clients]
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(following(url)) for _ in range(30)]
             async with following(url, "/events?namespace=other") as other:
-                await joined(other)
-                for client in opened:
-                    await joined(client)
+                for each in (other, *clients):
+                    await joined(each)
                 assert await subscriptions_at(own_server.url) == 2
                 await publisher.publish(Keys("k"))
-                for client in opened:
-                    assert [each.keys for each in await client.next_some(1)] == ["k"]
-            for client in clients:
-                await client.__aexit__(None, None, None)
+                for each in clients:
+                    assert [told.keys for told in await each.next_some(1)] == ["k"]
         await until(lambda: not any("broadcache events" in task.get_name() for task in asyncio.all_tasks()))
         assert await subscriptions_at(own_server.url) == 0
         async with following(url) as client:
@@ -608,16 +626,14 @@ async def test_a_feed_that_fails_lets_its_clients_go(
 
 
 async def test_open_streams_end_in_order_when_the_server_ends(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    clients = []
-    async with api(redis_url) as url:
-        clients = [following(url), following(url, "/events?namespace=other")]
-        opened = [await client.__aenter__() for client in clients]
-        for client in opened:
-            await joined(client)
-    for client in opened:
-        assert await client.next() is None
-    for each in clients:
-        await each.__aexit__(None, None, None)
+    async with AsyncExitStack() as stack:
+        async with api(redis_url) as url:
+            paths = ("/events", "/events", "/events?namespace=other")
+            clients = [await stack.enter_async_context(following(url, path)) for path in paths]
+            for client in clients:
+                await joined(client)
+        for client in clients:
+            assert await client.next() is None
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
