@@ -24,6 +24,7 @@ from broadcache.publisher.hub import Hub, HubFull
 from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import Everything, Keys, Prefixes
 from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.invalidation import Position
 from broadcache.shared.link import Link, RedisAddress
 from broadcache.shared.log import names_of
 
@@ -204,6 +205,24 @@ async def test_clients_that_come_back_during_a_storm_of_publishes_miss_nothing(r
         logged = [entry.invalidation for entry in reversed(await publisher.history(count=400))]
         await publishing
     assert all(keys == [each.keys[0] for each in logged if each] for keys in found)
+
+
+async def test_what_waits_for_a_client_and_is_also_in_the_log_is_told_once(redis_url: str) -> None:
+    hub = Hub(redis_url)
+    await publish_keys(redis_url, "a")
+    async with publisher_of(redis_url) as publisher, hub.client("default", Position("", 0)) as client:
+        while (chunk := await client.next()) and b"linked" not in chunk:
+            pass
+        await publisher.publish(Keys("b"))
+        await until(lambda: client._waiting)
+        missed = await client.next()
+        assert missed is not None
+        assert missed.count(b"event: invalidation") == 2
+        await publisher.publish(Keys("c"))
+        told = await client.next()
+        assert told is not None
+        assert b'"keys":["c"]' in told
+    await hub.close()
 
 
 async def test_a_client_of_another_epoch_is_told_of_the_gap_and_gets_the_log_that_there_is(redis_url: str) -> None:

@@ -70,7 +70,8 @@ async def test_filters_and_pages_leave_what_a_plain_filter_of_the_whole_log_leav
     async with Publisher(redis_url) as publisher:
         for _ in range(25):
             key = random_.choice([None, *KEYS, "none"])
-            since_ms = random_.choice([None, NOW_MS + random_.randint(-1_100, 1_100)])
+            times = [each.sent_at_ms for each in log if each is not None]
+            since_ms = random_.choice([None, NOW_MS + random_.randint(-1_100, 1_100), *times[:2]])
             expected = [place for place in range(len(log), 0, -1) if is_wanted(log[place - 1], key, since_ms)]
             count, examined_max = random_.randint(1, 60), random_.choice([1, 5, 99, 100, 101, 10_000])
             found: list[int] = []
@@ -100,6 +101,14 @@ async def test_the_last_page_says_so_even_if_it_is_full(redis_url: str) -> None:
         assert ([entry.sequence for entry in page.entries], page.next_before, page.examined) == ([3, 1], None, 4)
         page = await publisher.history_page(key="k0", count=1)
         assert ([entry.sequence for entry in page.entries], page.next_before) == ([3], 3)
+
+
+async def test_the_last_page_says_so_even_if_the_log_ends_where_a_read_of_it_does(redis_url: str) -> None:
+    log = [Invalidation(epoch="E", seq=n, keys=("wanted" if n == 1 else "other",)) for n in range(1, 101)]
+    await write_log(redis_url, list(log))
+    async with Publisher(redis_url) as publisher:
+        page = await publisher.history_page(key="wanted", count=1)
+    assert ([entry.sequence for entry in page.entries], page.next_before, page.examined) == ([1], None, 100)
 
 
 async def test_a_time_without_an_offset_is_refused(redis_url: str) -> None:
