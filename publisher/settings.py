@@ -200,6 +200,13 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
             ge=200, le=599, description="The answer to a publish that was logged, and not confirmed by every replica."
         ),
     ] = 207
+    event_clients_max: Annotated[
+        int, Meta(ge=1, le=100_000, description="How many clients may follow GET /events at once.")
+    ] = 100
+    event_heartbeat_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3_600, description="How long GET /events is silent at most: what stands between cuts idle ones."),
+    ] = 15.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
