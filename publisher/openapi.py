@@ -398,8 +398,10 @@ def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
     )
     # The framework leaves out whatever is null, also where an example says so.
-    accepted = document["paths"]["/invalidations"]["post"]["responses"]["200"]
-    accepted["content"]["application/json"]["examples"] = _ACCEPTED_EXAMPLES
+    if "/invalidations" in document["paths"]:
+        answers = document["paths"]["/invalidations"]["post"]["responses"]
+        answers["200"]["content"]["application/json"]["examples"] = _ACCEPTED_EXAMPLES
+        answers["207"]["content"]["application/json"]["example"] = _UNCONFIRMED_EXAMPLE
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(_schemas())
     components["securitySchemes"] = {_SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}

@@ -377,7 +377,8 @@ class Publisher:
                     ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16))
                     await asyncio.sleep(self._uniform() * ceiling_seconds)
         except TimeoutError:
-            raise last or LinkLost(f"no answer from Redis within {self._timeout_seconds:g} s") from None
+            label = "Redis" if self._address is None else self._address.label
+            raise last or LinkLost(f"no answer from {label}") from None
 
     async def _once(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
         kept = await self._link_for(namespace)
