@@ -13,6 +13,7 @@ from .broadcaster import Broadcast, Broadcaster, HostMode, Limits, Request, Sche
 from .broadcaster import Outcome as Called
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
 from .fanout_policy import FanoutPolicy
+from .observer import UNOBSERVED, Observer
 
 __all__ = ["Fanout"]
 
@@ -53,6 +54,7 @@ class Fanout:
         host_mode: HostMode = "address",
         tls: ssl.SSLContext | None = None,
         tls_name: str | None = None,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         if not path.startswith("/") or not path.isascii():
             raise InvalidSettings(f"expected a path that begins with / and is percent-encoded, got {path!r:.100}")
@@ -64,7 +66,14 @@ class Fanout:
         self._headers = ((b"Content-Type", b"application/json"), *authorization)
         discovery: Discovery = ListDiscovery({service: addresses}) if addresses else DnsDiscovery(nameservers)
         self._broadcaster = Broadcaster(
-            discovery, policy, limits=limits, scheme=scheme, host_mode=host_mode, tls=tls, tls_name=tls_name
+            discovery,
+            policy,
+            limits=limits,
+            scheme=scheme,
+            host_mode=host_mode,
+            tls=tls,
+            tls_name=tls_name,
+            observer=observer,
         )
 
     def __repr__(self) -> str:

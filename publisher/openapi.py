@@ -5,19 +5,21 @@ from typing import Any, Final
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
 
 from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
 from . import problems
 from .models import Accepted, History, LoggedInvalidation, PublishRequest, UnreadableEntry
 from .problems import Kind, ProblemDocument
 
-__all__ = ["HISTORY", "LIVE", "PUBLISH", "READY", "describe"]
+__all__ = ["HISTORY", "LIVE", "METRICS", "PUBLISH", "READY", "describe"]
 
 _REF: Final = "#/components/schemas/{name}"
 _SECURITY_SCHEME: Final = "bearer"
 
 _TAGS: Final = [
     {"name": "invalidations", "description": "Say which entries every replica has to drop, and what was said before."},
+    {"name": "metrics", "description": "For Prometheus. A token that may only read is enough."},
     {"name": "health", "description": "For load balancers and orchestrators. Needs no token."},
 ]
 
@@ -61,6 +63,10 @@ _HISTORY_EXAMPLE: Final = {
     ],
     "next_before": 41,
 }
+_METRICS_EXAMPLE: Final = """# HELP broadcache_publishes_total Publishes by outcome.
+# TYPE broadcache_publishes_total counter
+broadcache_publishes_total{namespace="products",outcome="accepted"} 42.0
+"""
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -167,6 +173,21 @@ HISTORY: Final[dict[str, Any]] = {
             problems.LOG_UNREACHABLE,
             problems.LOG_REFUSED,
         ),
+    },
+}
+METRICS: Final[dict[str, Any]] = {
+    "operation_id": "metrics",
+    "tags": ["metrics"],
+    "summary": "What Prometheus wants to know",
+    "description": "Counters and histograms since the process began, in the text form that Accept asks for. What each "
+    "of them means: docs/metrics.md.",
+    "response_class": PlainTextResponse,
+    "responses": {
+        200: {
+            "description": "The metrics.",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": _METRICS_EXAMPLE}},
+        },
+        **_problems(problems.TOKEN_INVALID, problems.INTERNAL_ERROR),
     },
 }
 LIVE: Final[dict[str, Any]] = {

@@ -13,6 +13,7 @@ from ..shared.errors import InvalidSettings, LinkLost, LogRefused, NotPrimary
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
     SOURCE_BYTES_MAX,
+    Invalidation,
     Position,
     Target,
     check_namespace,
@@ -21,7 +22,9 @@ from ..shared.invalidation import (
 )
 from ..shared.link import Link
 from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
+from ..shared.tracing import publishing
 from .kept_link import KeptLink
+from .observer import UNOBSERVED, Observer, observed
 
 __all__ = ["Publisher"]
 
@@ -45,7 +48,8 @@ class Publisher:
     An asynchronous context manager. Entering does not connect: a publisher outlives a Redis that is away, and each
     `publish` says whether it was logged.
 
-    Shape:  `source` tells replicas and operators who published; the host's name when it is left out.
+    Shape:  `source` tells replicas and operators who published; the host's name when it is left out. `observer` is told
+            what comes of each publish.
     Units:  `timeout_seconds` is how long one `publish` tries, `log_length` about how many invalidations of a namespace
             the log keeps for replicas that were away.
     Raises: InvalidSettings.
@@ -59,6 +63,7 @@ class Publisher:
         timeout_seconds: float = 5.0,
         log_length: int = LOG_LENGTH,
         uniform: Callable[[], float] = random.random,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         if not 0 < timeout_seconds <= 3_600:
             raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
@@ -71,6 +76,7 @@ class Publisher:
         self._call_timeout_seconds = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
         self._log_length = log_length
         self._uniform = uniform
+        self.observer: Observer = observer
         self._is_entered = False
         self._links: dict[str, KeptLink] = {}
 
@@ -111,12 +117,17 @@ class Publisher:
         invalidation = invalidation_of(targets, namespace=namespace, reason=reason, source=self.source, id=id)
         if receipt_seconds is None:
             receipt_seconds = max(_RECEIPT_SECONDS_MIN, 2 * self._timeout_seconds)
+        with observed(self.observer, namespace) as noted, publishing(invalidation) as traced:
+            return noted(await self._publish(traced, receipt_seconds))
+
+    async def _publish(self, invalidation: Invalidation, receipt_seconds: float) -> Receipt:
+        """Have it logged, whatever it takes, until the time is up."""
 
         async def logged(link: Link) -> Receipt:
             return await append(link, invalidation, log_length=self._log_length, receipt_seconds=receipt_seconds)
 
         try:
-            return await self._with_retries(namespace, logged)
+            return await self._with_retries(invalidation.namespace, logged)
         except LinkLost as error:
             raise LinkLost(
                 f"expected Redis to log the invalidation within {self._timeout_seconds:g} s, it did not answer; it may "

@@ -10,7 +10,7 @@ from msgspec import Meta
 from ..shared.errors import InvalidNamespace, InvalidSettings
 from ..shared.invalidation import check_namespace
 from ..shared.log import LOG_LENGTH
-from ..shared.settings import Settings
+from ..shared.logs import LogSettings
 from .broadcaster import HostMode, Limits, Scheme, tls_of
 from .discovery import ListDiscovery
 from .fanout_policy import FanoutPolicy
@@ -21,7 +21,7 @@ __all__ = ["ApiSettings", "FanoutSettings", "is_loopback", "lists_of"]
 _Text = Annotated[str, Meta(min_length=1)]
 
 
-class FanoutSettings(Settings, frozen=True, kw_only=True):
+class FanoutSettings(LogSettings, frozen=True, kw_only=True):
     """How a service listens and who may use it, and what its fan-out may do.
 
     Raises: InvalidSettings, at construction.

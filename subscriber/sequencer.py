@@ -1,6 +1,7 @@
 """The sequencer: takes what arrives for one namespace, applies it in order and once, and clears when in doubt."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -8,8 +9,10 @@ from typing import Final
 from ..shared.errors import MalformedFrame
 from ..shared.invalidation import Everything, Invalidation, Position
 from ..shared.log import Entry
+from ..shared.tracing import trace_applied
 from ..shared.wire import decode
 from .heard import SHORT_BYTES_MAX, Heard
+from .lag import Lag
 from .local_cache import LocalCache
 
 __all__ = ["Sequencer"]
@@ -49,6 +52,8 @@ class Sequencer:
         self._note_short = self._heard.short.append
         self._posted = self._heard.posted
         self._clears = 0
+        # How late invalidations are applied, once somebody wants to know it.
+        self.lag: Lag | None = None
 
     @property
     def position(self) -> Position | None:
@@ -176,8 +181,11 @@ class Sequencer:
         """
         if self._heard.has(invalidation):
             return None
+        began_at_ns = time.time_ns() if invalidation.traceparent else 0
         dropped = sum(cache.apply_counted(invalidation) for cache in self.caches)
         self._heard.note_posted(invalidation)
+        if began_at_ns:
+            trace_applied(invalidation, began_at_ns)
         return dropped
 
     def clear_posted(self, reason: str, why: str) -> int:
@@ -196,8 +204,13 @@ class Sequencer:
             self.counts["repeat"] += 1
             return
         self.counts["applied"] += 1
+        began_at_ns = time.time_ns() if invalidation.traceparent else 0
         for cache in self.caches:
             cache.apply_invalidation(invalidation)
+        if self.lag is not None:
+            self.lag.note_sent(invalidation.sent_at_ms)
+        if began_at_ns:
+            trace_applied(invalidation, began_at_ns)
 
     def _place(self, position: Position) -> bool:
         """Decide about a position that does not follow the last one; return whether to apply it now."""

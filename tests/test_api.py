@@ -605,7 +605,7 @@ async def test_a_mistake_of_ours_is_a_problem_without_internals(
 async def test_the_openapi_document_is_whole(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert document["info"]["version"] == __version__
-    assert set(document["paths"]) == {PATH, "/health/live", "/health/ready"}
+    assert set(document["paths"]) == {PATH, "/health/live", "/health/ready", "/metrics"}
     assert document["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
     assert set(document["paths"][PATH]["post"]["responses"]) == {
         "200", "400", "401", "403", "404", "413", "415", "422", "500", "503",
