@@ -1,5 +1,6 @@
 """Traces: a publish and its applies are one trace where OpenTelemetry is set up, and nothing where it is not."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tests.support.redis_probe import redis_probe
 from tests.support.replicas import FAST, fill, new_cache, reached
 from tests.support.waiting import until
 
+from broadcache.cli.watch_printer import JsonPrinter
 from broadcache.publisher import Publisher
 from broadcache.shared import Keys, LinkLost
 from broadcache.shared.invalidation import Invalidation, invalidation_of
@@ -189,6 +191,17 @@ async def test_a_provider_that_fails_keeps_nobody_from_forgetting(
         assert "b" not in cache
         assert subscriber.stats().lost == 0
     provider.shutdown()
+
+
+async def test_what_is_watched_shows_the_traceparent_only_where_there_is_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printer = JsonPrinter("products")
+    printer.on_invalidation(Invalidation(keys=("a",)))
+    printer.on_invalidation(Invalidation(keys=("a",), traceparent="00-1"))
+    untraced, traced = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "traceparent" not in untraced
+    assert traced["traceparent"] == "00-1"
 
 
 WITHOUT = """
