@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
 
-from ..shared.errors import InvalidNamespace, InvalidTarget
+from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
 from ..shared.exposition import can_expose, exposed
 from ..shared.invalidation import DEFAULT_NAMESPACE
 from . import openapi
@@ -19,9 +19,9 @@ from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
 from .metrics import PublisherMetrics
-from .models import Accepted, History, PublishRequest
+from .models import Accepted, History, PublishRequest, Replicas
 from .observer import UNOBSERVED
-from .problems import INVALIDATION_INVALID, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
+from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
 from .request_counter import RequestCounter
 from .requests import check_is_json, id_of, idempotency_key_of, read_body
@@ -41,8 +41,11 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     Raises: InvalidSettings.
     """
     fanout = _Fanout(settings)
+    second_path = settings.second_path()
     publisher = publisher or Publisher(
         settings.redis_url,
+        delivery=settings.delivery,
+        fanout=second_path,
         timeout_seconds=settings.publish_timeout_seconds,
         log_length=settings.log_length,
     )
@@ -50,9 +53,11 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     app = _new_app(api.lifespan)
     app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
     app.add_api_route("/invalidations", api.history, methods=["GET"], **openapi.HISTORY)
+    app.add_api_route("/replicas", api.replicas, methods=["GET"], **openapi.REPLICAS)
     app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
     app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
-    return _gated(app, settings, fanout, _add_metrics(app, fanout, publisher))
+    broadcasters = (fanout.broadcaster, None if second_path is None else second_path.broadcaster)
+    return _gated(app, settings, fanout, _add_metrics(app, publisher, *broadcasters))
 
 
 def create_fanout_app(settings: FanoutSettings) -> FastAPI:
@@ -63,7 +68,7 @@ def create_fanout_app(settings: FanoutSettings) -> FastAPI:
     fanout = _Fanout(settings)
     app = _new_app(fanout.lifespan)
     app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
-    return _gated(app, settings, fanout, _add_metrics(app, fanout))
+    return _gated(app, settings, fanout, _add_metrics(app, None, fanout.broadcaster))
 
 
 def _new_app(lifespan: Lifespan) -> FastAPI:
@@ -77,12 +82,15 @@ def _new_app(lifespan: Lifespan) -> FastAPI:
     )
 
 
-def _add_metrics(app: FastAPI, fanout: "_Fanout", publisher: Publisher | None = None) -> PublisherMetrics | None:
+def _add_metrics(
+    app: FastAPI, publisher: Publisher | None, *broadcasters: Broadcaster | None
+) -> PublisherMetrics | None:
     """Have `app` count what it does and tell Prometheus of it, if its client library is installed."""
     if not can_expose("the publisher"):
         return None
     metrics = PublisherMetrics(publisher=publisher)
-    fanout.broadcaster.observer = metrics
+    for broadcaster in filter(None, broadcasters):
+        broadcaster.observer = metrics
     if publisher is not None and publisher.observer is UNOBSERVED:
         publisher.observer = metrics
 
@@ -170,6 +178,14 @@ class _HistoryQuery(BaseModel):
     )
 
 
+class _ReplicasQuery(BaseModel):
+    """What may be asked of the replicas."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    namespace: str = Field(DEFAULT_NAMESPACE, description="The family of caches that they follow.")
+
+
 class _Api:
     """The endpoints, and what they share."""
 
@@ -190,29 +206,48 @@ class _Api:
         self._check_is_known(asked.namespace)
         idempotency_key = idempotency_key_of(request)
         try:
+            confirm = asked.confirmation()
+        except InvalidSettings:
+            raise Problem(INVALIDATION_INVALID, errors=asked.flaws()) from None
+        try:
             receipt = await self._publisher.publish(
                 *asked.targets(),
                 namespace=asked.namespace,
                 reason=asked.reason,
                 id=idempotency_key and id_of(asked.namespace, idempotency_key),
                 receipt_seconds=self._settings.idempotency_seconds if idempotency_key else None,
+                confirm=confirm,
             )
         except (InvalidTarget, InvalidNamespace):
             raise Problem(INVALIDATION_INVALID, errors=asked.flaws()) from None
         is_replayed = idempotency_key is not None and receipt.is_repeat
         headers = {"Idempotency-Replayed": "true"} if is_replayed else None
-        return _json(Accepted.of(receipt), headers=headers)
+        is_confirmed = receipt.confirmation is None or receipt.confirmation.is_complete
+        status = 200 if is_confirmed else self._settings.unconfirmed_status
+        return _json(Accepted.of(receipt), status, headers=headers)
 
     async def history(self, query: Annotated[_HistoryQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
+        if not self._publisher.has_log:
+            raise Problem(LOG_MISSING, LOG_MISSING.example)
         try:
             entries = await self._publisher.history(query.namespace, count=query.limit + 1, before=query.before)
         except InvalidNamespace as error:
-            flaw = Flaw(parameter="namespace", detail=f"{error} at query parameter namespace")
-            raise Problem(PARAMETER_INVALID, errors=(flaw,)) from None
+            raise _invalid_namespace(error) from None
         return _json(History.of(query.namespace, entries, query.limit))
 
+    async def replicas(self, query: Annotated[_ReplicasQuery, Query()]) -> Response:
+        self._check_is_known(query.namespace)
+        try:
+            replicas = await self._publisher.replicas(query.namespace)
+        except InvalidNamespace as error:
+            raise _invalid_namespace(error) from None
+        return _json(Replicas.of(query.namespace, replicas))
+
     async def ready(self) -> Response:
+        if self._publisher.delivery != "redis":
+            # Whoever took it out of service because Redis is away would close the second path as well.
+            return _json({"status": "degraded" if self._publisher.outbox_length else "ready"})
         # The user of Redis may have rights to these namespaces alone.
         namespace = self._settings.namespaces[0] if self._namespaces else DEFAULT_NAMESPACE
         await self._publisher.head(namespace)
@@ -227,5 +262,10 @@ class _Api:
             )
 
 
-def _json(answer: object, *, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
+def _invalid_namespace(error: InvalidNamespace) -> Problem:
+    flaw = Flaw(parameter="namespace", detail=f"{error} at query parameter namespace")
+    return Problem(PARAMETER_INVALID, errors=(flaw,))
+
+
+def _json(answer: object, status: int = 200, *, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(answer), status, headers=headers, media_type="application/json")

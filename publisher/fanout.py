@@ -65,7 +65,7 @@ class Fanout:
         authorization = () if token is None else ((b"Authorization", b"Bearer " + token.encode()),)
         self._headers = ((b"Content-Type", b"application/json"), *authorization)
         discovery: Discovery = ListDiscovery({service: addresses}) if addresses else DnsDiscovery(nameservers)
-        self._broadcaster = Broadcaster(
+        self.broadcaster: Final = Broadcaster(
             discovery,
             policy,
             limits=limits,
@@ -89,7 +89,7 @@ class Fanout:
 
     async def close(self) -> None:
         """Wait for what is under way. Closing twice is harmless."""
-        await self._broadcaster.close()
+        await self.broadcaster.close()
 
     async def tell(self, frames: Sequence[bytes]) -> FanoutReport:
         """POST each of `frames`, those of one invalidation, to every replica; who took all of them has taken it.
@@ -108,7 +108,7 @@ class Fanout:
                 is_idempotent=True,  # a replica knows the id of what it has applied
             )
             try:
-                told.append(await self._broadcaster.broadcast(request))
+                told.append(await self.broadcaster.broadcast(request))
             except BroadcacheError as error:
                 problem = str(error)
                 break

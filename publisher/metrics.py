@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PublisherMetrics"]
 
-_PUBLISH_OUTCOMES: Final = ("accepted", "repeat", "refused", "unreachable", "not delivered", "conflict")
+_PUBLISH_OUTCOMES: Final = ("accepted", "repeat", "fanned out", "refused", "unreachable", "not delivered", "conflict")
 _ADDRESS_RESULTS: Final = ("success", "status", "refused", "timeout", "not tried", "failed")
 # What publisher/exchange.py and broadcaster.py say when there is no answer.
 _RESULT_OF_ERROR: Final = (

@@ -29,7 +29,7 @@ class Observer(Protocol):
     """Is told when something has ended, on the event loop on which it happened: it must not block, nor raise."""
 
     def published(self, namespace: str, outcome: str, seconds: float) -> None:
-        """Take note of a publish. `outcome` is one of `publish_outcome_of`, `accepted` or `repeat`."""
+        """Take note of a publish. `outcome`: `accepted`, `repeat`, `fanned out`, or of `publish_outcome_of`."""
         ...
 
     def broadcast(self, service: str, addresses: tuple[Address, ...], seconds: float, *, is_complete: bool) -> None:
@@ -81,6 +81,8 @@ def observed(observer: Observer, namespace: str) -> Iterator[Noted]:
     def noted(receipt: Receipt) -> Receipt:
         nonlocal outcome
         outcome = "repeat" if receipt.is_repeat else "accepted"
+        if receipt.position is None:
+            outcome = "fanned out"
         return receipt
 
     try:

@@ -1,5 +1,7 @@
 """What publisher and subscriber must agree on: the invalidation, its wire form, the log and channel, errors."""
 
+from .confirmation import Confirm, Confirmation, ReplicaConfirmation
+from .delivery import FanoutReport, Outcome
 from .errors import (
     BroadcacheError,
     IdempotencyConflict,
@@ -10,15 +12,20 @@ from .errors import (
     LinkLost,
     LogRefused,
     MalformedFrame,
+    NotDelivered,
     NotPrimary,
     ServerBinaryNotFound,
 )
 from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
 from .log import Receipt
+from .presence import ReplicaPresence
 
 __all__ = [
     "BroadcacheError",
+    "Confirm",
+    "Confirmation",
     "Everything",
+    "FanoutReport",
     "IdempotencyConflict",
     "InvalidLoader",
     "InvalidNamespace",
@@ -29,10 +36,14 @@ __all__ = [
     "LinkLost",
     "LogRefused",
     "MalformedFrame",
+    "NotDelivered",
     "NotPrimary",
+    "Outcome",
     "Position",
     "Prefixes",
     "Receipt",
+    "ReplicaConfirmation",
+    "ReplicaPresence",
     "ServerBinaryNotFound",
     "Tags",
     "Target",

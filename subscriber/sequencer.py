@@ -2,10 +2,11 @@
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final
 
+from ..shared.confirmation import Outcome, Report
 from ..shared.errors import MalformedFrame
 from ..shared.invalidation import Everything, Invalidation, Position
 from ..shared.log import Entry
@@ -21,6 +22,8 @@ _log = logging.getLogger("broadcache.subscriber")
 
 _BEFORE_THE_FIRST: Final = Position("", 0)
 _OWN_IDS_MAX: Final = 10_000
+_REPORTS_MAX: Final = 10_000
+"""How many reports are kept until they are taken. What is more is not confirmed, and shows as missing."""
 
 
 class Sequencer:
@@ -35,7 +38,8 @@ class Sequencer:
 
     Shape: `counts` has `applied`, `duplicate`, `own`, `repeat`, `unsequenced`, `malformed` (messages by what became of
            them), `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind). What was
-           posted is counted by whoever hands it over.
+           posted is counted by whoever hands it over. `reports` has what is to be confirmed, each with the time it was
+           sent at, for whoever owns it to take.
     """
 
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:
@@ -52,6 +56,7 @@ class Sequencer:
         self._note_short = self._heard.short.append
         self._posted = self._heard.posted
         self._clears = 0
+        self.reports: deque[tuple[Report, int | None]] = deque(maxlen=_REPORTS_MAX)
         # How late invalidations are applied, once somebody wants to know it.
         self.lag: Lag | None = None
 
@@ -136,14 +141,16 @@ class Sequencer:
         elif sequence is None:
             self.counts["unsequenced"] += 1
         elif not self._place(Position(invalidation.epoch or "", sequence)):
-            return self.is_behind
+            if invalidation.confirm and sequence <= self._sequence:
+                self._report(invalidation, "duplicate", None)
+            return self.is_behind or bool(self.reports)
         self._apply(invalidation)
         if len(frame) <= SHORT_BYTES_MAX:
             self._note_short(frame)
         else:
             self._heard.note(invalidation)
         return self._clears != clears_before or bool(
-            invalidation.everything or invalidation.prefixes or invalidation.tags
+            invalidation.everything or invalidation.prefixes or invalidation.tags or invalidation.confirm
         )
 
     def replay(self, entries: Sequence[Entry]) -> bool:
@@ -199,18 +206,44 @@ class Sequencer:
         # The parts of a split invalidation have its id and a number.
         if self._own_ids and invalidation.id.partition(".")[0] in self._own_ids:
             self.counts["own"] += 1
+            if invalidation.confirm:
+                self._report(invalidation, "own", 0)
             return
         if self._posted and self._heard.take_posted(invalidation):
             self.counts["repeat"] += 1
+            if invalidation.confirm:
+                self._report(invalidation, "duplicate", None)
             return
         self.counts["applied"] += 1
         began_at_ns = time.time_ns() if invalidation.traceparent else 0
-        for cache in self.caches:
-            cache.apply_invalidation(invalidation)
+        if invalidation.confirm:
+            self._apply_confirmed(invalidation)
+        else:
+            for cache in self.caches:
+                cache.apply_invalidation(invalidation)
         if self.lag is not None:
             self.lag.note_sent(invalidation.sent_at_ms)
         if began_at_ns:
             trace_applied(invalidation, began_at_ns)
+
+    def _apply_confirmed(self, invalidation: Invalidation) -> None:
+        """Apply, and count what is dropped, which costs a little more."""
+        dropped = 0
+        for cache in self.caches:
+            before = cache.stats()
+            cache.apply_invalidation(invalidation)
+            dropped += before.entries if invalidation.everything else cache.stats().dropped - before.dropped
+        # The sweep has still to find what a prefix names, or a tag of many entries.
+        is_counted = not invalidation.prefixes and not (
+            invalidation.tags and any(c.has_sweep_work for c in self.caches)
+        )
+        self._report(invalidation, "applied", dropped if is_counted else None)
+
+    def _report(self, invalidation: Invalidation, outcome: Outcome, dropped: int | None) -> None:
+        report = Report(
+            id=invalidation.id, epoch=invalidation.epoch, seq=invalidation.seq, outcome=outcome, dropped=dropped
+        )
+        self.reports.append((report, invalidation.sent_at_ms))
 
     def _place(self, position: Position) -> bool:
         """Decide about a position that does not follow the last one; return whether to apply it now."""

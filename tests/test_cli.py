@@ -56,7 +56,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert (finished.returncode, finished.stdout) == (0, f"broadcache {__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["serve", "publish", "watch", "replica", "demo"])
+@pytest.mark.parametrize("command", ["serve", "publish", "watch", "replicas", "doctor", "fanout", "replica", "demo"])
 def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120", "TERM": "dumb"})
     assert result.exit_code == 0
@@ -127,7 +127,7 @@ def test_a_publish_answers_one_line_for_people_or_the_fields_of_the_api_for_scri
 
     for_scripts = run("publish", "-n", "products", "--tag", "a", "--tag", "b", "--json", "--redis-url", redis_url)
     answer = json.loads(for_scripts.stdout)
-    assert set(answer) == {"id", "namespace", "epoch", "sequence", "receivers"}
+    assert set(answer) == {"id", "namespace", "epoch", "sequence", "receivers", "logged", "pending", "fanout"}
     assert (answer["namespace"], answer["sequence"], answer["receivers"]) == ("products", 2, 0)
 
 
