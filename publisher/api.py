@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
 
 from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
+from ..shared.exposition import can_expose, exposed
 from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, Position, check_namespace
 from . import openapi
 from .broadcaster import Broadcaster
@@ -21,9 +22,12 @@ from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
 from .hub import Hub
+from .metrics import PublisherMetrics
 from .models import Accepted, History, PublishRequest, Replicas
+from .observer import UNOBSERVED
 from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
+from .request_counter import RequestCounter
 from .requests import check_is_json, id_of, idempotency_key_of, read_body
 from .settings import ApiSettings, FanoutSettings, lists_of
 from .since import since_ms_of
@@ -42,18 +46,15 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     Raises: InvalidSettings.
     """
     fanout = _Fanout(settings)
-    api = _Api(
-        settings,
-        fanout,
-        publisher
-        or Publisher(
-            settings.redis_url,
-            delivery=settings.delivery,
-            fanout=settings.second_path(),
-            timeout_seconds=settings.publish_timeout_seconds,
-            log_length=settings.log_length,
-        ),
+    second_path = settings.second_path()
+    publisher = publisher or Publisher(
+        settings.redis_url,
+        delivery=settings.delivery,
+        fanout=second_path,
+        timeout_seconds=settings.publish_timeout_seconds,
+        log_length=settings.log_length,
     )
+    api = _Api(settings, fanout, publisher)
     app = _new_app(api.lifespan)
     app.state.end_streams = api.hub.close  # what serves it has to tell before it waits for requests to end
     app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
@@ -62,7 +63,8 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     app.add_api_route("/replicas", api.replicas, methods=["GET"], **openapi.REPLICAS)
     app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
     app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
-    return _gated(app, settings, fanout)
+    broadcasters = (fanout.broadcaster, None if second_path is None else second_path.broadcaster)
+    return _gated(app, settings, fanout, _add_metrics(app, publisher, *broadcasters))
 
 
 def create_fanout_app(settings: FanoutSettings) -> FastAPI:
@@ -73,7 +75,7 @@ def create_fanout_app(settings: FanoutSettings) -> FastAPI:
     fanout = _Fanout(settings)
     app = _new_app(fanout.lifespan)
     app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
-    return _gated(app, settings, fanout)
+    return _gated(app, settings, fanout, _add_metrics(app, None, fanout.broadcaster))
 
 
 def _new_app(lifespan: Lifespan) -> FastAPI:
@@ -87,7 +89,27 @@ def _new_app(lifespan: Lifespan) -> FastAPI:
     )
 
 
-def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout") -> FastAPI:
+def _add_metrics(
+    app: FastAPI, publisher: Publisher | None, *broadcasters: Broadcaster | None
+) -> PublisherMetrics | None:
+    """Have `app` count what it does and tell Prometheus of it, if its client library is installed."""
+    if not can_expose("the publisher"):
+        return None
+    metrics = PublisherMetrics(publisher=publisher)
+    for broadcaster in filter(None, broadcasters):
+        broadcaster.observer = metrics
+    if publisher is not None and publisher.observer is UNOBSERVED:
+        publisher.observer = metrics
+
+    async def scrape(request: Request) -> Response:
+        text, media_type = exposed(metrics.registry, request.headers.get("accept"))
+        return Response(text, media_type=media_type)
+
+    app.add_api_route("/metrics", scrape, methods=["GET"], **openapi.METRICS)
+    return metrics
+
+
+def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout", metrics: PublisherMetrics | None) -> FastAPI:
     """Put the fan-out beside the routes of `app`, and whoever wants to use either through the gate."""
     own = frozenset({_first_segment(route.path) for route in app.routes if isinstance(route, Route)})
     app.add_middleware(
@@ -106,6 +128,8 @@ def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout") -> FastAPI
         app.add_middleware(
             TokenGate, tokens=tokens, open_paths=_HEALTH_PATHS, is_reading=lambda path: _first_segment(path) in own
         )
+    if metrics is not None:
+        app.add_middleware(RequestCounter, observer=metrics)  # the last one that is added stands first
     openapi.describe(app, needs_token=bool(tokens))
     app.state.takes_any_method = not fanout.policy.is_off
     return app

@@ -5,6 +5,7 @@ from typing import Any, Final
 import msgspec
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
 
 from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
 from . import problems
@@ -18,7 +19,7 @@ from .models import (
 )
 from .problems import Kind, ProblemDocument
 
-__all__ = ["EVENTS", "HISTORY", "LIVE", "PUBLISH", "READY", "REPLICAS", "describe"]
+__all__ = ["EVENTS", "HISTORY", "LIVE", "METRICS", "PUBLISH", "READY", "REPLICAS", "describe"]
 
 _REF: Final = "#/components/schemas/{name}"
 _SECURITY_SCHEME: Final = "bearer"
@@ -26,6 +27,7 @@ _SECURITY_SCHEME: Final = "bearer"
 _TAGS: Final = [
     {"name": "invalidations", "description": "Say which entries every replica has to drop, and what was said before."},
     {"name": "replicas", "description": "Who is there, and how stale each can be."},
+    {"name": "metrics", "description": "For Prometheus. A token that may only read is enough."},
     {"name": "health", "description": "For load balancers and orchestrators. Needs no token."},
 ]
 
@@ -187,6 +189,10 @@ _LAST_EVENT_ID: Final = {
     "schema": {"type": "string", "maxLength": 100},
     "example": "01JY0000000000000000000000:42",
 }
+_METRICS_EXAMPLE: Final = """# HELP broadcache_publishes_total Publishes by outcome.
+# TYPE broadcache_publishes_total counter
+broadcache_publishes_total{namespace="products",outcome="accepted"} 42.0
+"""
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -356,6 +362,21 @@ EVENTS: Final[dict[str, Any]] = {
         ),
     },
     "openapi_extra": {"parameters": [_LAST_EVENT_ID]},
+}
+METRICS: Final[dict[str, Any]] = {
+    "operation_id": "metrics",
+    "tags": ["metrics"],
+    "summary": "What Prometheus wants to know",
+    "description": "Counters and histograms since the process began, in the text form that Accept asks for. What each "
+    "of them means: docs/metrics.md.",
+    "response_class": PlainTextResponse,
+    "responses": {
+        200: {
+            "description": "The metrics.",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": _METRICS_EXAMPLE}},
+        },
+        **_problems(problems.TOKEN_INVALID, problems.INTERNAL_ERROR),
+    },
 }
 LIVE: Final[dict[str, Any]] = {
     "operation_id": "live",

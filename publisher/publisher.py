@@ -26,11 +26,13 @@ from ..shared.invalidation import (
 from ..shared.link import Link
 from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
 from ..shared.presence import ReplicaPresence, presences, registered, replicas_of
+from ..shared.tracing import publishing
 from .backlog import Pending
 from .confirmations import Confirmations, Wait
 from .delivery import Delivery, Teller
 from .history import EXAMINED_MAX, Filter, HistoryPage, read_page
 from .kept_link import KeptLink, KeptLinks
+from .observer import UNOBSERVED, Observer, observed
 from .outbox import OUTBOX_NAMES_MAX, Outbox
 from .second_path import SecondPath
 from .since import unix_ms_of
@@ -59,6 +61,7 @@ class Publisher:
 
     Shape:  `source` tells replicas and operators who published; the host's name when it is left out. With a `delivery`
             other than "redis", `fanout` is what calls the replicas; with "fanout" alone `url` may be None.
+            `observer` is told what comes of each publish.
     Units:  `timeout_seconds` is how long one `publish` tries, `log_length` about how many invalidations of a namespace
             the log keeps for replicas that were away. `fallback_after_seconds` is how long Redis is waited for before
             the fan-out begins, at most half of `timeout_seconds`; `outbox_names_max` how many names, over all
@@ -79,6 +82,7 @@ class Publisher:
         outbox_names_max: int = OUTBOX_NAMES_MAX,
         uniform: Callable[[], float] = random.random,
         clock: Clock = monotonic,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         if not 0 < timeout_seconds <= 3_600:
             raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
@@ -103,6 +107,7 @@ class Publisher:
         self._call_timeout_seconds = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
         self._log_length = log_length
         self._uniform = uniform
+        self.observer: Observer = observer
         self._is_entered = False
         self._clock = clock
         self._links: KeptLinks | None = None
@@ -179,9 +184,9 @@ class Publisher:
         )
         if receipt_seconds is None:
             receipt_seconds = max(_RECEIPT_SECONDS_MIN, 2 * self._timeout_seconds)
-
-        pending = Pending(invalidation, receipt_seconds)
-        return await (self._delivered(pending) if confirm is None else self._confirmed(pending, confirm))
+        with observed(self.observer, namespace) as noted, publishing(invalidation) as traced:
+            pending = Pending(traced, receipt_seconds)
+            return noted(await (self._delivered(pending) if confirm is None else self._confirmed(pending, confirm)))
 
     async def history(
         self,

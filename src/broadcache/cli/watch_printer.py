@@ -6,6 +6,7 @@ import time
 from datetime import datetime
 from typing import Any, Final
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
@@ -52,7 +53,8 @@ class JsonPrinter(_LinkPrinter):
     def on_invalidation(self, invalidation: Invalidation) -> None:
         """Print an invalidation."""
         fields = {name: getattr(invalidation, name) for name in invalidation.__struct_fields__ if name != "seq"}
-        self._print("invalidation", {**fields, "sequence": invalidation.seq})
+        said = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+        self._print("invalidation", {**said, "sequence": invalidation.seq})
 
     def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
         """Print what came, as far as it can be shown, and what is wrong with it."""
