@@ -18,6 +18,7 @@ from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
 from .models import Accepted, History, PublishRequest, Replicas
+from .page import PAGE_PATHS, page_routes
 from .problems import INVALIDATION_INVALID, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
 from .requests import check_is_json, id_of, idempotency_key_of, read_body
@@ -28,7 +29,8 @@ __all__ = ["create_app", "create_fanout_app", "takes_any_method"]
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-_HEALTH_PATHS: Final = frozenset({"/health/live", "/health/ready"})
+_OPEN_PATHS: Final = frozenset({"/health/live", "/health/ready", *PAGE_PATHS})
+"""What takes no token."""
 
 
 def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> FastAPI:
@@ -53,6 +55,7 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     app.add_api_route("/replicas", api.replicas, methods=["GET"], **openapi.REPLICAS)
     app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
     app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
+    app.router.routes += page_routes(settings.namespaces, Tokens(settings.tokens))
     return _gated(app, settings, fanout)
 
 
@@ -95,7 +98,7 @@ def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout") -> FastAPI
     if tokens:
         # A broadcast is never a mere reading, whatever its method: it makes others act.
         app.add_middleware(
-            TokenGate, tokens=tokens, open_paths=_HEALTH_PATHS, is_reading=lambda path: _first_segment(path) in own
+            TokenGate, tokens=tokens, open_paths=_OPEN_PATHS, is_reading=lambda path: _first_segment(path) in own
         )
     openapi.describe(app, needs_token=bool(tokens))
     app.state.takes_any_method = not fanout.policy.is_off

@@ -1,0 +1,143 @@
+// The grid of replicas: one card each, changed in place.
+
+import { Sparkline } from "./sparkline.js";
+import { byId, counted, drawing, element, milliseconds, percent, seconds, setAttribute, setText, timeOfDay, whole } from "./text.js";
+
+/** How bad it is, and a word for it. Nothing is said by colour alone. */
+export function judged(replica) {
+  if (replica.is_coherent) {
+    return replica.behind ? { level: "good", word: "↻ catching up" } : { level: "good", word: "✓ coherent" };
+  }
+  if (replica.state === "coherent") return { level: "bad", word: "✗ overdue" };
+  if (replica.state === "lost") return { level: "bad", word: "✗ lost" };
+  const isWithinBound = replica.staleness_seconds !== null && replica.staleness_seconds < replica.max_staleness_seconds;
+  if (replica.state === "recovering" || replica.state === "connecting") {
+    return { level: isWithinBound || replica.staleness_seconds === null ? "warn" : "bad", word: `↻ ${replica.state}` };
+  }
+  return { level: "bad", word: "? unknown" };
+}
+
+export class ReplicaGrid {
+  constructor() {
+    this.list = byId("replicas");
+    this.summary = byId("replicas-summary");
+    this.news = byId("replicas-news");
+    this.clear();
+  }
+
+  clear() {
+    this.cards = new Map();
+    this.hasLooked = false;
+    this.list.replaceChildren();
+    setText(this.summary, "");
+    setText(this.news, "");
+  }
+
+  /** Show these replicas, and say who has come and who has gone. */
+  show(replicas) {
+    const names = new Set(replicas.map((replica) => replica.replica));
+    const gone = [...this.cards.keys()].filter((name) => !names.has(name));
+    const come = [...names].filter((name) => !this.cards.has(name));
+    for (const name of gone) {
+      this.cards.get(name).element.remove();
+      this.cards.delete(name);
+    }
+    for (const name of come) this.cards.set(name, new Card(name));
+    for (const replica of replicas) this.cards.get(replica.replica).show(replica);
+    this.#arrange(replicas);
+    this.#tell(replicas, come, gone);
+    this.hasLooked = true;
+  }
+
+  /** Put the replicas in the order they came in, by name, and move only what is elsewhere. */
+  #arrange(replicas) {
+    this.list.querySelector(".empty")?.remove();
+    replicas.forEach((replica, place) => {
+      const { element } = this.cards.get(replica.replica);
+      if (this.list.children[place] !== element) this.list.insertBefore(element, this.list.children[place] ?? null);
+    });
+    if (!replicas.length) {
+      this.list.append(element("li", { class: "empty" }, "None is there. One appears with its first echo, within a second of its start."));
+    }
+  }
+
+  #tell(replicas, come, gone) {
+    const coherent = replicas.filter((replica) => replica.is_coherent).length;
+    const entries = replicas.reduce((sum, replica) => sum + replica.entries, 0);
+    const verdict = coherent === replicas.length ? "all coherent" : `${whole(coherent)} coherent`;
+    setText(this.summary, replicas.length ? `${counted(replicas.length, "replica")}, ${verdict}, ${counted(entries, "entry", "entries")}` : "");
+    if (!this.hasLooked) return;
+    const now = timeOfDay(new Date());
+    if (gone.length) setText(this.news, `${described(gone)} gone since ${now}`);
+    else if (come.length) setText(this.news, `${described(come)} there since ${now}`);
+  }
+}
+
+const described = (names) => (names.length > 3 ? `${whole(names.length)} replicas are` : `${names.join(", ")} ${names.length > 1 ? "are" : "is"}`);
+
+class Card {
+  constructor(name) {
+    this.state = element("span", { class: "state" });
+    this.staleness = element("span");
+    this.lag = element("span");
+    this.bar = new Bar();
+    this.sparkline = new Sparkline();
+    this.facts = new Map();
+    this.seen = null;
+    this.element = element(
+      "li",
+      { class: "replica" },
+      element("div", { class: "top" }, element("h3", {}, name), this.state),
+      element("div", { class: "measure" }, element("span", {}, "stale"), this.bar.element, this.staleness),
+      element("div", { class: "measure" }, element("span", {}, "lag"), this.sparkline.element, this.lag),
+      this.#factList(),
+    );
+    this.element.dataset.replica = name;
+  }
+
+  #factList() {
+    const list = element("dl", { class: "facts" });
+    for (const [name, label, kind] of FACTS) {
+      const value = element("dd", kind ? { class: kind } : {});
+      this.facts.set(name, value);
+      list.append(element("dt", {}, label), value);
+    }
+    return list;
+  }
+
+  show(replica) {
+    const { level, word } = judged(replica);
+    setAttribute(this.element, "data-level", level);
+    setText(this.state, word);
+    this.bar.show(replica.staleness_seconds, replica.max_staleness_seconds);
+    const bound = replica.max_staleness_seconds === null ? "" : ` of ${seconds(replica.max_staleness_seconds)}`;
+    setText(this.staleness, replica.staleness_seconds === null ? "not proven yet" : `${seconds(replica.staleness_seconds)}${bound}`);
+    this.sparkline.add(replica.lag_ms);
+    setText(this.lag, replica.lag_ms === null ? "not measured" : milliseconds(replica.lag_ms));
+    for (const [name, , , describe] of FACTS) setText(this.facts.get(name), describe(replica));
+  }
+}
+
+const FACTS = [
+  ["position", "position", "", (replica) => (replica.position ? whole(replica.position.sequence) : "–")],
+  ["behind", "behind", "", (replica) => (replica.behind === null ? "–" : whole(replica.behind))],
+  ["entries", "entries", "", (replica) => whole(replica.entries)],
+  ["hits", "hits", "", (replica) => percent(replica.hit_ratio)],
+  ["clears", "clears", "", (replica) => whole(replica.clears_total)],
+  ["replays", "replays", "", (replica) => whole(replica.replays)],
+  ["where", "where", "whole", (replica) => `${replica.host || "?"}, pid ${replica.pid}, ${replica.version || "?"}`],
+];
+
+/** How much of the bound is used up. The text beside it says the same. */
+class Bar {
+  constructor() {
+    this.fill = drawing("rect", { class: "fill", width: 0, height: 8 });
+    const track = drawing("rect", { class: "track", width: 100, height: 8 });
+    this.element = drawing("svg", { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" }, track, this.fill);
+  }
+
+  show(staleness, bound) {
+    const share = staleness === null || !bound ? 0 : Math.min(1, staleness / bound);
+    setAttribute(this.fill, "width", String(Math.round(share * 100)));
+  }
+}
