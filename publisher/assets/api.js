@@ -4,10 +4,11 @@ const TOKEN = "broadcache-token";
 const ANSWER_SECONDS = 70; // longer than a confirmation may take
 
 export class ApiProblem extends Error {
-  /** `status` is 0 when no answer came at all. */
-  constructor(status, title, detail) {
+  /** `status` is 0 when no answer came at all; `kind` is the problem document's `type`. */
+  constructor(status, title, detail, kind = "") {
     super(detail || title);
     this.status = status;
+    this.kind = kind;
     this.title = title;
   }
 }
@@ -82,7 +83,7 @@ async function problemOf(answer) {
     const problem = await answer.json();
     const reasons = (problem.reasons ?? []).map((reason) => `${reason.path}: ${reason.detail}`);
     const details = problem.errors?.length ? problem.errors.map((error) => error.detail) : [problem.detail];
-    return new ApiProblem(answer.status, problem.title, [...details, ...reasons].join("\n"));
+    return new ApiProblem(answer.status, problem.title, [...details, ...reasons].join("\n"), problem.type);
   } catch {
     return new ApiProblem(answer.status, `The publisher answered ${answer.status}`, "");
   }

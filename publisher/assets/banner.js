@@ -1,7 +1,7 @@
 // What is wrong, in one place: nothing is shown when nothing is.
 
 import { judged } from "./replicas.js";
-import { byId, counted, element, listed, seconds } from "./text.js";
+import { byId, counted, element, listed, seconds, whole } from "./text.js";
 
 export class Banner {
   constructor() {
@@ -42,19 +42,26 @@ function outageOf(problem) {
 }
 
 function incoherenceOf(replicas) {
-  const unwell = replicas.filter((replica) => !replica.is_coherent);
-  if (!unwell.length) return null;
-  const level = unwell.some((replica) => judged(replica).level === "bad") ? "bad" : "warn";
+  const incoherent = replicas.filter((replica) => !replica.is_coherent);
+  if (!incoherent.length) return null;
+  const unwell = incoherent.filter((replica) => !replica.gone_since);
+  const gone = incoherent.filter((replica) => replica.gone_since);
+  const level = incoherent.some((replica) => judged(replica).level === "bad") ? "bad" : "warn";
   const bypassing = unwell.filter((replica) => replica.when_incoherent !== "serve");
   const serving = unwell.filter((replica) => replica.when_incoherent === "serve");
   return {
     level,
-    title: `${counted(unwell.length, "replica")} of ${replicas.length} cannot prove to be up to date: ${listed(unwell.map(nameOf))}`,
+    title: `${whole(incoherent.length)} of ${counted(replicas.length, "replica")} cannot prove to be up to date: ${listed(incoherent.map(nameOf))}`,
     lines: [
+      ...(gone.length ? [goneLine(gone)] : []),
       ...(serving.length ? [`${listed(serving.map(nameOf))} may serve old values: told to serve while incoherent.`] : []),
       ...(bypassing.length ? [bypassingLine(bypassing)] : []),
     ],
   };
+}
+
+function goneLine(replicas) {
+  return `${listed(replicas.map(nameOf))}: gone silent without taking leave, so killed, frozen or cut off. Whoever comes back has to catch up first.`;
 }
 
 function bypassingLine(replicas) {

@@ -35,7 +35,7 @@ export async function follow(namespace, { show, tell, signal }) {
 }
 
 // All places are taken, or what stands between lets no streams through.
-const isWithoutStream = (problem) => problem.title.includes("stream") || [404, 405, 406].includes(problem.status);
+const isWithoutStream = (problem) => problem.kind.endsWith(":streams-exhausted") || problem.status === 404;
 
 /** Ask for the newest again and again; return when it is time to try a stream once more. */
 async function poll(namespace, heard, tell, signal) {

@@ -98,8 +98,7 @@ async function watchReplicas(namespace, signal) {
     try {
       const { replicas } = await readReplicas(namespace, signal);
       banner.setOutage(null);
-      grid.show(replicas);
-      banner.setReplicas(replicas);
+      banner.setReplicas(grid.show(replicas));
       form.setReplicas(replicas);
       waitMs = LOOK_MS;
     } catch (error) {

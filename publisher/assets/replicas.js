@@ -1,10 +1,14 @@
 // The grid of replicas: one card each, changed in place.
 
 import { Sparkline } from "./sparkline.js";
-import { byId, counted, drawing, element, milliseconds, percent, seconds, setAttribute, setText, timeOfDay, whole } from "./text.js";
+import { byId, counted, drawing, element, listed, milliseconds, percent, seconds, setAttribute, setText, timeOfDay, whole } from "./text.js";
+
+const SILENT_MS = 2_500; // two echoes of the usual interval, and half a second
+const GONE_SHOWN_MS = 60_000;
 
 /** How bad it is, and a word for it. Nothing is said by colour alone. */
 export function judged(replica) {
+  if (replica.gone_since) return { level: "bad", word: "✗ gone silent" };
   if (replica.is_coherent) {
     return replica.behind ? { level: "good", word: "↻ catching up" } : { level: "good", word: "✓ coherent" };
   }
@@ -27,14 +31,20 @@ export class ReplicaGrid {
 
   clear() {
     this.cards = new Map();
+    this.last = [];
+    this.gone = new Map();
     this.hasLooked = false;
     this.list.replaceChildren();
     setText(this.summary, "");
     setText(this.news, "");
   }
 
-  /** Show these replicas, and say who has come and who has gone. */
-  show(replicas) {
+  /**
+   * Show these replicas, and say who has come and who has gone. Return all that are shown: whoever went without taking
+   * its leave stays for a minute, with `gone_since`, because that is what an operator looks for.
+   */
+  show(present) {
+    const replicas = [...present, ...this.#silent(present)].sort((one, other) => (one.replica < other.replica ? -1 : 1));
     const names = new Set(replicas.map((replica) => replica.replica));
     const gone = [...this.cards.keys()].filter((name) => !names.has(name));
     const come = [...names].filter((name) => !this.cards.has(name));
@@ -47,6 +57,24 @@ export class ReplicaGrid {
     this.#arrange(replicas);
     this.#tell(replicas, come, gone);
     this.hasLooked = true;
+    this.last = present;
+    return replicas;
+  }
+
+  /** One that leaves in order is removed at once; of one that is killed, frozen or cut off no echo came for long. */
+  #silent(present) {
+    const names = new Set(present.map((replica) => replica.replica));
+    const now = Date.now();
+    for (const replica of this.last) {
+      const isSilent = !replica.is_coherent || (replica.seen_ms_ago ?? 0) > SILENT_MS;
+      if (!names.has(replica.replica) && isSilent) {
+        this.gone.set(replica.replica, { ...replica, is_coherent: false, gone_since: now });
+      }
+    }
+    for (const [name, replica] of this.gone) {
+      if (names.has(name) || now - replica.gone_since > GONE_SHOWN_MS) this.gone.delete(name);
+    }
+    return this.gone.values();
   }
 
   /** Put the replicas in the order they came in, by name, and move only what is elsewhere. */
@@ -68,12 +96,10 @@ export class ReplicaGrid {
     setText(this.summary, replicas.length ? `${counted(replicas.length, "replica")}, ${verdict}, ${counted(entries, "entry", "entries")}` : "");
     if (!this.hasLooked) return;
     const now = timeOfDay(new Date());
-    if (gone.length) setText(this.news, `${described(gone)} gone since ${now}`);
-    else if (come.length) setText(this.news, `${described(come)} there since ${now}`);
+    if (gone.length) setText(this.news, `${now} ${listed(gone, 3)} left`);
+    else if (come.length) setText(this.news, `${now} ${listed(come, 3)} joined`);
   }
 }
-
-const described = (names) => (names.length > 3 ? `${whole(names.length)} replicas are` : `${names.join(", ")} ${names.length > 1 ? "are" : "is"}`);
 
 class Card {
   constructor(name) {
@@ -83,7 +109,6 @@ class Card {
     this.bar = new Bar();
     this.sparkline = new Sparkline();
     this.facts = new Map();
-    this.seen = null;
     this.element = element(
       "li",
       { class: "replica" },
@@ -109,12 +134,19 @@ class Card {
     const { level, word } = judged(replica);
     setAttribute(this.element, "data-level", level);
     setText(this.state, word);
+    if (replica.gone_since) return this.#showGone(replica);
     this.bar.show(replica.staleness_seconds, replica.max_staleness_seconds);
     const bound = replica.max_staleness_seconds === null ? "" : ` of ${seconds(replica.max_staleness_seconds)}`;
     setText(this.staleness, replica.staleness_seconds === null ? "not proven yet" : `${seconds(replica.staleness_seconds)}${bound}`);
     this.sparkline.add(replica.lag_ms);
     setText(this.lag, replica.lag_ms === null ? "not measured" : milliseconds(replica.lag_ms));
     for (const [name, , , describe] of FACTS) setText(this.facts.get(name), describe(replica));
+  }
+
+  #showGone(replica) {
+    this.bar.show(1, 1);
+    setText(this.staleness, "not known");
+    setText(this.lag, `since ${timeOfDay(new Date(replica.gone_since))}`);
   }
 }
 

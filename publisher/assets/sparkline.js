@@ -1,9 +1,9 @@
-// The lag of one replica over the last two minutes, as a line.
+// The lag of one replica over the last minute, as a line.
 
 import { drawing, milliseconds, setAttribute } from "./text.js";
 
-const SAMPLES_MAX = 120;
-const WIDTH = 120;
+const SAMPLES_MAX = 60;
+const WIDTH = SAMPLES_MAX - 1;
 const HEIGHT = 22;
 
 export class Sparkline {

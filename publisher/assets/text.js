@@ -41,7 +41,7 @@ export function seconds(value) {
 export function milliseconds(value) {
   if (value === null) return "–";
   const size = Math.abs(value);
-  if (size >= 10_000) return `${(value / 1_000).toFixed(0)} s`;
+  if (size >= 1_000) return `${(value / 1_000).toFixed(size < 10_000 ? 1 : 0)} s`;
   return `${size < 10 ? value.toFixed(1) : whole(value)} ms`;
 }
 
