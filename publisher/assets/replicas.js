@@ -145,8 +145,8 @@ class Card {
 
   #showGone(replica) {
     this.bar.show(1, 1);
-    setText(this.staleness, "not known");
-    setText(this.lag, `since ${timeOfDay(new Date(replica.gone_since))}`);
+    setText(this.staleness, `since ${timeOfDay(new Date(replica.gone_since))}`);
+    setText(this.lag, "–");
   }
 }
 
