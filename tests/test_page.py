@@ -10,7 +10,7 @@ from email.message import Message
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 from tests.support.browser import ARGUMENTS, CHROMIUM, fleet, replica, serving
 from tests.support.child_replica import KEY
