@@ -10,7 +10,7 @@ from broadcache.shared import Keys
 async def change_price(publisher: Publisher, product_id: int) -> None:
     # Here the database commits. Only then:
     receipt = await publisher.publish(Keys(f"product:{product_id}"), namespace="products", reason="price change")
-    print(f"invalidation {receipt.id} has number {receipt.position.sequence}")
+    print(f"invalidation {receipt.id} is in the log: {receipt.is_logged}")
 
 
 async def main() -> None:

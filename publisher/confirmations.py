@@ -9,6 +9,7 @@ from typing import Final
 from ..shared.address import RedisAddress
 from ..shared.clock import Clock
 from ..shared.confirmation import Confirmation, ReplicaConfirmation, Report, decode_reports
+from ..shared.delivery import Outcome
 from ..shared.errors import LinkLost, MalformedFrame
 from ..shared.invalidation import Position
 from ..shared.link import Link, Refused
@@ -70,6 +71,20 @@ class Wait:
         if theirs.epoch == wanted.epoch and theirs.sequence >= wanted.sequence:
             self._confirm(presence.replica, self._clock(), "echo")
             self._note()
+
+    def take_answer(self, outcome: Outcome) -> None:
+        """Take what a replica answered to a fan-out: whoever names itself, and has taken it, has applied it."""
+        if outcome.replica is None or outcome.error is not None or outcome.replica in self._confirmed:
+            return
+        self._confirmed[outcome.replica] = ReplicaConfirmation(
+            replica=outcome.replica,
+            outcome="confirmed",
+            is_expected=outcome.replica in self._expected,
+            latency_ms=outcome.latency_ms,
+            dropped=outcome.dropped,
+            how="http",
+        )
+        self._note()
 
     async def until_complete(self) -> None:
         """Wait until nobody is missing."""

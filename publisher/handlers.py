@@ -10,13 +10,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from ..shared.errors import IdempotencyConflict, LinkLost, LogRefused
+from ..shared.errors import IdempotencyConflict, LinkLost, LogRefused, NotDelivered
 from .problems import (
     IDEMPOTENCY_CONFLICT,
     INTERNAL_ERROR,
     LOG_REFUSED,
     LOG_UNREACHABLE,
     METHOD_NOT_ALLOWED,
+    NOT_DELIVERED,
     NOT_FOUND,
     PARAMETER_INVALID,
     Flaw,
@@ -62,6 +63,16 @@ def add_problem_handlers(app: FastAPI) -> None:
             headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
         ).response()
 
+    async def undelivered(request: Request, error: NotDelivered) -> Response:
+        outlook = "it waits to be logged when Redis takes it" if error.is_pending else "it is not tried again"
+        return Problem(
+            NOT_DELIVERED,
+            f"expected the invalidation to be logged, or taken by every replica, got neither: {outlook}; send the "
+            "request again, with the same Idempotency-Key if it has one",
+            reasons=tuple(Reason(path=path, detail=detail) for path, detail in error.reasons),
+            headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
+        ).response()
+
     async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
         return Problem(PARAMETER_INVALID, errors=tuple(map(_parameter_flaw_of, error.errors()))).response()
 
@@ -90,6 +101,7 @@ def add_problem_handlers(app: FastAPI) -> None:
         IdempotencyConflict: conflict,
         LinkLost: unreachable,
         LogRefused: refused,
+        NotDelivered: undelivered,
         RequestValidationError: invalid_parameter,
         HTTPException: of_framework,
         ClientDisconnect: gone,

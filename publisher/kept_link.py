@@ -6,7 +6,6 @@ from typing import Final
 from ..shared.address import RedisAddress
 from ..shared.errors import LinkLost
 from ..shared.link import Link, OnMessage
-from ..shared.tasks import is_cancelled
 
 __all__ = ["KeptLink", "KeptLinks"]
 
@@ -34,13 +33,12 @@ class KeptLink:
             return self._link
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect(), name="broadcache publisher connect")
+            self._connecting.add_done_callback(_note_failure)
         connecting = self._connecting
-        try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            if connecting.cancelled() and not is_cancelled():
-                raise LinkLost("the publisher was closed while it was connecting") from None
-            raise
+        await asyncio.wait([connecting])
+        if connecting.cancelled():
+            raise LinkLost("the publisher was closed while it was connecting")
+        return connecting.result()
 
     async def close(self) -> None:
         """Close the link, for good. Closing twice, or before there was one, is harmless."""
@@ -67,6 +65,12 @@ class KeptLink:
             return self._link
         finally:
             self._connecting = None
+
+
+def _note_failure(connecting: asyncio.Task[Link]) -> None:
+    """Have an attempt that failed when nobody waited for it any more pass in silence: the next one will tell."""
+    if not connecting.cancelled():
+        connecting.exception()
 
 
 class KeptLinks:

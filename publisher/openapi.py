@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
 from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
@@ -18,7 +18,7 @@ from .models import (
 )
 from .problems import Kind, ProblemDocument
 
-__all__ = ["HISTORY", "LIVE", "PUBLISH", "READY", "REPLICAS", "describe"]
+__all__ = ["EVENTS", "HISTORY", "LIVE", "PUBLISH", "READY", "REPLICAS", "describe"]
 
 _REF: Final = "#/components/schemas/{name}"
 _SECURITY_SCHEME: Final = "bearer"
@@ -53,6 +53,46 @@ _ACCEPTED_EXAMPLE: Final = {
     "epoch": "01JY0000000000000000000000",
     "sequence": 42,
     "receivers": 3,
+    "logged": True,
+    "pending": False,
+    "fanout": None,
+}
+_FANNED_OUT_EXAMPLE: Final = {
+    "id": "01JZ0000000000000000000000",
+    "namespace": "products",
+    "epoch": None,
+    "sequence": None,
+    "receivers": 0,
+    "logged": False,
+    "pending": True,
+    "fanout": {
+        "service": "cache-replicas:8080",
+        "total": 1,
+        "succeeded": 1,
+        "failed": 0,
+        "complete": True,
+        "discovery": "dns",
+        "elapsed_ms": 3.1,
+        "outcomes": [
+            {
+                "address": "http://10.42.0.7:8080/cache-invalidation",
+                "status_code": 200,
+                "error": None,
+                "latency_ms": 2.4,
+                "attempts": 1,
+                "replica": "cache-replicas-0",
+                "dropped": 1,
+            }
+        ],
+        "problem": None,
+    },
+}
+_ACCEPTED_EXAMPLES: Final = {
+    "logged": {"summary": "The log has it", "value": _ACCEPTED_EXAMPLE},
+    "fanned out": {
+        "summary": "Redis was away: every replica has taken it, and it waits to be logged",
+        "value": _FANNED_OUT_EXAMPLE,
+    },
 }
 _UNCONFIRMED_EXAMPLE: Final = {
     **_ACCEPTED_EXAMPLE,
@@ -130,6 +170,22 @@ _HISTORY_EXAMPLE: Final = {
         {"sequence": 41, "unreadable": True},
     ],
     "next_before": 41,
+    "examined": 2,
+}
+_EVENTS_EXAMPLE: Final = (
+    "id: 01JY0000000000000000000000:41\nevent: linked\ndata: {}\n\n"
+    "id: 01JY0000000000000000000000:42\nevent: invalidation\n"
+    'data: {"sequence":42,"epoch":"01JY0000000000000000000000","id":"01JZ0000000000000000000000","keys":["product:42"],'
+    '"tags":[],"prefixes":[],"everything":false,"reason":"price change","source":"publisher-1",'
+    '"sent_at":"2025-06-30T12:00:00.000Z"}\n\n'
+)
+_LAST_EVENT_ID: Final = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "Go on after the event of this id. Browsers send it by themselves when they come back.",
+    "schema": {"type": "string", "maxLength": 100},
+    "example": "01JY0000000000000000000000:42",
 }
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
@@ -152,6 +208,13 @@ _HEADERS_BY_STATUS: Final = {
 
 def _answered(description: str, schema: dict[str, Any], example: object) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}
+
+
+def _accepted() -> dict[str, Any]:
+    return {
+        "description": "The log has accepted it, or every replica has taken it by HTTP.",
+        "content": {"application/json": {"schema": _schema_of(Accepted)}},
+    }
 
 
 def _problems(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
@@ -195,12 +258,14 @@ PUBLISH: Final[dict[str, Any]] = {
     "operation_id": "publish",
     "tags": ["invalidations"],
     "summary": "Make every replica forget",
-    "description": "Logs one invalidation and publishes it, in one atomic step. 200 means that the log has it: a "
-    "replica that is away hears it when it is back. With `confirm` it means besides that every replica that is there "
-    "has applied it; 207 (or what BROADCACHE_UNCONFIRMED_STATUS says) that the log has it, and names those that have "
-    "not said so in time. 503 means that nothing is known to be accepted: send it again.",
+    "description": "Logs one invalidation and publishes it, in one atomic step. 200 with `logged: true` means that the "
+    "log has it: a replica that is away hears it when it is back. 200 with `logged: false` means that every replica "
+    "has taken it by HTTP, which only a publisher with a second path answers. With `confirm` 200 means besides that "
+    "every replica that is there has applied it; 207 (or what BROADCACHE_UNCONFIRMED_STATUS says) that it is "
+    "delivered, and names those that have not said so in time. 503 means that it is not known to be delivered: send it "
+    "again.",
     "responses": {
-        200: _answered("The log has accepted it.", _schema_of(Accepted), _ACCEPTED_EXAMPLE) | _REPLAYED,
+        200: _accepted() | _REPLAYED,
         207: _answered(
             "The log has accepted it, and not every replica has confirmed it.",
             _schema_of(Accepted),
@@ -220,6 +285,7 @@ PUBLISH: Final[dict[str, Any]] = {
             problems.INTERNAL_ERROR,
             problems.LOG_UNREACHABLE,
             problems.LOG_REFUSED,
+            problems.NOT_DELIVERED,
         ),
     },
     "openapi_extra": {
@@ -235,12 +301,13 @@ HISTORY: Final[dict[str, Any]] = {
     "tags": ["invalidations"],
     "summary": "What was published",
     "description": "Reads a namespace's log, the newest first, a page at a time. The log is bounded: old invalidations "
-    "are gone from it.",
+    "are gone from it. A page looks at 10,000 entries at most: with filters it may hold few, and yet not be the last.",
     "responses": {
         200: _answered("One page of the log.", _schema_of(History), _HISTORY_EXAMPLE),
         **_problems(
             problems.TOKEN_INVALID,
             problems.NAMESPACE_UNKNOWN,
+            problems.LOG_MISSING,
             problems.PARAMETER_INVALID,
             problems.INTERNAL_ERROR,
             problems.LOG_UNREACHABLE,
@@ -266,6 +333,30 @@ REPLICAS: Final[dict[str, Any]] = {
         ),
     },
 }
+EVENTS: Final[dict[str, Any]] = {
+    "operation_id": "events",
+    "tags": ["invalidations"],
+    "summary": "What is published, as it is",
+    "description": "Server-Sent Events, without an end. `invalidation` and `unreadable` carry what GET /invalidations "
+    "shows; their `id` is their place in the log, and there is none for what was published past it. `linked` means "
+    "that events arrive from now on, `lost` that they do not until the next `linked`: then what was logged meanwhile "
+    "comes first. `gap` means that something was missed that the log cannot tell.",
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "The events.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS_EXAMPLE}},
+        },
+        **_problems(
+            problems.TOKEN_INVALID,
+            problems.NAMESPACE_UNKNOWN,
+            problems.PARAMETER_INVALID,
+            problems.INTERNAL_ERROR,
+            problems.STREAMS_EXHAUSTED,
+        ),
+    },
+    "openapi_extra": {"parameters": [_LAST_EVENT_ID]},
+}
 LIVE: Final[dict[str, Any]] = {
     "operation_id": "live",
     "tags": ["health"],
@@ -277,9 +368,12 @@ READY: Final[dict[str, Any]] = {
     "operation_id": "ready",
     "tags": ["health"],
     "summary": "Does Redis answer?",
-    "description": "Reads from the log. Takes up to BROADCACHE_PUBLISH_TIMEOUT_SECONDS while Redis is away.",
+    "description": "Reads from the log. Takes up to BROADCACHE_PUBLISH_TIMEOUT_SECONDS while Redis is away. With a "
+    "second path, which delivers without Redis, it is always 200: `degraded` while something waits to be logged.",
     "responses": {
-        200: _answered("It does: a publish would be accepted.", _STATUS_SCHEMA, {"status": "ready"}),
+        200: _answered(
+            "It does, or there is a second path: a publish can be delivered.", _STATUS_SCHEMA, {"status": "ready"}
+        ),
         **_problems(problems.LOG_UNREACHABLE, problems.LOG_REFUSED),
     },
 }
@@ -303,6 +397,9 @@ def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
     )
+    # The framework leaves out whatever is null, also where an example says so.
+    accepted = document["paths"]["/invalidations"]["post"]["responses"]["200"]
+    accepted["content"]["application/json"]["examples"] = _ACCEPTED_EXAMPLES
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(_schemas())
     components["securitySchemes"] = {_SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}

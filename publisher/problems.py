@@ -16,11 +16,13 @@ __all__ = [
     "IDEMPOTENCY_KEY_INVALID",
     "INTERNAL_ERROR",
     "INVALIDATION_INVALID",
+    "LOG_MISSING",
     "LOG_REFUSED",
     "LOG_UNREACHABLE",
     "MEDIA_TYPE_UNSUPPORTED",
     "METHOD_NOT_ALLOWED",
     "NAMESPACE_UNKNOWN",
+    "NOT_DELIVERED",
     "NOT_FOUND",
     "PARAMETER_INVALID",
     "RESOLVER_FAILED",
@@ -28,6 +30,7 @@ __all__ = [
     "RIGHT_MISSING",
     "SERVICE_INVALID",
     "SERVICE_NOT_FOUND",
+    "STREAMS_EXHAUSTED",
     "TOKEN_INVALID",
     "Flaw",
     "Kind",
@@ -150,6 +153,12 @@ NAMESPACE_UNKNOWN: Final = Kind(
     "The namespace is not known",
     "expected one of the namespaces products, users, got 'prodcuts' at /namespace",
 )
+LOG_MISSING: Final = Kind(
+    "log-missing",
+    404,
+    "There is no log",
+    'expected a publisher that has a log, got one with delivery="fanout" alone, which remembers nothing',
+)
 METHOD_NOT_ALLOWED: Final = Kind(
     "method-not-allowed", 405, "The path has no such method", "expected GET, POST, got DELETE at /invalidations"
 )
@@ -243,4 +252,18 @@ BROADCAST_LOOP: Final = Kind(
     508,
     "The broadcast has come back",
     "expected a request that no fan-out has sent, got one whose Via header names broadcache",
+)
+NOT_DELIVERED: Final = Kind(
+    "not-delivered",
+    503,
+    "Neither path delivered",
+    "expected the invalidation to be logged, or taken by every replica, got neither: it waits to be logged when Redis "
+    "takes it; send the request again, with the same Idempotency-Key if it has one",
+)
+STREAMS_EXHAUSTED: Final = Kind(
+    "streams-exhausted",
+    503,
+    "No more clients can follow",
+    "expected at most 100 clients to follow at once, got one more; come back later, or raise "
+    "BROADCACHE_EVENT_CLIENTS_MAX",
 )

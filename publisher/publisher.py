@@ -1,13 +1,14 @@
-"""The publisher: logs invalidations, which reaches every replica that listens."""
+"""The publisher: logs invalidations, which reaches every replica that listens, and has a second path."""
 
 import asyncio
 import contextlib
 import random
 import socket
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeVar, get_args
 
 from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
@@ -16,7 +17,6 @@ from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefus
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
     SOURCE_BYTES_MAX,
-    Invalidation,
     Position,
     Target,
     check_namespace,
@@ -26,8 +26,14 @@ from ..shared.invalidation import (
 from ..shared.link import Link
 from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
 from ..shared.presence import ReplicaPresence, presences, registered, replicas_of
+from .backlog import Pending
 from .confirmations import Confirmations, Wait
+from .delivery import Delivery, Teller
+from .history import EXAMINED_MAX, Filter, HistoryPage, read_page
 from .kept_link import KeptLink, KeptLinks
+from .outbox import OUTBOX_NAMES_MAX, Outbox
+from .second_path import SecondPath
+from .since import unix_ms_of
 
 __all__ = ["Publisher"]
 
@@ -41,8 +47,6 @@ _LOOK_INTERVAL_SECONDS: Final = 0.25
 """How often a publish that waits for replicas looks at their positions: a report may have been lost."""
 _LOOK_SECONDS: Final = 0.25
 """How long such a look may take, also beyond the time that was to be waited."""
-_PAGE_ENTRIES: Final = 100
-"""How much history is read at once: publishes share the connection, and wait behind it."""
 
 
 class Publisher:
@@ -53,19 +57,26 @@ class Publisher:
     An asynchronous context manager. Entering does not connect: a publisher outlives a Redis that is away, and each
     `publish` says whether it was logged.
 
-    Shape:  `source` tells replicas and operators who published; the host's name when it is left out.
+    Shape:  `source` tells replicas and operators who published; the host's name when it is left out. With a `delivery`
+            other than "redis", `fanout` is what calls the replicas; with "fanout" alone `url` may be None.
     Units:  `timeout_seconds` is how long one `publish` tries, `log_length` about how many invalidations of a namespace
-            the log keeps for replicas that were away.
+            the log keeps for replicas that were away. `fallback_after_seconds` is how long Redis is waited for before
+            the fan-out begins, at most half of `timeout_seconds`; `outbox_names_max` how many names, over all
+            namespaces, may wait to be logged.
     Raises: InvalidSettings.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | None,
         *,
+        delivery: Delivery = "redis",
+        fanout: Teller | None = None,
         source: str | None = None,
         timeout_seconds: float = 5.0,
         log_length: int = LOG_LENGTH,
+        fallback_after_seconds: float = 0.25,
+        outbox_names_max: int = OUTBOX_NAMES_MAX,
         uniform: Callable[[], float] = random.random,
         clock: Clock = monotonic,
     ) -> None:
@@ -73,18 +84,37 @@ class Publisher:
             raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
         if log_length < 1:
             raise InvalidSettings(f"expected log_length to be at least 1, got {log_length!r}")
+        if not 0 <= fallback_after_seconds <= 3_600:
+            raise InvalidSettings(
+                f"expected fallback_after_seconds to be from 0 to 3600, got {fallback_after_seconds!r}"
+            )
+        if outbox_names_max < 1:
+            raise InvalidSettings(f"expected outbox_names_max to be at least 1, got {outbox_names_max!r}")
+        _check_delivery(delivery, has_url=url is not None, has_fanout=fanout is not None)
         self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
-        self._address = RedisAddress(url)
+        self.delivery: Final = delivery
+        self._address = None if url is None else RedisAddress(url)
+        self._fanout = fanout
+        self._fallback_after_seconds = min(fallback_after_seconds, timeout_seconds / 2)
+        self._outbox_names_max = outbox_names_max
+        self._second_path: SecondPath | None = None
         self._timeout_seconds = timeout_seconds
         # There must be time left for a new link after one that keeps silent: else it would be kept for ever.
         self._call_timeout_seconds = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
         self._log_length = log_length
         self._uniform = uniform
         self._is_entered = False
-        self._links = KeptLinks(self._address, client_name="broadcache:publisher")
-        self._confirmations = Confirmations(self._address, clock=clock)
+        self._clock = clock
+        self._links: KeptLinks | None = None
+        self._confirmations: Confirmations | None = None
+        if self._address is not None:
+            self._links = KeptLinks(self._address, client_name="broadcache:publisher")
+            self._confirmations = Confirmations(self._address, clock=clock)
 
     async def __aenter__(self) -> Self:
+        if self._fanout is not None and self._second_path is None:
+            await self._fanout.__aenter__()
+            self._second_path = self._new_second_path(self._fanout)
         self._is_entered = True
         return self
 
@@ -93,10 +123,30 @@ class Publisher:
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Close the connection. Closing twice, or before entering, is harmless."""
+    @property
+    def has_log(self) -> bool:
+        """Whether there is a log: a publisher that fans out alone may do without Redis."""
+        return self._address is not None
+
+    @property
+    def outbox_length(self) -> int:
+        """How many invalidations wait to be logged."""
+        return 0 if self._second_path is None else len(self._second_path.outbox)
+
+    async def close(self, *, last_attempt_seconds: float = 1.0) -> None:
+        """End what is under way and close the connection. Closing twice, or before entering, is harmless.
+
+        A fan-out that has begun is waited for. What is in the outbox is tried once more, for up to
+        `last_attempt_seconds`; what is left then is lost, and is logged as an error.
+        """
         self._is_entered = False
-        await asyncio.gather(self._links.close(), self._confirmations.close())
+        try:
+            if self._second_path is not None:
+                await self._second_path.close(last_attempt_seconds)
+                self._second_path = None
+        finally:
+            if self._links is not None and self._confirmations is not None:
+                await asyncio.gather(self._links.close(), self._confirmations.close())
 
     async def publish(
         self,
@@ -107,61 +157,89 @@ class Publisher:
         receipt_seconds: float | None = None,
         confirm: Confirm | None = None,
     ) -> Receipt:
-        """Log one invalidation of all `targets` and publish it. It is accepted when this returns.
+        """Log one invalidation of all `targets` and publish it. With delivery "redis" it is accepted when this returns.
 
         With `confirm`, it waits besides until every replica that is there has applied it, or the time for that is up:
         the receipt's `confirmation` names each of them.
 
         It is tried again until `timeout_seconds` have passed, always with the same id, and is logged once. To go on
-        trying after LinkLost, call again with the same `id`.
+        trying after LinkLost or NotDelivered, call again with the same `id`. With another delivery it has been accepted
+        by the log or taken by every replica, and the receipt says which; what was not logged waits in the outbox.
 
         Shape:  one too large for one message is split, logged atomically, and the receipt has the last position.
         Units:  `receipt_seconds` is how long the id is remembered, by default at least half a minute.
         Raises: InvalidTarget (for a reason or an id that is too long as well), InvalidNamespace; LinkLost when it is
                 not known whether it was logged; LogRefused when it was not, NotPrimary when no primary was found that
-                would; IdempotencyConflict when the id was used for other targets.
+                would; NotDelivered, instead of these three, when it went both ways in vain;
+                IdempotencyConflict when the id was used for other targets.
         """
+        self._check_is_open()
         invalidation = invalidation_of(
             targets, namespace=namespace, reason=reason, source=self.source, id=id, confirm=confirm is not None
         )
         if receipt_seconds is None:
             receipt_seconds = max(_RECEIPT_SECONDS_MIN, 2 * self._timeout_seconds)
 
-        async def logged(link: Link) -> Receipt:
-            return await append(link, invalidation, log_length=self._log_length, receipt_seconds=receipt_seconds)
-
-        try:
-            if confirm is not None:
-                return await self._confirmed(invalidation, logged, confirm)
-            return await self._with_retries(namespace, logged)
-        except LinkLost as error:
-            raise LinkLost(
-                f"expected Redis to log the invalidation within {self._timeout_seconds:g} s, it did not answer; it may "
-                f"have been logged: publish again with id={invalidation.id!r}, which is harmless. Last: {error}"
-            ) from error
+        pending = Pending(invalidation, receipt_seconds)
+        return await (self._delivered(pending) if confirm is None else self._confirmed(pending, confirm))
 
     async def history(
-        self, namespace: str = DEFAULT_NAMESPACE, *, count: int = 100, before: int | None = None
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        count: int = 100,
+        before: int | None = None,
+        key: str | None = None,
+        since: datetime | None = None,
     ) -> list[Entry]:
         """Return up to `count` logged invalidations, the newest first; with `before`, those of a lower sequence.
+
+        Shape:  with `key`, those that concern it: that name it, a prefix of it, or everything. With `since`, those that
+                were sent since then by their publisher's clock: for people. What is unreadable concerns every key and
+                every time: replicas drop everything.
+        Raises: InvalidNamespace, InvalidSettings (a time without an offset, or no log), LinkLost, LogRefused.
+        """
+        since_ms = None if since is None else unix_ms_of(since)
+        entries: list[Entry] = []
+        while len(entries) < count:
+            page = await self.history_page(
+                namespace, count=count - len(entries), before=before, key=key, since_ms=since_ms
+            )
+            entries += page.entries
+            before = page.next_before
+            if before is None:
+                break
+        return entries
+
+    async def history_page(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        count: int = 100,
+        before: int | None = None,
+        key: str | None = None,
+        since_ms: int | None = None,
+        examined_max: int = EXAMINED_MAX,
+    ) -> HistoryPage:
+        """Do what `history` does, but look at `examined_max` entries at most, and tell where to go on.
 
         Raises: InvalidNamespace, LinkLost, LogRefused.
         """
         check_namespace(namespace)
-        entries: list[Entry] = []
-        while len(entries) < count:
-            page_count = min(_PAGE_ENTRIES, count - len(entries))
-            page = await self._with_retries(
-                namespace, partial(read_newest, namespace=namespace, count=page_count, before=before)
+
+        async def read(count: int, before: int | None) -> list[Entry]:
+            return await self._with_retries(
+                namespace, partial(read_newest, namespace=namespace, count=count, before=before)
             )
-            entries += page
-            if len(page) < page_count:
-                break
-            before = page[-1].sequence
-        return entries
+
+        is_wanted = Filter(key=key, since_ms=since_ms)
+        return await read_page(read, is_wanted, count=count, before=before, examined_max=examined_max)
 
     async def head(self, namespace: str = DEFAULT_NAMESPACE) -> Position | None:
-        """Return the position of the newest logged invalidation. Raises: InvalidNamespace, LinkLost, LogRefused."""
+        """Return the position of the newest logged invalidation.
+
+        Raises: InvalidNamespace, LinkLost, LogRefused; InvalidSettings when there is no log.
+        """
         check_namespace(namespace)
         return await self._with_retries(namespace, lambda link: head(link, namespace))
 
@@ -173,23 +251,27 @@ class Publisher:
         check_namespace(namespace)
         return await self._with_retries(namespace, lambda link: replicas_of(link, namespace))
 
-    async def _confirmed(
-        self, invalidation: Invalidation, logged: Callable[[Link], Awaitable[Receipt]], confirm: Confirm
-    ) -> Receipt:
-        """Have it logged, and wait for the replicas."""
-        namespace = invalidation.namespace
+    async def _confirmed(self, pending: Pending, confirm: Confirm) -> Receipt:
+        """Have it delivered, and wait for the replicas."""
+        namespace = pending.invalidation.namespace
+        if self._confirmations is None:
+            return _answered_by_http(await self._delivered(pending), Wait(pending.invalidation.id, self._clock))
 
-        async def expected_then_logged(link: Link) -> Receipt:
+        async def expect(link: Link) -> None:
             # Before, so that whoever must not be asked for replicas is told so while nothing has been logged. Who
             # registers in between has subscribed before, and hears of it.
             wait.expect(await registered(link, namespace))
-            return await logged(link)
 
-        self._check_is_entered()
-        with self._confirmations.waiting(namespace, invalidation.id) as wait:
+        with self._confirmations.waiting(namespace, pending.invalidation.id) as wait:
             listen_seconds = min(self._call_timeout_seconds, confirm.timeout_seconds)
+            if self._second_path is not None:  # which must not wait long for a Redis that may be away
+                listen_seconds = min(listen_seconds, self._fallback_after_seconds)
             is_heard = await self._confirmations.listen(namespace, listen_seconds)
-            receipt = await self._with_retries(namespace, expected_then_logged)
+            receipt = await self._delivered(pending._replace(ask_first=expect))
+            if receipt.position is None:
+                return _answered_by_http(receipt, wait)
+            for outcome in receipt.fanout.outcomes if receipt.fanout else ():
+                wait.take_answer(outcome)
             wait.accept(receipt.position)
             # Of what was logged before, nothing is published again: only positions can tell.
             await self._wait(wait, receipt, confirm.timeout_seconds, is_reported=is_heard and not receipt.is_repeat)
@@ -206,7 +288,7 @@ class Publisher:
                     await wait.until_complete()
             await self._look_at_positions(wait, receipt.namespace)
             look_seconds = _LOOK_INTERVAL_SECONDS
-        if is_reported and not wait.has_heard and wait.confirmation().confirmed:
+        if is_reported and not wait.has_heard and wait.confirmation().confirmed and self._confirmations is not None:
             await self._confirmations.distrust(receipt.namespace)
 
     async def _look_at_positions(self, wait: Wait, namespace: str) -> None:
@@ -220,13 +302,57 @@ class Publisher:
                 for presence in (await presences(link, namespace, missing)).values():
                     wait.take_position(presence)
 
-    def _check_is_entered(self) -> None:
+    async def _delivered(self, pending: Pending) -> Receipt:
+        if self._second_path is not None:
+            return await self._second_path.deliver(pending)
+        try:
+            return await self._log(pending)
+        except LinkLost as error:
+            raise LinkLost(
+                f"expected Redis to log the invalidation within {self._timeout_seconds:g} s, it did not answer; it may "
+                f"have been logged: publish again with id={pending.invalidation.id!r}, which is harmless. Last: {error}"
+            ) from error
+
+    def _new_second_path(self, teller: Teller) -> SecondPath:
+        outbox = Outbox(self._log_once, names_max=self._outbox_names_max, source=self.source, uniform=self._uniform)
+        return SecondPath(
+            self.delivery,
+            teller,
+            log=self._log,
+            outbox=outbox,
+            fallback_after_seconds=self._fallback_after_seconds,
+        )
+
+    def _check_is_open(self) -> None:
         if not self._is_entered:
             raise InvalidSettings("expected a publisher that is open, got one that is not: use it within `async with`")
 
-    async def _with_retries(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
+    async def _log(self, pending: Pending, on_failure: Callable[[], None] | None = None) -> Receipt:
+        append_it = self._appending(pending)
+
+        async def ask_and_append(link: Link) -> Receipt:
+            if pending.ask_first is not None:
+                await pending.ask_first(link)
+            return await append_it(link)
+
+        return await self._with_retries(pending.invalidation.namespace, ask_and_append, on_failure)
+
+    async def _log_once(self, pending: Pending) -> Receipt:
+        return await self._once(pending.invalidation.namespace, self._appending(pending))
+
+    def _appending(self, pending: Pending) -> Callable[[Link], Awaitable[Receipt]]:
+        return partial(
+            append,
+            invalidation=pending.invalidation,
+            log_length=self._log_length,
+            receipt_seconds=pending.receipt_seconds,
+        )
+
+    async def _with_retries(
+        self, namespace: str, work: Callable[[Link], Awaitable[T]], on_failure: Callable[[], None] | None = None
+    ) -> T:
         """Do `work` over a link, over new ones when it is lost, until there is a result or the time is up."""
-        self._check_is_entered()
+        self._check_is_open()
         last: LinkLost | NotPrimary | None = None
         attempt = 0
         try:
@@ -235,8 +361,7 @@ class Publisher:
                     if not self._is_entered:
                         raise LinkLost("the publisher was closed meanwhile")
                     try:
-                        kept = await self._link_for(namespace)
-                        return await self._answered(await kept.connected(), work)
+                        return await self._once(namespace, work)
                     except LinkLost as error:
                         last = error
                     except NotPrimary as error:
@@ -246,11 +371,17 @@ class Publisher:
                         if isinstance(last, LinkLost):
                             raise LinkLost(f"{last}; and then: {error}") from error
                         raise
+                    if on_failure is not None:
+                        on_failure()
                     attempt += 1
                     ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16))
                     await asyncio.sleep(self._uniform() * ceiling_seconds)
         except TimeoutError:
-            raise last or LinkLost(f"no answer from {self._address.label}") from None
+            raise last or LinkLost(f"no answer from Redis within {self._timeout_seconds:g} s") from None
+
+    async def _once(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
+        kept = await self._link_for(namespace)
+        return await self._answered(await kept.connected(), work)
 
     async def _answered(self, link: Link, work: Callable[[Link], Awaitable[T]]) -> T:
         """Do `work`, but leave a link that keeps silent, or leads to a server that does not take it any more."""
@@ -266,4 +397,38 @@ class Publisher:
 
     async def _link_for(self, namespace: str) -> KeptLink:
         """Return the link that leads to where `namespace` is."""
+        if self._links is None:
+            raise InvalidSettings(
+                'expected a publisher that has a log, got one with delivery="fanout" and no url; give it the url'
+            )
         return await self._links.of(namespace)
+
+
+def _answered_by_http(receipt: Receipt, wait: Wait) -> Receipt:
+    """Return the receipt of what was not logged, with a confirmation by whoever has answered to the fan-out."""
+    outcomes = receipt.fanout.outcomes if receipt.fanout else ()
+    # Somebody who does not say who he is has not said that he has applied anything.
+    wait.expect([outcome.replica or outcome.address for outcome in outcomes])
+    for outcome in outcomes:
+        wait.take_answer(outcome)
+    return receipt._replace(confirmation=wait.confirmation())
+
+
+def _check_delivery(delivery: Delivery, *, has_url: bool, has_fanout: bool) -> None:
+    known = get_args(Delivery)
+    if delivery not in known:
+        raise InvalidSettings(f"expected delivery to be one of {', '.join(known)}, got {delivery!r}")
+    if delivery != "redis" and not has_fanout:
+        raise InvalidSettings(
+            f"expected a fanout for delivery={delivery!r}, got None: name the replicas' service, or use "
+            'delivery="redis"'
+        )
+    if delivery == "redis" and has_fanout:
+        raise InvalidSettings(
+            'expected no fanout for delivery="redis", got one: nobody would be called; use '
+            'delivery="redis-then-fanout", or leave it out'
+        )
+    if delivery != "fanout" and not has_url:
+        raise InvalidSettings(
+            f'expected a url for delivery={delivery!r}, got None: only delivery="fanout" does without a log'
+        )

@@ -10,6 +10,7 @@ from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import State
 
 from ..shared.errors import BroadcacheError
 from .api import create_app, create_fanout_app, takes_any_method
@@ -89,18 +90,27 @@ def new_server(app: FastAPI, *, on_ready: Callable[[], None]) -> uvicorn.Server:
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         ),
         on_ready,
+        app.state,
     )
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], state: State) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._state = state
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Streams never end by themselves, and uvicorn waits for them before it tells the lifespan.
+        end_streams = getattr(self._state, "end_streams", None)
+        if end_streams is not None:
+            await end_streams()
+        await super().shutdown(sockets)
 
 
 def _tell_ready(settings: FanoutSettings, url: str, on_ready: Callable[[str], None] | None) -> None:

@@ -7,12 +7,14 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from ..shared.errors import InvalidNamespace, InvalidSettings
+from ..shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings
 from ..shared.invalidation import check_namespace
 from ..shared.log import LOG_LENGTH
 from ..shared.settings import Settings
 from .broadcaster import HostMode, Limits, Scheme, tls_of
+from .delivery import Delivery
 from .discovery import ListDiscovery
+from .fanout import Fanout
 from .fanout_policy import FanoutPolicy
 from .tokens import Tokens
 
@@ -162,6 +164,21 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
     redis_url: Annotated[
         str, Meta(min_length=1, description="Where the log is; it may hold a password.", extra={"secret": True})
     ] = "redis://127.0.0.1:6379"
+    delivery: Annotated[
+        Delivery,
+        Meta(
+            description="How replicas are told: redis (the log alone), fanout (HTTP alone), redis-then-fanout (HTTP "
+            "when Redis does not take it at once), both."
+        ),
+    ] = "redis"
+    fanout_service: Annotated[
+        str | None,
+        Meta(description="service:port, where the replicas take invalidations by HTTP. For any delivery but redis."),
+    ] = None
+    replica_token: Annotated[
+        str | None,
+        Meta(description="What replicas want to see: theirs. Of several the first is sent.", extra={"secret": True}),
+    ] = None
     namespaces: Annotated[
         tuple[_Text, ...],
         Meta(description="The namespaces that may be used, so that a misspelt one is an error. None: any."),
@@ -183,6 +200,13 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
             ge=200, le=599, description="The answer to a publish that was logged, and not confirmed by every replica."
         ),
     ] = 207
+    event_clients_max: Annotated[
+        int, Meta(ge=1, le=100_000, description="How many clients may follow GET /events at once.")
+    ] = 100
+    event_heartbeat_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3_600, description="How long GET /events is silent at most: what stands between cuts idle ones."),
+    ] = 15.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -191,11 +215,43 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
                 check_namespace(namespace)
             except InvalidNamespace as error:
                 raise InvalidSettings(f"BROADCACHE_NAMESPACES: {error}; correct it") from None
+        if (self.delivery == "redis") == (self.fanout_service is not None):
+            raise InvalidSettings(
+                "BROADCACHE_FANOUT_SERVICE: expected service:port with BROADCACHE_DELIVERY=fanout, "
+                "redis-then-fanout or both, and none with redis, "
+                f"got {self.fanout_service!r} with {self.delivery}; set both, or neither"
+            )
+        self.second_path()
         if self.unconfirmed_status in _STATUSES_WITHOUT_BODY:
             raise InvalidSettings(
                 f"BROADCACHE_UNCONFIRMED_STATUS: expected a status whose answer has a body, which says who is missing, "
                 f"got {self.unconfirmed_status}; take 207, or 504 for clients that look no further than for errors"
             )
+
+    def second_path(self) -> Fanout | None:
+        """Return what calls the replicas; None when nobody does. Raises: InvalidSettings."""
+        if self.fanout_service is None:
+            return None
+        service, colon, port = self.fanout_service.rpartition(":")
+        lists = lists_of(self.fanout_lists)
+        try:
+            if not colon:
+                raise InvalidSettings("expected service:port")
+            return Fanout(
+                service,
+                port,
+                addresses=lists.get(service, ()),
+                token=self.replica_token and self.replica_token.partition(",")[0].strip(),
+                networks=self.fanout_networks,
+                nameservers=self.fanout_nameservers,
+                limits=self.fanout_limits(),
+                scheme=self.fanout_scheme,
+                host_mode=self.fanout_host,
+                tls=self.fanout_tls(),
+                tls_name=self.fanout_tls_name,
+            )
+        except BroadcacheError as error:
+            raise InvalidSettings(f"BROADCACHE_FANOUT_SERVICE: {error}; got {self.fanout_service!r:.100}") from None
 
 
 def is_loopback(host: str) -> bool:

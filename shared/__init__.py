@@ -1,6 +1,7 @@
 """What publisher and subscriber must agree on: the invalidation, its wire form, the log and channel, errors."""
 
 from .confirmation import Confirm, Confirmation, ReplicaConfirmation
+from .delivery import FanoutReport, Outcome
 from .errors import (
     BroadcacheError,
     IdempotencyConflict,
@@ -11,6 +12,7 @@ from .errors import (
     LinkLost,
     LogRefused,
     MalformedFrame,
+    NotDelivered,
     NotPrimary,
     ServerBinaryNotFound,
 )
@@ -23,6 +25,7 @@ __all__ = [
     "Confirm",
     "Confirmation",
     "Everything",
+    "FanoutReport",
     "IdempotencyConflict",
     "InvalidLoader",
     "InvalidNamespace",
@@ -33,7 +36,9 @@ __all__ = [
     "LinkLost",
     "LogRefused",
     "MalformedFrame",
+    "NotDelivered",
     "NotPrimary",
+    "Outcome",
     "Position",
     "Prefixes",
     "Receipt",

@@ -57,7 +57,7 @@ class ReplicaConfirmation(msgspec.Struct, frozen=True, kw_only=True):
     is_expected: bool = True
     latency_ms: float | None = None
     dropped: int | None = None
-    how: Literal["message", "echo"] | None = None
+    how: Literal["message", "echo", "http"] | None = None
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,8 @@ A text says what was expected, what came, where, and what to do. Users' mistakes
 what the world does wrong (Redis away, a broken frame) raises where it happens.
 """
 
+from .delivery import FanoutReport
+
 __all__ = [
     "BroadcacheError",
     "IdempotencyConflict",
@@ -14,6 +16,7 @@ __all__ = [
     "LinkLost",
     "LogRefused",
     "MalformedFrame",
+    "NotDelivered",
     "NotPrimary",
     "ServerBinaryNotFound",
 ]
@@ -54,6 +57,22 @@ class LogRefused(BroadcacheError):
 class NotPrimary(LogRefused):
     """This server does not take it, but another one may, or this one soon: it was demoted, a slot moved, it is loading
     its data. Find the primary anew, and try again."""
+
+
+class NotDelivered(BroadcacheError):
+    """Neither did the log accept an invalidation, nor is every replica known to have taken it by HTTP.
+
+    Shape: `reasons` has the path that failed (`redis`, `fanout`, `outbox`) and why, for each of them; `report` is that
+           of the fan-out; `is_pending` is whether it waits in the publisher's outbox to be logged all the same.
+    """
+
+    def __init__(
+        self, text: str, *, reasons: tuple[tuple[str, str], ...], report: FanoutReport | None, is_pending: bool
+    ) -> None:
+        super().__init__(text)
+        self.reasons = reasons
+        self.report = report
+        self.is_pending = is_pending
 
 
 class IdempotencyConflict(BroadcacheError):

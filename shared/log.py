@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from .confirmation import Confirmation
+from .delivery import FanoutReport
 from .errors import IdempotencyConflict, MalformedFrame
 from .invalidation import Invalidation, Position, new_id
 from .link import Argument, Link, Refused
@@ -49,20 +50,29 @@ _ECHO: Final = _Script.read("echo.lua")
 
 
 class Receipt(NamedTuple):
-    """What the log answered.
+    """What became of a publish.
 
-    Shape:  `position` is that of the last frame, when the invalidation was split.
+    Shape:  `position` is that of the last frame, when the invalidation was split; None when it is not in the log.
             `receivers` is what PUBLISH counted: connections that were subscribed, no proof that a replica applied it.
             `is_repeat` is true when this id had been logged before, and nothing was logged now.
+            `fanout` is which replicas heard it by HTTP, when they were called.
+            `pending` is true when it waits in the publisher's outbox to be logged.
             `confirmation` says which replicas have applied it, if that was asked for.
     """
 
     id: str
     namespace: str
-    position: Position
+    position: Position | None
     receivers: int
     is_repeat: bool = False
+    fanout: FanoutReport | None = None
+    pending: bool = False
     confirmation: Confirmation | None = None
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the log has accepted it. If not, every replica has heard it by HTTP."""
+        return self.position is not None
 
 
 class Identity(NamedTuple):
@@ -86,10 +96,13 @@ class Heads(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One entry of a log. `invalidation` is None when somebody else wrote there something that is not a frame."""
+    """One entry of a log. `invalidation` is None when somebody else wrote there something that is not a frame; `frame`
+    is then what stands there.
+    """
 
     sequence: int
     invalidation: Invalidation | None
+    frame: bytes = b""
 
 
 async def append(
@@ -243,7 +256,9 @@ def _entry_of(row: tuple[bytes, Sequence[bytes]], namespace: str) -> Entry:
     sequence = int(entry_id.partition(b"-")[0])
     try:
         return Entry(sequence, decode(fields[1], namespace))
-    except (MalformedFrame, IndexError):
+    except MalformedFrame:
+        return Entry(sequence, None, fields[1])
+    except IndexError:
         return Entry(sequence, None)
 
 

@@ -4,7 +4,7 @@ import difflib
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -102,6 +102,9 @@ def _invalid(
     # The second half, "got `str`", is true of every variable: what the variable holds says more.
     expected = problem.partition(", got")[0].replace("`", "").replace("Expected", "expected")
     expected = expected.replace("bool", "true or false")
+    choices = _choices(field.type)
+    if choices:
+        expected = f"expected one of {', '.join(map(str, choices))}"
     got_text = "a value that is not shown, since it is secret" if _is_secret(field) else repr(got)
     index = re.search(r"\d+", place)
     where = f" as item {int(index[0]) + 1}" if index else ""
@@ -116,6 +119,12 @@ def _remedy(field: msgspec.structs.FieldInfo) -> str:
 
 def _is_secret(field: msgspec.structs.FieldInfo) -> bool:
     return any(isinstance(meta, msgspec.Meta) and (meta.extra or {}).get("secret") for meta in get_args(field.type))
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _is_tuple(annotation: Any) -> bool:

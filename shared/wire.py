@@ -8,12 +8,14 @@ import msgspec
 from .errors import MalformedFrame
 from .invalidation import Invalidation
 
-__all__ = ["FRAME_BYTES_MAX", "decode", "encode", "encode_tails"]
+__all__ = ["FRAME_BYTES_MAX", "decode", "encode", "encode_tails", "encode_unsequenced"]
 
 FRAME_BYTES_MAX: Final = 65_536
 _VERSION: Final = 1
 # What the log's script puts in front of a tail: version, an epoch of 26 characters and a sequence of up to 16 digits.
 _HEAD_BYTES_MAX: Final = len('{"v":1,"epoch":"","seq":,') + 26 + 16
+
+_UNSEQUENCED_HEAD: Final = b'{"v":1,'
 
 _NamesField = Literal["keys", "tags", "prefixes"]
 _NAMES_FIELDS: Final[tuple[_NamesField, ...]] = ("keys", "tags", "prefixes")
@@ -89,6 +91,14 @@ def encode_tails(invalidation: Invalidation) -> list[bytes]:
     if len(whole) + _HEAD_BYTES_MAX <= FRAME_BYTES_MAX:
         return [whole]
     return [_encode_tail(part) for part in _split(invalidation)]
+
+
+def encode_unsequenced(invalidation: Invalidation) -> list[bytes]:
+    """Write an invalidation that is sent past the log, as one frame or, when it is too large, several.
+
+    Shape: as `encode_tails` splits it, so that a part has the same id whichever way a replica hears it.
+    """
+    return [_UNSEQUENCED_HEAD + tail for tail in encode_tails(invalidation)]
 
 
 def _encode_tail(invalidation: Invalidation) -> bytes:

@@ -30,13 +30,13 @@ class Sequencer:
     hands over what was missed, until it is not behind any more. What the log no longer holds is missed for good, and
     everything is dropped.
 
-        What is posted over HTTP is applied at once. It has no say in the position: it would hide a gap. It is remembered,
+    What is posted over HTTP is applied at once. It has no say in the position: it would hide a gap. It is remembered,
     so that it is not applied again when it comes over the channel or from the log, and the other way round.
 
     Shape: `counts` has `applied`, `duplicate`, `own`, `repeat`, `unsequenced`, `malformed` (messages by what became of
            them), `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind). What was
-           posted is counted by whoever hands it over.
-               `reports` has what is to be confirmed, each with the time it was sent at, for whoever owns it to take.
+           posted is counted by whoever hands it over. `reports` has what is to be confirmed, each with the time it was
+           sent at, for whoever owns it to take.
     """
 
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:

@@ -107,8 +107,9 @@ async def test_a_publish_answers_where_the_log_holds_it(client: httpx2.AsyncClie
     second = await client.post(PATH, json=body)
     assert first.status_code == second.status_code == 200
     assert first.headers["content-type"] == "application/json"
-    assert list(first.json()) == ["id", "namespace", "epoch", "sequence", "receivers"]
+    assert list(first.json()) == ["id", "namespace", "epoch", "sequence", "receivers", "logged", "pending", "fanout"]
     assert (first.json()["namespace"], first.json()["sequence"], first.json()["receivers"]) == ("products", 1, 0)
+    assert [first.json()[name] for name in ("logged", "pending", "fanout")] == [True, False, None]
     assert second.json()["sequence"] == 2
     assert second.json()["id"] != first.json()["id"]
 
@@ -474,7 +475,7 @@ async def test_history_is_read_page_by_page_to_its_end(client: httpx2.AsyncClien
 
 async def test_history_of_a_namespace_without_any_is_empty(client: httpx2.AsyncClient) -> None:
     history = (await client.get(PATH, params={"namespace": "quiet"})).json()
-    assert history == {"namespace": "quiet", "invalidations": [], "next_before": None}
+    assert history == {"namespace": "quiet", "invalidations": [], "next_before": None, "examined": 0}
 
 
 async def test_what_is_in_the_log_and_no_invalidation_is_shown_as_unreadable(
@@ -712,13 +713,13 @@ def test_a_status_that_cannot_say_who_is_missing_is_refused(status: int) -> None
 async def test_the_openapi_document_is_whole(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert document["info"]["version"] == __version__
-    assert set(document["paths"]) == {PATH, "/replicas", "/health/live", "/health/ready"}
+    assert set(document["paths"]) == {PATH, "/events", "/replicas", "/health/live", "/health/ready"}
     assert document["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
     assert set(document["paths"][PATH]["post"]["responses"]) == {
         "200", "207", "400", "401", "403", "404", "413", "415", "422", "500", "503",
     }  # fmt: skip
     parameters = {parameter["name"] for parameter in document["paths"][PATH]["get"]["parameters"]}
-    assert parameters == {"namespace", "limit", "before"}
+    assert parameters == {"namespace", "limit", "before", "key", "since"}
     text = json.dumps(document)
     for reference in {part.split('"')[0] for part in text.split('"$ref": "')[1:]}:
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]

@@ -224,6 +224,7 @@ async def test_a_split_invalidation_is_confirmed_when_its_last_part_is_applied(r
     async with Publisher(redis_url) as publisher, replicas(redis_url, "one", **SELDOM) as [cache]:
         fill(cache, names[0], names[100], names[-1])
         receipt = await publisher.publish(Keys(*names), namespace="products", confirm=PATIENT)
+        assert receipt.position is not None
         assert receipt.position.sequence > 3
         [one] = confirmation_of(receipt).replicas
         assert (one.outcome, one.how, one.dropped) == ("confirmed", "message", 3)
@@ -407,6 +408,7 @@ async def test_a_silent_link_for_reports_is_not_trusted_twice(own_server: Embedd
         await publisher.publish(Keys("a"), namespace="products", confirm=PATIENT)
         # Both links of the publisher fall silent; the one that is asked something finds out, the other one cannot.
         confirmations = publisher._confirmations
+        assert confirmations is not None
         silent = confirmations._heard_over["products"]
         silent._on_message = lambda channel, frame: None
         silent._reader.cancel()

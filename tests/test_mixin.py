@@ -9,6 +9,7 @@ import httpx2
 import pytest
 from cachetools import TTLCache
 from fastapi import FastAPI
+from tests.support.receipts import position_of
 from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
@@ -102,7 +103,7 @@ async def test_the_status_route_shows_position_staleness_and_counters(redis_url:
         status = (await client.get("/cache-invalidation")).json()
     products = status["namespaces"]["products"]
     assert (status["replica"], status["state"], status["received"]) == ("replica-1", "coherent", {"applied": 1})
-    assert products["position"] == {"epoch": receipt.position.epoch, "sequence": 1}
+    assert products["position"] == {"epoch": position_of(receipt).epoch, "sequence": 1}
     assert products["is_coherent"] is True
     assert 0 <= products["staleness_seconds"] < products["max_staleness_seconds"] == 3
     assert {name: products["cache"][name] for name in ("hits", "misses", "loads", "dropped")} == {

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from tests.support.receipts import position_of
 from tests.support.redis_probe import redis_probe
 from tests.support.tcp_proxy import TcpProxy
 
@@ -46,8 +47,8 @@ async def test_a_receipt_says_where_the_log_holds_it(redis_url: str) -> None:
         first = await publisher.publish(Keys("product:42"), Tags("catalogue"), namespace="products", reason="price")
         second = await publisher.publish(Everything(), namespace="products")
         assert first.namespace == "products"
-        assert (first.position.sequence, second.position.sequence) == (1, 2)
-        assert first.position.epoch == second.position.epoch
+        assert (position_of(first).sequence, position_of(second).sequence) == (1, 2)
+        assert position_of(first).epoch == position_of(second).epoch
         assert first.id != second.id
         assert (first.receivers, first.is_repeat) == (0, False)
         assert await publisher.head("products") == second.position
@@ -102,7 +103,7 @@ async def test_a_closed_publisher_can_be_entered_again(redis_url: str) -> None:
     publisher = Publisher(redis_url)
     for sequence in (1, 2):
         async with publisher:
-            assert (await publisher.publish(Keys("k"))).position.sequence == sequence
+            assert position_of(await publisher.publish(Keys("k"))).sequence == sequence
 
 
 async def test_a_publish_that_is_under_way_when_the_publisher_closes_raises_and_leaves_no_connection(
@@ -145,7 +146,7 @@ async def test_concurrent_publishes_share_one_connection_and_get_a_sequence_each
     async with Publisher(redis_url) as publisher, redis_probe(redis_url) as probe:
         receipts = await asyncio.gather(*[publisher.publish(Keys(f"k{number}")) for number in range(100)])
         assert await client_count_of(probe) == 1
-    assert sorted(receipt.position.sequence for receipt in receipts) == list(range(1, 101))
+    assert sorted(position_of(receipt).sequence for receipt in receipts) == list(range(1, 101))
     assert len({receipt.id for receipt in receipts}) == 100
 
 
@@ -175,7 +176,7 @@ async def test_a_publish_whose_answer_is_lost_is_tried_again_and_logged_once(own
         await proxy.has_discarded(1)  # the server has run it, and its answer is gone
         proxy.heal()
         receipt = await publishing
-        assert (receipt.position.sequence, receipt.is_repeat) == (2, True)
+        assert (position_of(receipt).sequence, receipt.is_repeat) == (2, True)
         assert proxy.connections_accepted >= 2
     assert await log_length_of(own_server.url) == 2
 
@@ -186,7 +187,7 @@ async def test_publishes_survive_killed_connections_and_are_logged_once(own_serv
         for _ in range(5):
             batch = [asyncio.create_task(publisher.publish(Keys(f"k{number}"))) for number in range(20)]
             await probe.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            sequences += [receipt.position.sequence for receipt in await asyncio.gather(*batch)]
+            sequences += [position_of(receipt).sequence for receipt in await asyncio.gather(*batch)]
     assert sorted(sequences) == list(range(1, 101))
     assert await log_length_of(own_server.url) == 100
 
@@ -222,7 +223,7 @@ async def test_a_redis_that_is_away_is_told_with_what_to_do_and_publishing_goes_
             with pytest.raises(LinkLost):
                 await read()
         own_server.restart()
-        assert (await publisher.publish(Keys("k"), id="order-7")).position.sequence == 1
+        assert position_of(await publisher.publish(Keys("k"), id="order-7")).sequence == 1
 
 
 async def test_a_redis_that_starts_late_is_waited_for(own_server: EmbeddedServer) -> None:
@@ -230,7 +231,7 @@ async def test_a_redis_that_starts_late_is_waited_for(own_server: EmbeddedServer
     async with Publisher(own_server.url, timeout_seconds=20) as publisher:
         publishing = asyncio.create_task(publisher.publish(Keys("k")))
         await asyncio.to_thread(own_server.restart)
-        assert (await publishing).position.sequence == 1
+        assert position_of(await publishing).sequence == 1
 
 
 async def test_a_full_redis_refuses_and_nothing_is_logged(own_server: EmbeddedServer) -> None:
@@ -242,7 +243,7 @@ async def test_a_full_redis_refuses_and_nothing_is_logged(own_server: EmbeddedSe
         assert await publisher.head() == before.position
         assert await probe.call("XLEN", LOG) == 1
         await probe.call("CONFIG", "SET", "maxmemory", "0")
-        assert (await publisher.publish(Keys("k"))).position.sequence == 2
+        assert position_of(await publisher.publish(Keys("k"))).sequence == 2
 
 
 async def test_a_read_only_replica_refuses(own_server: EmbeddedServer) -> None:
@@ -287,7 +288,7 @@ async def test_the_parts_of_a_large_invalidation_stand_together_in_the_log(redis
         parts = [place for place, id in enumerate(ids, start=1) if id.startswith(f"{receipt.id}.")]
         assert len(parts) >= 4
         assert parts == list(range(parts[0], parts[0] + len(parts)))
-        assert receipt.position.sequence == parts[-1]
+        assert position_of(receipt).sequence == parts[-1]
         assert [ids[place - 1] for place in parts] == [f"{receipt.id}.{number}" for number in range(1, len(parts) + 1)]
 
 

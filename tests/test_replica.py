@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.command_line import ask, running
+from tests.support.receipts import position_of
 
 from broadcache.cli.catalogue import NoSuchProduct, Source
 from broadcache.publisher import Publisher
@@ -53,7 +54,7 @@ def test_one_publish_makes_every_replica_serve_the_new_value_but_not_the_naive_o
     receipt = _publish(server, Keys("product:1"))
     assert receipt.receivers == 3
     drops = [_drop_of(url, receipt.id) for url in urls[:3]]
-    assert [drop["sequence"] for drop in drops] == [receipt.position.sequence] * 3
+    assert [drop["sequence"] for drop in drops] == [position_of(receipt).sequence] * 3
     assert all(sent_at_ns < drop["applied_at_ns"] < time.monotonic_ns() for drop in drops)
 
     assert [_read(url, 1) for url in urls] == [(19.9, False)] * 3 + [(24.9, True)]

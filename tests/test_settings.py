@@ -72,6 +72,12 @@ def test_a_wrong_variable_is_named_with_what_was_expected_and_got(variable: str,
         read_settings(Sample, {variable: text})
 
 
+def test_a_choice_that_is_none_is_told_with_all_of_them() -> None:
+    expected = "BROADCACHE_DELIVERY: expected one of redis, fanout, redis-then-fanout, both, got 'http'; correct it"
+    with pytest.raises(InvalidSettings, match=re.escape(expected)):
+        read_settings(ApiSettings, {"BROADCACHE_DELIVERY": "http"})
+
+
 def test_a_wrong_secret_is_not_shown() -> None:
     with pytest.raises(InvalidSettings, match="BROADCACHE_SAMPLE_PASSWORD") as caught:
         read_settings(Sample, {"BROADCACHE_SAMPLE_PASSWORD": "q7"})

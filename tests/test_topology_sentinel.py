@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.receipts import position_of
 from tests.support.replicas import FAST, FAST_START, fill, new_cache, reached
 from tests.support.topologies import SERVICE, Watched, asked, sentinel, wait_until, watched
 from tests.support.waiting import until
@@ -86,7 +87,7 @@ async def test_a_failover_that_loses_writes_fools_nobody(servers: Watched) -> No
         reused = [await publisher.publish(Keys(key)) for key in ("key", "something else")]
         # The same positions once more, with other targets: by sequence alone they are duplicates.
         assert [each.position for each in reused] == [each.position for each in lost]
-        assert reused[0].position.epoch == kept.position.epoch
+        assert position_of(reused[0]).epoch == position_of(kept).epoch
         await reached(subscriber, reused[-1])
         assert set(cache) == set()
         assert cache.stats().clears["server changed"] == 1
@@ -105,9 +106,9 @@ async def test_a_planned_failover_is_followed_while_publishing(servers: Watched)
             receipts.append(await publisher.publish(Keys("key")))
         own = await subscriber.invalidate(Keys("key"), namespace="default", timeout_seconds=30)
         last = await publisher.publish(Keys("key"))
-        assert last.position.sequence == own.position.sequence + 1
+        assert position_of(last).sequence == position_of(own).sequence + 1
         await reached(subscriber, last)
-        assert asked(servers.replica.port, "XLEN", LOG) == last.position.sequence
+        assert asked(servers.replica.port, "XLEN", LOG) == position_of(last).sequence
 
 
 async def test_a_demoted_primary_is_asked_again_until_there_is_one(own_server: EmbeddedServer) -> None:
@@ -125,7 +126,7 @@ async def test_a_demoted_primary_is_asked_again_until_there_is_one(own_server: E
         assert not cache.is_coherent
         asked(own_server.port, "REPLICAOF", "NO", "ONE")
         receipts = await asyncio.gather(publishing, invalidating)
-        assert sorted(receipt.position.sequence for receipt in receipts) == [2, 3]
+        assert sorted(position_of(receipt).sequence for receipt in receipts) == [2, 3]
 
 
 async def test_a_named_primary_that_is_none_is_refused(own_server: EmbeddedServer, tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ async def test_sentinels_may_want_a_password_of_their_own(own_server: EmbeddedSe
     with sentinel(tmp_path / "sentinel", own_server.port, down_after_ms=60_000, password="swordfish") as port:
         url = f"redis+sentinel://127.0.0.1:{port}/{SERVICE}"
         async with Publisher(f"{url}?sentinel_password=swordfish") as publisher:
-            assert (await publisher.publish(Keys("key"))).position.sequence == 1
+            assert position_of(await publisher.publish(Keys("key"))).sequence == 1
         async with Publisher(f"{url}?sentinel_password=hunter2", timeout_seconds=0.5) as publisher:
             with pytest.raises(
                 LinkLost, match=r"the primary of 'orders', got: 127\.0\.0\.1:\d+ \(.*(WRONGPASS|invalid)"

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from tests.support.receipts import position_of
 from tests.support.replicas import FAST, FAST_START, fill, new_cache, reached
 from tests.support.tls_proxy import Authority, new_authority, tls_proxy
 from tests.support.waiting import until
@@ -37,7 +38,7 @@ async def test_a_client_may_have_a_certificate_of_its_own(own_server: EmbeddedSe
     async with tls_proxy(authority.server_context(wants_client_certificate=True), own_server.port) as port:
         url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={authority.ca_file}"
         async with Publisher(f"{url}&{authority.client_options}") as publisher:
-            assert (await publisher.publish(Keys("key"))).position.sequence == 1
+            assert position_of(await publisher.publish(Keys("key"))).sequence == 1
         async with Publisher(url, timeout_seconds=0.5) as publisher:
             with pytest.raises(LinkLost, match="expected a connection to rediss://"):
                 await publisher.publish(Keys("key"))

@@ -16,7 +16,7 @@ from broadcache.shared import Everything, Invalidation, Keys, MalformedFrame, Pr
 from broadcache.shared.confirmation import decode_reports, encode_reports
 from broadcache.shared.invalidation import REQUEST_NAMES_MAX, invalidation_of
 from broadcache.shared.log import names_of
-from broadcache.shared.wire import FRAME_BYTES_MAX, decode, encode, encode_tails
+from broadcache.shared.wire import FRAME_BYTES_MAX, decode, encode, encode_tails, encode_unsequenced
 
 SCHEMA = json.loads(files("broadcache.shared").joinpath("wire.schema.json").read_text("utf-8"))
 GOLDEN = Path(__file__).with_name("golden")
@@ -312,3 +312,15 @@ def test_the_asyncapi_documents_reports_are_read_and_its_channel_is_the_real_one
     channel = document["channels"]["confirmations"]["parameters"]["channel"]
     assert channel["examples"] == [names_of("products").confirmed]
     assert names_of("default").confirmed in channel["description"]
+
+
+@pytest.mark.parametrize("names_count", [1, 500])
+def test_what_is_sent_past_the_log_has_the_parts_and_ids_of_what_is_logged(names_count: int) -> None:
+    keys = Keys(*[f"{number:04}".ljust(1_000, "x") for number in range(names_count)])
+    invalidation = invalidation_of([keys, Tags("t")], namespace=NAMESPACE, reason="why")
+    frames = encode_unsequenced(invalidation)
+    logged = [decode(LONGEST_HEAD.encode() + tail, NAMESPACE) for tail in encode_tails(invalidation)]
+    unsequenced = [decode(frame, NAMESPACE) for frame in frames]
+    assert unsequenced == [msgspec.structs.replace(each, epoch=None, seq=None) for each in logged]
+    assert (len(frames) > 1) == (names_count > 1)
+    assert max(map(len, frames)) <= FRAME_BYTES_MAX

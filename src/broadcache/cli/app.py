@@ -6,6 +6,7 @@ import typer
 
 from .. import __version__
 from .demo import demo
+from .doctor import doctor
 from .fanout import fanout
 from .publish import publish
 from .replica import replica
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, serve, publish, watch, replicas, fanout, replica):
+for command in (demo, serve, publish, watch, replicas, doctor, fanout, replica):
     app.command()(command)
 
 

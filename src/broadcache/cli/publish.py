@@ -1,7 +1,7 @@
 """`broadcache publish`: log one invalidation, straight to Redis."""
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -88,6 +88,7 @@ async def _published(
 
 
 def _as_text(receipt: "Receipt") -> str:
+    assert receipt.position is not None, "without a second path a publish that returns was logged"
     epoch, sequence = receipt.position
     return (
         f"published {receipt.id} to {receipt.namespace} at {sequence} of epoch {epoch}; "
@@ -101,13 +102,16 @@ def _as_json(receipt: "Receipt") -> str:
 
     import msgspec
 
-    epoch, sequence = receipt.position
-    answer = {
+    epoch, sequence = receipt.position or (None, None)
+    answer: dict[str, Any] = {
         "id": receipt.id,
         "namespace": receipt.namespace,
         "epoch": epoch,
         "sequence": sequence,
         "receivers": receipt.receivers,
+        "logged": receipt.is_logged,
+        "pending": receipt.pending,
+        "fanout": None,
     }
     confirmation = receipt.confirmation
     if confirmation is not None:
@@ -126,7 +130,7 @@ def _print_confirmation(confirmation: Confirmation) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from .watch_printer import printable
+    from .printable import printable
 
     console = Console(highlight=False)
     for each in confirmation.replicas:

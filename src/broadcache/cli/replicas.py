@@ -57,7 +57,7 @@ def _print_table(found: "list[ReplicaPresence]", namespace: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from .watch_printer import printable
+    from .printable import printable
 
     if not found:
         print(f"no replica of {namespace} is there")

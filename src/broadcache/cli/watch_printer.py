@@ -9,11 +9,13 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
+from ..publisher.replay import Gap
 from ..shared.errors import LinkLost, MalformedFrame
-from ..shared.invalidation import Invalidation
+from ..shared.invalidation import Invalidation, Position
 from ..shared.log import names_of
+from .printable import printable
 
-__all__ = ["JsonPrinter", "TextPrinter", "printable"]
+__all__ = ["JsonPrinter", "TextPrinter"]
 
 _NAMES_SHOWN_MAX: Final = 5
 _FRAME_SHOWN_BYTES_MAX: Final = 200
@@ -30,7 +32,7 @@ class _LinkPrinter:
         """Say that messages arrive from now on."""
         text = f"watching {self._channel} at {label}"
         if self._has_lost:
-            text += ": the link is there again; what was published meanwhile is not shown"
+            text += ": the link is there again; what was logged meanwhile comes first"
         _say(text)
 
     def on_lost(self, error: LinkLost) -> None:
@@ -40,7 +42,7 @@ class _LinkPrinter:
 
 
 class JsonPrinter(_LinkPrinter):
-    """One JSON object a line; `kind` is `invalidation` or `unreadable`.
+    """One JSON object a line; `kind` is `invalidation`, `unreadable` or `gap`.
 
     Shape:  an invalidation has the fields of its wire form, with `seq` called `sequence` as in the API's answers;
             `epoch` and `sequence` are null when it was published past the log.
@@ -52,10 +54,15 @@ class JsonPrinter(_LinkPrinter):
         fields = {name: getattr(invalidation, name) for name in invalidation.__struct_fields__ if name != "seq"}
         self._print("invalidation", {**fields, "sequence": invalidation.seq})
 
-    def on_unreadable(self, frame: bytes, error: MalformedFrame) -> None:
+    def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
         """Print what came, as far as it can be shown, and what is wrong with it."""
         shown = frame[:_FRAME_SHOWN_BYTES_MAX].decode(errors="replace")
-        self._print("unreadable", {"frame": shown, "error": str(error)})
+        place = {} if position is None else position._asdict()
+        self._print("unreadable", {"frame": shown, "error": str(error), **place})
+
+    def on_gap(self, gap: Gap) -> None:
+        """Print that something is missing here, and why nobody can tell what."""
+        self._print("gap", gap._asdict())
 
     def _print(self, kind: str, fields: dict[str, Any]) -> None:
         print(json.dumps({"kind": kind, "received_at_ms": time.time_ns() // 1_000_000, **fields}), flush=True)
@@ -81,10 +88,16 @@ class TextPrinter(_LinkPrinter):
         line.append(f"  from {printable(invalidation.source) or 'an unknown source'}", "dim")
         self._print(line)
 
-    def on_unreadable(self, frame: bytes, error: MalformedFrame) -> None:
+    def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
         """Print what is wrong with it."""
         line = Text("unreadable", "bold red")
         line.append(f"  replicas drop everything: {printable(str(error))}", "red")
+        self._print(line)
+
+    def on_gap(self, gap: Gap) -> None:
+        """Print that something is missing here, and why nobody can tell what."""
+        line = Text("gap", "bold yellow")
+        line.append(f"  what was published meanwhile cannot be told: {printable(gap.detail)}", "yellow")
         self._print(line)
 
     def _print(self, line: Text) -> None:
@@ -112,11 +125,6 @@ def _listed(names: tuple[str, ...]) -> str:
     shown = ", ".join(map(printable, names[:_NAMES_SHOWN_MAX]))
     more = len(names) - _NAMES_SHOWN_MAX
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey: names and reasons come from whoever may publish."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,143 @@
+"""The outbox: what could not be logged when it was published, and is logged as soon as Redis takes it."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ..shared.errors import IdempotencyConflict
+from .backlog import Backlog, Pending
+
+__all__ = ["OUTBOX_NAMES_MAX", "Outbox"]
+
+OUTBOX_NAMES_MAX: Final = 10_000
+"""How many names wait to be logged at most, over all namespaces."""
+_BATCH: Final = 100
+"""How many are tried at once: enough to share round trips, few enough to leave the link to others."""
+_BACKOFF_SECONDS_MIN: Final = 0.02
+_BACKOFF_SECONDS_MAX: Final = 2.0
+_NAMESPACES_SHOWN_MAX: Final = 10
+
+logger = logging.getLogger("broadcache.publisher")
+
+
+class Outbox:
+    """Tries, in one task of its own, to log what waits, with the ids that it was published with. In memory only.
+
+    The task begins with the first that waits, and ends when nothing does.
+
+    Shape:  `log` tries once. It raises when that failed; IdempotencyConflict when the id was used for other targets.
+    """
+
+    def __init__(
+        self,
+        log: Callable[[Pending], Awaitable[object]],
+        *,
+        names_max: int = OUTBOX_NAMES_MAX,
+        source: str = "",
+        uniform: Callable[[], float] = random.random,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._log = log
+        self._backlog = Backlog(names_max=names_max, source=source)
+        self._uniform = uniform
+        self._sleep = sleep
+        self._has_failed_last = False
+        self._is_closed = False
+        self._task: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._backlog)
+
+    @property
+    def names_count(self) -> int:
+        """How many names wait: never more than `names_max`."""
+        return self._backlog.names_count
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something waits, and the log took nothing of it when it was tried last."""
+        return bool(self._backlog) and self._has_failed_last
+
+    def offer(self, pending: Pending) -> str | None:
+        """Take what is to be logged later. Return why not, when it cannot be taken."""
+        if self._is_closed:
+            return "the publisher was closed"
+        is_first = not self._backlog
+        if not self._backlog.add(pending):
+            return (
+                f"expected fewer than {self._backlog.names_max} namespaces to wait for Redis, got that many; "
+                "raise outbox_names_max"
+            )
+        if is_first:
+            self._has_failed_last = True
+            logger.warning(
+                "Redis has not logged an invalidation of %r: it waits in the outbox, and is tried until Redis takes it",
+                pending.invalidation.namespace,
+            )
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="broadcache publisher outbox")
+        return None
+
+    async def close(self, last_attempt_seconds: float) -> None:
+        """Try once more within this time, and tell what is left then. Closing twice is harmless."""
+        self._is_closed = True
+        try:
+            await self._stop()
+            async with asyncio.timeout(last_attempt_seconds):
+                for _ in range(0, len(self._backlog), _BATCH):
+                    await self._log_some()
+        except TimeoutError:
+            pass  # what is left is told below
+        finally:
+            self._tell_what_is_left()
+
+    async def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _run(self) -> None:
+        failures = 0
+        while self._backlog:
+            if await self._log_some():
+                failures = 0
+                continue
+            failures += 1
+            ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(failures - 1, 16))
+            await self._sleep(self._uniform() * ceiling_seconds)
+        logger.info("Redis has logged all that waited in the outbox")
+
+    async def _log_some(self) -> bool:
+        """Try the first batch. Return whether the log took any of it, or at least answered something new."""
+        batch = self._backlog.first(_BATCH)
+        answers = await asyncio.gather(*[self._log(pending) for _, pending in batch], return_exceptions=True)
+        has_progress = False
+        for (ticket, _), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, IdempotencyConflict):
+                self._backlog.rename(ticket)
+            elif isinstance(answer, BaseException):
+                logger.debug("the outbox could not log: %s", answer)
+                self._backlog.postpone(ticket)
+                continue
+            else:
+                self._backlog.remove(ticket)
+            has_progress = True
+        self._has_failed_last = not has_progress
+        return has_progress
+
+    def _tell_what_is_left(self) -> None:
+        if not self._backlog:
+            return
+        names = self._backlog.namespaces
+        more = f" and {len(names) - _NAMESPACES_SHOWN_MAX} more" if len(names) > _NAMESPACES_SHOWN_MAX else ""
+        logger.error(
+            "closed with %d invalidations that Redis has not logged, of the namespaces %s%s: replicas that did not "
+            "hear them by HTTP keep what they name; publish everything of these namespaces",
+            len(self._backlog),
+            ", ".join(names[:_NAMESPACES_SHOWN_MAX]),
+            more,
+        )
+        self._backlog.clear()
