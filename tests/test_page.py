@@ -64,10 +64,18 @@ def namespace(request: pytest.FixtureRequest) -> str:
 
 
 Open = Callable[..., Page]
+Serve = Callable[..., str]
 
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Open]:
+def serve() -> Iterator[Serve]:
+    """Starts a publisher with settings of its own, which outlives the pages of the test."""
+    with ExitStack() as stack:
+        yield lambda server, **settings: stack.enter_context(serving(server.url, **settings))
+
+
+@pytest.fixture
+def open_page(browser: Browser, serve: Serve) -> Iterator[Open]:
     """Opens a page; whatever its console complains of by the end fails the test."""
     complaints: list[str] = []
     with ExitStack() as stack:
@@ -195,20 +203,20 @@ def test_fifty_replicas_have_a_card_each_which_is_changed_in_place(
 
 
 def test_a_publisher_without_redis_says_so_and_goes_on_when_it_is_back(
-    open_page: Open, own_server: EmbeddedServer, namespace: str
+    open_page: Open, serve: Serve, own_server: EmbeddedServer, namespace: str
 ) -> None:
-    with serving(own_server.url, publish_timeout_seconds=0.5) as url:
-        publish(url, namespace, "before")
-        page = open_page(f"{url}/?namespace={namespace}", complains="503")
-        expect(page.locator("#stream")).to_contain_text("before")
-        own_server.pause()
-        expect(page.locator("#banner")).to_contain_text("Redis cannot be reached")
-        expect(page.locator("#link-text")).to_contain_text("no events arrive")
-        own_server.resume()
-        expect(page.locator("#banner")).to_be_hidden()
-        publish(url, namespace, "after")
-        expect(page.locator(".invalidation")).to_have_count(2)
-        expect(page.locator("#link-text")).to_contain_text("live")
+    url = serve(own_server, publish_timeout_seconds=0.5)
+    publish(url, namespace, "before")
+    page = open_page(f"{url}/?namespace={namespace}", complains="503")
+    expect(page.locator("#stream")).to_contain_text("before")
+    own_server.pause()
+    expect(page.locator("#banner")).to_contain_text("Redis cannot be reached")
+    expect(page.locator("#link-text")).to_contain_text("no events arrive")
+    own_server.resume()
+    expect(page.locator("#banner")).to_be_hidden()
+    publish(url, namespace, "after")
+    expect(page.locator(".invalidation")).to_have_count(2)
+    expect(page.locator("#link-text")).to_contain_text("live")
 
 
 # What was invalidated
@@ -339,39 +347,37 @@ def tab_to(page: Page, id: str) -> None:
 
 
 def test_without_a_token_the_page_loads_and_asks_for_one_and_shows_nothing_else(
-    open_page: Open, server: EmbeddedServer, namespace: str
+    open_page: Open, serve: Serve, server: EmbeddedServer, namespace: str
 ) -> None:
-    with serving(server.url, tokens=(f"ro:{READ_ONLY}", f"rw:{READ_WRITE}"), namespaces=(namespace,)) as url:
-        page = open_page(url)
-        expect(page.get_by_role("heading", name="A token is needed")).to_be_visible()
-        expect(page.locator("#content")).to_be_hidden()
-        page.fill("#token", "wrong")
-        page.keyboard.press("Enter")
-        expect(page.locator("#token-wrong")).to_contain_text("not valid")
-        assert namespace not in page.content()
-        page.fill("#token", READ_WRITE)
-        page.keyboard.press("Enter")
-        expect(page.locator("#content")).to_be_visible()
-        page.fill("#names", "key")
-        page.click("#send")
-        expect(page.locator("#outcome-verdict")).to_contain_text("#1 is in the log")
-        kept = page.evaluate("[JSON.stringify(sessionStorage), JSON.stringify(localStorage), document.cookie]")
-        assert kept == [json.dumps({"broadcache-token": READ_WRITE}, separators=(",", ":")), "{}", ""]
-        assert READ_WRITE not in page.url + page.content()
-        page.reload()
-        expect(page.locator("#content")).to_be_visible()
-        page.click("#token-forget")
-        expect(page.get_by_role("heading", name="A token is needed")).to_be_visible()
-        assert page.evaluate("sessionStorage.length") == 0
+    url = serve(server, tokens=(f"ro:{READ_ONLY}", f"rw:{READ_WRITE}"), namespaces=(namespace,))
+    page = open_page(url)
+    expect(page.get_by_role("heading", name="A token is needed")).to_be_visible()
+    expect(page.locator("#content")).to_be_hidden()
+    page.fill("#token", "wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#token-wrong")).to_contain_text("not valid")
+    assert namespace not in page.content()
+    page.fill("#token", READ_WRITE)
+    page.keyboard.press("Enter")
+    expect(page.locator("#content")).to_be_visible()
+    page.fill("#names", "key")
+    page.click("#send")
+    expect(page.locator("#outcome-verdict")).to_contain_text("#1 is in the log")
+    kept = page.evaluate("[JSON.stringify(sessionStorage), JSON.stringify(localStorage), document.cookie]")
+    assert kept == [json.dumps({"broadcache-token": READ_WRITE}, separators=(",", ":")), "{}", ""]
+    assert READ_WRITE not in page.url + page.content()
+    page.reload()
+    expect(page.locator("#content")).to_be_visible()
+    page.click("#token-forget")
+    expect(page.get_by_role("heading", name="A token is needed")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
 
 
 def test_a_token_that_may_only_read_shows_everything_and_cannot_invalidate(
-    open_page: Open, server: EmbeddedServer, namespace: str
+    open_page: Open, serve: Serve, server: EmbeddedServer, namespace: str
 ) -> None:
-    with (
-        serving(server.url, tokens=(f"ro:{READ_ONLY}", f"rw:{READ_WRITE}")) as url,
-        fleet(server.url, namespace, ["web-1"]),
-    ):
+    url = serve(server, tokens=(f"ro:{READ_ONLY}", f"rw:{READ_WRITE}"))
+    with fleet(server.url, namespace, ["web-1"]):
         page = open_page(f"{url}/?namespace={namespace}")
         page.fill("#token", READ_ONLY)
         page.keyboard.press("Enter")
@@ -381,14 +387,16 @@ def test_a_token_that_may_only_read_shows_everything_and_cannot_invalidate(
             expect(page.locator(field)).to_be_disabled()
 
 
-def test_where_namespaces_are_limited_one_is_chosen_from_them(open_page: Open, server: EmbeddedServer) -> None:
-    with serving(server.url, namespaces=("limited-products", "limited-users")) as url:
-        publish(url, "limited-users", "user:7")
-        page = open_page(url)
-        expect(page.get_by_label("Namespace")).to_have_value("limited-products")
-        page.select_option("#namespace-select", "limited-users")
-        expect(page.locator(".invalidation .target")).to_have_text(["keyuser:7"])
-        assert page.url.endswith("?namespace=limited-users")
+def test_where_namespaces_are_limited_one_is_chosen_from_them(
+    open_page: Open, serve: Serve, server: EmbeddedServer
+) -> None:
+    url = serve(server, namespaces=("limited-products", "limited-users"))
+    publish(url, "limited-users", "user:7")
+    page = open_page(url)
+    expect(page.get_by_label("Namespace")).to_have_value("limited-products")
+    page.select_option("#namespace-select", "limited-users")
+    expect(page.locator(".invalidation .target")).to_have_text(["keyuser:7"])
+    assert page.url.endswith("?namespace=limited-users")
 
 
 def test_any_namespace_can_be_typed_where_they_are_not_limited(open_page: Open, url: str, namespace: str) -> None:
@@ -462,16 +470,16 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_where_a_token_is_asked_for_or_may_only_read(
-    open_page: Open, server: EmbeddedServer, scheme: str
+    open_page: Open, serve: Serve, server: EmbeddedServer, scheme: str
 ) -> None:
-    with serving(server.url, tokens=(f"ro:{READ_ONLY}",)) as url:
-        page = open_page(url, color_scheme=scheme, bypass_csp=True)
-        expect(page.locator("#token-section")).to_be_visible()
-        assert serious(page) == []
-        page.fill("#token", READ_ONLY)
-        page.keyboard.press("Enter")
-        expect(page.locator("#form-read-only")).to_be_visible()
-        assert serious(page) == []
+    url = serve(server, tokens=(f"ro:{READ_ONLY}",))
+    page = open_page(url, color_scheme=scheme, bypass_csp=True)
+    expect(page.locator("#token-section")).to_be_visible()
+    assert serious(page) == []
+    page.fill("#token", READ_ONLY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#form-read-only")).to_be_visible()
+    assert serious(page) == []
 
 
 def serious(page: Page) -> list[str]:
@@ -487,18 +495,20 @@ def serious(page: Page) -> list[str]:
 # How it is served
 
 
-def test_the_page_and_its_files_need_no_token_and_say_how_they_may_be_used(server: EmbeddedServer) -> None:
-    with serving(server.url, tokens=(f"rw:{READ_WRITE}",)) as url:
-        for path in sorted(PAGE_PATHS):
-            status, headers, body = fetch(url + path)
-            assert status == 200, path
-            assert "default-src 'none'" in headers["Content-Security-Policy"]
-            assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
-            assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == ("nosniff", "no-referrer")
-            assert READ_WRITE.encode() not in body
-            assert re.findall(rb"https?://(?!www\.w3\.org)", body) == []
-        assert fetch(f"{url}/replicas")[0] == fetch(f"{url}/page.html")[0] == 401
-        assert fetch(f"{url}/page.json")[2] == b'{"right":null,"namespaces":[],"default_namespace":"default"}'
+def test_the_page_and_its_files_need_no_token_and_say_how_they_may_be_used(
+    serve: Serve, server: EmbeddedServer
+) -> None:
+    url = serve(server, tokens=(f"rw:{READ_WRITE}",))
+    for path in sorted(PAGE_PATHS):
+        status, headers, body = fetch(url + path)
+        assert status == 200, path
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == ("nosniff", "no-referrer")
+        assert READ_WRITE.encode() not in body
+        assert re.findall(rb"https?://(?!www\.w3\.org)", body) == []
+    assert fetch(f"{url}/replicas")[0] == fetch(f"{url}/page.html")[0] == 401
+    assert fetch(f"{url}/page.json")[2] == b'{"right":null,"namespaces":[],"default_namespace":"default"}'
 
 
 def test_a_file_that_the_browser_has_already_is_not_sent_again(url: str) -> None:

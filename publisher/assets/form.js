@@ -169,7 +169,7 @@ class Ticks {
 
   /** Tick off who was missing, as soon as its position is not before the invalidation's. */
   take(replicas) {
-    if (!this.accepted) return;
+    if (!this.accepted?.logged) return;
     const { epoch, sequence } = this.accepted;
     let isChanged = false;
     for (const { replica, position } of replicas) {
@@ -184,7 +184,7 @@ class Ticks {
   #tell() {
     const outcomes = [...this.rows.values()].map((row) => row.dataset.outcome);
     const confirmed = outcomes.filter((outcome) => outcome === "confirmed").length;
-    const place = `#${this.accepted.sequence}`;
+    const place = placeOf(this.accepted);
     if (!outcomes.length) return setText(this.verdict, `${place} is in the log; no replica is registered`);
     setText(this.verdict, `${place} confirmed by ${confirmed} of ${counted(outcomes.length, "replica")}`);
   }
@@ -208,10 +208,16 @@ class Ticks {
   }
 }
 
+/** Where it is: in the log, or, when Redis took nothing, with whoever could be called by HTTP. */
+function placeOf({ logged, pending, sequence }) {
+  if (logged) return `#${sequence}`;
+  return pending ? "Waiting for Redis to log it, called by HTTP and" : "Not logged, called by HTTP and";
+}
+
 function confirmedText(replica) {
   const parts = [milliseconds(replica.latency_ms)];
   if (replica.dropped !== null) parts.push(`dropped ${counted(replica.dropped, "entry", "entries")}`);
-  if (replica.how === "echo") parts.push("by its echo");
+  if (replica.how && replica.how !== "message") parts.push(`by its ${replica.how === "http" ? "answer over HTTP" : replica.how}`);
   if (!replica.is_expected) parts.push("came meanwhile");
   return parts.join(", ");
 }
