@@ -247,6 +247,20 @@ def test_while_paused_the_list_stands_still_and_nothing_is_lost(open_page: Open,
     expect(page.locator(".invalidation .target")).to_have_text(["keythird", "keysecond", "keyfirst"])
 
 
+def test_where_no_stream_is_to_be_had_the_log_is_asked_and_shows_each_entry_once(
+    open_page: Open, url: str, namespace: str
+) -> None:
+    publish(url, namespace, "first")
+    page = open_page(url, complains="404")
+    page.route("**/events*", lambda route: route.fulfill(status=404))  # what stands between lets none through
+    page.goto(f"{url}/?namespace={namespace}")
+    expect(page.locator("#link-text")).to_have_text("live, every 2 s")
+    publish(url, namespace, "second")
+    expect(page.locator(".invalidation .target")).to_have_text(["keysecond", "keyfirst"])
+    publish(url, namespace, "third")
+    expect(page.locator(".invalidation .target")).to_have_text(["keythird", "keysecond", "keyfirst"])
+
+
 # Invalidating
 
 
