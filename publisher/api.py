@@ -25,6 +25,7 @@ from .hub import Hub
 from .metrics import PublisherMetrics
 from .models import Accepted, History, PublishRequest, Replicas
 from .observer import UNOBSERVED
+from .page import PAGE_PATHS, page_routes
 from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
 from .request_counter import RequestCounter
@@ -37,7 +38,8 @@ __all__ = ["create_app", "create_fanout_app", "takes_any_method"]
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-_HEALTH_PATHS: Final = frozenset({"/health/live", "/health/ready"})
+_OPEN_PATHS: Final = frozenset({"/health/live", "/health/ready", *PAGE_PATHS})
+"""What takes no token."""
 
 
 def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> FastAPI:
@@ -63,6 +65,7 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     app.add_api_route("/replicas", api.replicas, methods=["GET"], **openapi.REPLICAS)
     app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
     app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
+    app.router.routes += page_routes(settings.namespaces, Tokens(settings.tokens))
     broadcasters = (fanout.broadcaster, None if second_path is None else second_path.broadcaster)
     return _gated(app, settings, fanout, _add_metrics(app, publisher, *broadcasters))
 
@@ -126,7 +129,7 @@ def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout", metrics: P
     if tokens:
         # A broadcast is never a mere reading, whatever its method: it makes others act.
         app.add_middleware(
-            TokenGate, tokens=tokens, open_paths=_HEALTH_PATHS, is_reading=lambda path: _first_segment(path) in own
+            TokenGate, tokens=tokens, open_paths=_OPEN_PATHS, is_reading=lambda path: _first_segment(path) in own
         )
     if metrics is not None:
         app.add_middleware(RequestCounter, observer=metrics)  # the last one that is added stands first

@@ -239,7 +239,7 @@ async def test_a_body_that_is_not_said_to_be_json_is_refused(
 
 
 async def test_a_path_that_does_not_exist_is_a_problem(client: httpx2.AsyncClient) -> None:
-    for path in ("/", "/invalidation", "/invalidations/", "/docs", "/redoc", "/health"):
+    for path in ("/nothing", "/invalidation", "/invalidations/", "/docs", "/redoc", "/health"):
         assert path in problem_of(await client.get(path), 404, "not-found")["detail"]
 
 

@@ -119,8 +119,10 @@ def test_a_wheel_built_from_the_source_distribution_installs_and_imports_whole(t
 
     installed = Path(files["broadcache"]).parent
     for package, folder in _folder_of_package().items():
-        expected = {file.name for pattern in ("py.typed", "*.json", "*.lua") for file in folder.glob(pattern)}
-        names = {file.name for file in installed.joinpath(*package.split(".")[1:]).iterdir()}
+        patterns = ("py.typed", "*.json", "*.lua", "assets/*.*")
+        expected = {file.relative_to(folder) for pattern in patterns for file in folder.glob(pattern)}
+        inside = installed.joinpath(*package.split(".")[1:])
+        names = {file.relative_to(inside) for file in inside.rglob("*")}
         assert expected <= names, f"{package} lacks {expected - names} in the wheel"
     assert (python.parent / "broadcache").is_file()
 
