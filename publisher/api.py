@@ -133,7 +133,7 @@ def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout", metrics: P
         )
     if metrics is not None:
         app.add_middleware(RequestCounter, observer=metrics)  # the last one that is added stands first
-    openapi.describe(app, needs_token=bool(tokens))
+    openapi.describe(app, needs_token=bool(tokens), failure_status=settings.fanout_failure_status)
     app.state.takes_any_method = not fanout.policy.is_off
     return app
 
@@ -144,7 +144,7 @@ def takes_any_method(app: FastAPI) -> bool:
 
 
 def _first_segment(path: str) -> str:
-    return path.split("/", 2)[1]
+    return path.removeprefix("/").partition("/")[0]
 
 
 class _Fanout:

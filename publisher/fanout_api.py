@@ -152,7 +152,7 @@ class FanoutGate:
             target=path.target,
             headers=forwarded(
                 headers,
-                Caller(http.client.host if http.client else "", http.url.scheme, http.scope["http_version"]),
+                Caller(http.client.host if http.client else "", http.scope["scheme"], http.scope["http_version"]),
                 with_credentials=self._with_credentials,
                 with_body=not is_body_dropped,
             ),

@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse
 
 from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
 from . import problems
+from .fanout_api import BroadcastAnswer
 from .models import (
     Accepted,
     History,
@@ -28,6 +29,10 @@ _TAGS: Final = [
     {"name": "invalidations", "description": "Say which entries every replica has to drop, and what was said before."},
     {"name": "replicas", "description": "Who is there, and how stale each can be."},
     {"name": "metrics", "description": "For Prometheus. A token that may only read is enough."},
+    {
+        "name": "fan-out",
+        "description": "Send one request to every replica of a service, and hear what each of them says.",
+    },
     {"name": "health", "description": "For load balancers and orchestrators. Needs no token."},
 ]
 
@@ -208,6 +213,7 @@ _RETRY_AFTER: Final = {
 _HEADERS_BY_STATUS: Final = {
     401: {"WWW-Authenticate": {"description": "Which kind of token is wanted.", "schema": {"type": "string"}}},
     405: {"Allow": {"description": "The methods of this path.", "schema": {"type": "string"}}},
+    429: _RETRY_AFTER,
     503: _RETRY_AFTER,
 }
 
@@ -399,22 +405,107 @@ READY: Final[dict[str, Any]] = {
     },
 }
 
+_FANOUT_METHODS: Final = ("get", "post", "put", "patch", "delete", "head", "options", "trace")
+"""Those that OpenAPI has a word for; every other one is broadcast as well."""
+_FANOUT_METHODS_WITH_BODY: Final = frozenset({"post", "put", "patch", "options"})
+_BROADCAST_EXAMPLE: Final = {
+    "responses": [
+        {
+            "statusCode": 200,
+            "address": "http://10.42.0.224:8889/cache-invalidation?x=1",
+            "error": None,
+            "latencyMs": 1.25,
+            "attempts": 1,
+        },
+        {
+            "statusCode": None,
+            "address": "http://10.42.0.225:8889/cache-invalidation?x=1",
+            "error": "connection refused",
+            "latencyMs": 162.5,
+            "attempts": 3,
+        },
+    ],
+    "total": 2,
+    "succeeded": 1,
+    "failed": 1,
+    "complete": True,
+    "discovery": "dns",
+    "elapsedMs": 166.75,
+    "bodyDropped": False,
+    "notes": [],
+}
+_FANOUT_SUMMARY: Final = {
+    "X-Broadcache-Fanout": {
+        "description": "The counts of the answer, e.g. `total=2, succeeded=1, failed=1, complete=true`.",
+        "schema": {"type": "string"},
+    }
+}
+_SERVICE: Final = {
+    "name": "service",
+    "in": "path",
+    "required": True,
+    "description": "The name in DNS of a service that may be broadcast to; best that of a headless one.",
+    "schema": {
+        "type": "string",
+        "maxLength": 253,
+        "pattern": "^[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?([.][A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?)*$",
+    },
+    "example": "cache-replicas",
+}
+_PORT: Final = {
+    "name": "port",
+    "in": "path",
+    "required": True,
+    "description": "A port number, or the name of a port: SRV records tell its number.",
+    "schema": {
+        "anyOf": [
+            {"type": "integer", "minimum": 1, "maximum": 65_535},
+            {"type": "string", "pattern": "^[a-z](-?[a-z0-9]){0,14}$", "maxLength": 15},
+        ]
+    },
+    "example": "8889",
+}
+_REST: Final = {
+    "name": "rest",
+    "in": "path",
+    "required": True,
+    "description": "The rest of the path, with slashes, goes on to the replicas byte for byte, as does the query.",
+    "schema": {"type": "string"},
+    "example": "cache-invalidation",
+}
+_FANOUT_PROBLEMS: Final = (
+    problems.TOKEN_INVALID,
+    problems.RIGHT_MISSING,
+    problems.FANOUT_REFUSED,
+    problems.SERVICE_NOT_FOUND,
+    problems.BODY_TOO_LARGE,
+    problems.SERVICE_INVALID,
+    problems.BROADCASTS_TOO_MANY,
+    problems.INTERNAL_ERROR,
+    problems.RESOLVER_FAILED,
+    problems.RESOLVER_TIMED_OUT,
+    problems.BROADCAST_LOOP,
+)
 
-def describe(app: FastAPI, *, needs_token: bool) -> None:
-    """Make `app` answer GET /openapi.json with the whole document."""
+
+def describe(app: FastAPI, *, needs_token: bool, failure_status: int) -> None:
+    """Make `app` answer GET /openapi.json with the whole document.
+
+    Shape:  `failure_status` is what a broadcast answers that not every address took.
+    """
     app.title = "broadcache publisher"
     app.description = "Say which cache entries changed; every replica forgets them."
     app.version = __version__
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document_of(app, needs_token=needs_token)
+            app.openapi_schema = _document_of(app, needs_token=needs_token, failure_status=failure_status)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
+def _document_of(app: FastAPI, *, needs_token: bool, failure_status: int) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
     )
@@ -426,6 +517,7 @@ def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(_schemas())
     components["securitySchemes"] = {_SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
+    document["paths"] |= _fanout_paths(failure_status)
     for path, operations in document["paths"].items():
         for operation in operations.values():
             is_open = path.startswith("/health/")
@@ -433,8 +525,61 @@ def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
     return document
 
 
+def _fanout_paths(failure_status: int) -> dict[str, Any]:
+    """Describe the fan-out, which stands in front of the routes and is none."""
+    return {
+        path: {
+            method: _fanout_operation(f"broadcast_{method}{suffix}", method, parameters, failure_status)
+            for method in _FANOUT_METHODS
+        }
+        for path, suffix, parameters in (
+            ("/{service}/{port}", "", [_SERVICE, _PORT]),
+            ("/{service}/{port}/{rest}", "_below", [_SERVICE, _PORT, _REST]),
+        )
+    }
+
+
+def _fanout_operation(name: str, method: str, parameters: list[Any], failure_status: int) -> dict[str, Any]:
+    body = {"required": False, "description": "Goes on to the replicas as it is.", "content": {"*/*": {"schema": {}}}}
+    return {
+        "operationId": name,
+        "tags": ["fan-out"],
+        "summary": f"{method.upper()} at every replica",
+        "description": "Looks the service up, sends the request to all of its addresses at once, and answers what each "
+        "of them did with it. Other methods, such as PURGE or BAN, are taken as well.",
+        "parameters": parameters,
+        **({"requestBody": body} if method in _FANOUT_METHODS_WITH_BODY else {}),
+        "responses": _fanout_responses(failure_status, has_body=method != "head"),
+    }
+
+
+def _fanout_responses(failure_status: int, *, has_body: bool) -> dict[str, Any]:
+    responses = {str(status): response for status, response in _problems(*_FANOUT_PROBLEMS).items()}
+    for status, description in (
+        (200, "Every address answered 200 to 299."),
+        (failure_status, "At least one address did not answer 200 to 299."),
+    ):
+        answered = _answered(description, _schema_of(BroadcastAnswer), _BROADCAST_EXAMPLE)
+        response = responses.setdefault(str(status), {"description": description, "content": {}})
+        response["content"] |= answered["content"]
+        response["headers"] = {**response.get("headers", {}), **_FANOUT_SUMMARY}
+    if not has_body:
+        for response in responses.values():
+            del response["content"]
+    return dict(sorted(responses.items()))
+
+
 def _schemas() -> dict[str, Any]:
-    kinds = [PublishRequest, Accepted, History, Replicas, LoggedInvalidation, UnreadableEntry, ProblemDocument]
+    kinds = [
+        PublishRequest,
+        Accepted,
+        History,
+        Replicas,
+        LoggedInvalidation,
+        UnreadableEntry,
+        ProblemDocument,
+        BroadcastAnswer,
+    ]
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
     schemas["History"]["properties"]["invalidations"]["items"] = {
         "anyOf": [_schema_of(LoggedInvalidation), _schema_of(UnreadableEntry)]
