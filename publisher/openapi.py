@@ -3,8 +3,9 @@
 from typing import Any, Final
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
 
 from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
 from . import problems
@@ -19,7 +20,7 @@ from .models import (
 )
 from .problems import Kind, ProblemDocument
 
-__all__ = ["HISTORY", "LIVE", "PUBLISH", "READY", "REPLICAS", "describe"]
+__all__ = ["EVENTS", "HISTORY", "LIVE", "METRICS", "PUBLISH", "READY", "REPLICAS", "describe"]
 
 _REF: Final = "#/components/schemas/{name}"
 _SECURITY_SCHEME: Final = "bearer"
@@ -27,6 +28,7 @@ _SECURITY_SCHEME: Final = "bearer"
 _TAGS: Final = [
     {"name": "invalidations", "description": "Say which entries every replica has to drop, and what was said before."},
     {"name": "replicas", "description": "Who is there, and how stale each can be."},
+    {"name": "metrics", "description": "For Prometheus. A token that may only read is enough."},
     {
         "name": "fan-out",
         "description": "Send one request to every replica of a service, and hear what each of them says.",
@@ -175,7 +177,27 @@ _HISTORY_EXAMPLE: Final = {
         {"sequence": 41, "unreadable": True},
     ],
     "next_before": 41,
+    "examined": 2,
 }
+_EVENTS_EXAMPLE: Final = (
+    "id: 01JY0000000000000000000000:41\nevent: linked\ndata: {}\n\n"
+    "id: 01JY0000000000000000000000:42\nevent: invalidation\n"
+    'data: {"sequence":42,"epoch":"01JY0000000000000000000000","id":"01JZ0000000000000000000000","keys":["product:42"],'
+    '"tags":[],"prefixes":[],"everything":false,"reason":"price change","source":"publisher-1",'
+    '"sent_at":"2025-06-30T12:00:00.000Z"}\n\n'
+)
+_LAST_EVENT_ID: Final = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "Go on after the event of this id. Browsers send it by themselves when they come back.",
+    "schema": {"type": "string", "maxLength": 100},
+    "example": "01JY0000000000000000000000:42",
+}
+_METRICS_EXAMPLE: Final = """# HELP broadcache_publishes_total Publishes by outcome.
+# TYPE broadcache_publishes_total counter
+broadcache_publishes_total{namespace="products",outcome="accepted"} 42.0
+"""
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -291,7 +313,7 @@ HISTORY: Final[dict[str, Any]] = {
     "tags": ["invalidations"],
     "summary": "What was published",
     "description": "Reads a namespace's log, the newest first, a page at a time. The log is bounded: old invalidations "
-    "are gone from it.",
+    "are gone from it. A page looks at 10,000 entries at most: with filters it may hold few, and yet not be the last.",
     "responses": {
         200: _answered("One page of the log.", _schema_of(History), _HISTORY_EXAMPLE),
         **_problems(
@@ -321,6 +343,45 @@ REPLICAS: Final[dict[str, Any]] = {
             problems.LOG_UNREACHABLE,
             problems.LOG_REFUSED,
         ),
+    },
+}
+EVENTS: Final[dict[str, Any]] = {
+    "operation_id": "events",
+    "tags": ["invalidations"],
+    "summary": "What is published, as it is",
+    "description": "Server-Sent Events, without an end. `invalidation` and `unreadable` carry what GET /invalidations "
+    "shows; their `id` is their place in the log, and there is none for what was published past it. `linked` means "
+    "that events arrive from now on, `lost` that they do not until the next `linked`: then what was logged meanwhile "
+    "comes first. `gap` means that something was missed that the log cannot tell.",
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "The events.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS_EXAMPLE}},
+        },
+        **_problems(
+            problems.TOKEN_INVALID,
+            problems.NAMESPACE_UNKNOWN,
+            problems.PARAMETER_INVALID,
+            problems.INTERNAL_ERROR,
+            problems.STREAMS_EXHAUSTED,
+        ),
+    },
+    "openapi_extra": {"parameters": [_LAST_EVENT_ID]},
+}
+METRICS: Final[dict[str, Any]] = {
+    "operation_id": "metrics",
+    "tags": ["metrics"],
+    "summary": "What Prometheus wants to know",
+    "description": "Counters and histograms since the process began, in the text form that Accept asks for. What each "
+    "of them means: docs/metrics.md.",
+    "response_class": PlainTextResponse,
+    "responses": {
+        200: {
+            "description": "The metrics.",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": _METRICS_EXAMPLE}},
+        },
+        **_problems(problems.TOKEN_INVALID, problems.INTERNAL_ERROR),
     },
 }
 LIVE: Final[dict[str, Any]] = {
@@ -449,8 +510,10 @@ def _document_of(app: FastAPI, *, needs_token: bool, failure_status: int) -> dic
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
     )
     # The framework leaves out whatever is null, also where an example says so.
-    accepted = document["paths"]["/invalidations"]["post"]["responses"]["200"]
-    accepted["content"]["application/json"]["examples"] = _ACCEPTED_EXAMPLES
+    if "/invalidations" in document["paths"]:
+        answers = document["paths"]["/invalidations"]["post"]["responses"]
+        answers["200"]["content"]["application/json"]["examples"] = _ACCEPTED_EXAMPLES
+        answers["207"]["content"]["application/json"]["example"] = _UNCONFIRMED_EXAMPLE
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(_schemas())
     components["securitySchemes"] = {_SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}

@@ -5,9 +5,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
+from ..shared.exposition import can_expose, exposed
 from ..shared.invalidation import Position
 from ..shared.tokens import Tokens
 from ..shared.wire import FRAME_BYTES_MAX
@@ -80,7 +81,28 @@ def router_of(subscriber: Subscriber, tokens: Tokens | None = None) -> APIRouter
             return Response(status_code=400)  # which nobody is there to read
         return JSONResponse(_describe_applied(subscriber.apply(body)))
 
+    if can_expose(f"replica {subscriber.replica_id}"):
+        _add_metrics(router, subscriber)
     return router
+
+
+def _add_metrics(router: APIRouter, subscriber: Subscriber) -> None:
+    from prometheus_client import CollectorRegistry
+
+    from .metrics import register
+
+    registry = CollectorRegistry()
+    register(subscriber, registry)
+
+    @router.get(
+        "/metrics",
+        summary="What does Prometheus want to know?",
+        response_class=PlainTextResponse,
+        responses={200: {"description": "The metrics of this replica, in the form that Accept asks for."}},
+    )
+    async def metrics(request: Request) -> Response:
+        text, media_type = exposed(registry, request.headers.get("accept"))
+        return Response(text, media_type=media_type)
 
 
 def describe(subscriber: Subscriber) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The sequencer: takes what arrives for one namespace, applies it in order and once, and clears when in doubt."""
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final
@@ -9,8 +10,10 @@ from ..shared.confirmation import Outcome, Report
 from ..shared.errors import MalformedFrame
 from ..shared.invalidation import Everything, Invalidation, Position
 from ..shared.log import Entry
+from ..shared.tracing import trace_applied
 from ..shared.wire import decode
 from .heard import SHORT_BYTES_MAX, Heard
+from .lag import Lag
 from .local_cache import LocalCache
 
 __all__ = ["Sequencer"]
@@ -54,6 +57,8 @@ class Sequencer:
         self._posted = self._heard.posted
         self._clears = 0
         self.reports: deque[tuple[Report, int | None]] = deque(maxlen=_REPORTS_MAX)
+        # How late invalidations are applied, once somebody wants to know it.
+        self.lag: Lag | None = None
 
     @property
     def position(self) -> Position | None:
@@ -183,8 +188,11 @@ class Sequencer:
         """
         if self._heard.has(invalidation):
             return None
+        began_at_ns = time.time_ns() if invalidation.traceparent else 0
         dropped = sum(cache.apply_counted(invalidation) for cache in self.caches)
         self._heard.note_posted(invalidation)
+        if began_at_ns:
+            trace_applied(invalidation, began_at_ns)
         return dropped
 
     def clear_posted(self, reason: str, why: str) -> int:
@@ -207,11 +215,16 @@ class Sequencer:
                 self._report(invalidation, "duplicate", None)
             return
         self.counts["applied"] += 1
+        began_at_ns = time.time_ns() if invalidation.traceparent else 0
         if invalidation.confirm:
             self._apply_confirmed(invalidation)
-            return
-        for cache in self.caches:
-            cache.apply_invalidation(invalidation)
+        else:
+            for cache in self.caches:
+                cache.apply_invalidation(invalidation)
+        if self.lag is not None:
+            self.lag.note_sent(invalidation.sent_at_ms)
+        if began_at_ns:
+            trace_applied(invalidation, began_at_ns)
 
     def _apply_confirmed(self, invalidation: Invalidation) -> None:
         """Apply, and count what is dropped, which costs a little more."""
