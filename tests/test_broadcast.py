@@ -544,7 +544,7 @@ async def test_no_more_addresses_are_called_at_a_time_than_allowed() -> None:
         for pod in stage.pods.all:
             pod.behaviour = held.behave
         sending = asyncio.create_task(stage.send())
-        await until(lambda: held.arrived == 2, "two are called")
+        await until(lambda: held.arrived >= 2, "two are called")
         for _ in range(3):  # whoever was called with them would have arrived by the time that others are answered
             assert (await stage.send("GET", path="/health/live")).status == 200
         assert sum(pod.connections for pod in stage.pods.all) == 2
@@ -579,15 +579,19 @@ async def test_a_body_that_is_too_large_is_sent_to_nobody(framing: str) -> None:
 
 async def test_no_more_of_an_answer_is_read_than_is_wanted() -> None:
     async with scene(1) as stage:
+        written_bytes = 0
 
         async def never_ends(received: Received, writer: asyncio.StreamWriter) -> None:
+            nonlocal written_bytes
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
             while True:
                 writer.write(b"x" * 65_536)
                 await writer.drain()
+                written_bytes += 65_536
 
         stage.pods[0].behaviour = never_ends
         assert (await stage.send()).statuses == [200]
+        assert written_bytes < 2**26  # what buffers hold on the way, and not what fits into the time
 
 
 # Callers that leave, and servers that end
@@ -720,12 +724,17 @@ async def test_an_alias_of_something_outside_is_not_followed() -> None:
         stage.assert_nobody_was_called()
 
 
-def hostile_paths(port: int) -> Iterator[str]:
-    """Every form of the tables, as it can be written in a request line."""
-    for form in (*IP_LITERALS, *MALFORMED_SERVICES, *SERVICES_NOT_ALLOWED):
-        yield f"/{_written(form)}/{port}/latest/meta-data/"
+def hostile_paths(port: int) -> Iterator[tuple[str, set[str | None]]]:
+    """Every form of the tables, as it can be written in a request line, with the rules that may refuse it."""
+    for forms, rules in (
+        (IP_LITERALS, {"ip-literal"}),
+        (MALFORMED_SERVICES, {"ip-literal", None}),
+        (SERVICES_NOT_ALLOWED, {"service-not-allowed", "ip-literal"}),
+    ):
+        for form in forms:
+            yield f"/{_written(form)}/{port}/latest/meta-data/", {*rules}
     for form in MALFORMED_PORTS:
-        yield f"/web/{_written(form)}/x"
+        yield f"/web/{_written(form)}/x", {None}
 
 
 def _written(form: str) -> str:
@@ -734,17 +743,14 @@ def _written(form: str) -> str:
 
 async def test_no_form_of_an_address_reaches_a_name_server_or_a_pod() -> None:
     async with scene(1, fanout_allow=("web:*", "web.prod.svc.cluster.local:*", "localhost:80", "web.test:*")) as stage:
-        paths = list(hostile_paths(stage.pods.port))
-        assert len(set(paths)) >= 120
+        table = list(hostile_paths(stage.pods.port))
+        assert len({path for path, _ in table}) >= 120
         let_through = []
-        for path in paths:
+        for path, rules in table:
             for method in ("GET", "POST"):
                 reply = await stage.send(method, path=path)
-                if reply.status not in (403, 422) or reply.json["type"].rpartition(":")[2] not in (
-                    "fanout-refused",
-                    "service-invalid",
-                ):
-                    let_through.append((method, path, reply.status))
+                if reply.status not in (403, 422) or reply.json.get("rule") not in rules:
+                    let_through.append((method, path, reply.status, reply.body))
         assert let_through == []
         assert stage.dns.queries == []
         stage.assert_nobody_was_called()

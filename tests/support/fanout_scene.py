@@ -142,7 +142,7 @@ class Scene:
 
 def settings_of(dns: DnsServer, **settings: Any) -> FanoutSettings:
     """Settings for a scene: no time limit decides, unless the test says so."""
-    patient = {"fanout_connect_timeout_seconds": 20, "fanout_timeout_seconds": 30, "fanout_deadline_seconds": 50}
+    patient = {"fanout_connect_timeout_seconds": 8, "fanout_timeout_seconds": 12, "fanout_deadline_seconds": 25}
     return FanoutSettings(
         **{
             "fanout_allow": (f"{SERVICE}:*",),
@@ -159,9 +159,10 @@ async def scene(
     count: int = 3, *, hosts: Sequence[str] = (), tls: SSLContext | None = None, **settings: Any
 ) -> AsyncIterator[Scene]:
     """A fan-out of its own, with `count` pods that answer 200 at once. `settings` are those of `FanoutSettings`."""
-    async with DnsServer() as dns, Pods(count, hosts=hosts, tls=tls) as pods:
-        dns.a(SERVICE, *pods.hosts)
-        async with web_server(create_fanout_app(settings_of(dns, **settings))) as (port, server):
+    async with DnsServer() as dns, web_server(create_fanout_app(settings_of(dns, **settings))) as (port, server):
+        # The pods close first, so that a broadcast that a failed test has left under way ends.
+        async with Pods(count, hosts=hosts, tls=tls) as pods:
+            dns.a(SERVICE, *pods.hosts)
             yield Scene(dns, pods, port, server)
 
 
