@@ -49,7 +49,7 @@ def schemathesis(url: str, directory: Path, *arguments: str) -> subprocess.Compl
     """Let schemathesis try all operations of the document at `url`."""
     command = Path(sys.executable).with_name("schemathesis")
     options = (
-        *("--seed", "1", "--generation-deterministic", "--max-examples", "8"),
+        *("--seed", "1", "--generation-deterministic", "--max-examples", "4"),
         *("--phases", "examples,coverage,fuzzing", "--workers", "1", "--no-color", "--generation-allow-x00", "false"),
     )
     return subprocess.run(
@@ -62,6 +62,7 @@ def schemathesis(url: str, directory: Path, *arguments: str) -> subprocess.Compl
     )
 
 
+@pytest.mark.timeout(300)
 def test_the_publisher_does_what_its_document_says(redis_url: str, replica: str, tmp_path: Path) -> None:
     with running("serve", "--port", "0", "--redis-url", redis_url, **fanout_variables(replica)) as command:
         url = command.url()
@@ -70,6 +71,7 @@ def test_the_publisher_does_what_its_document_says(redis_url: str, replica: str,
         assert ask("POST", f"{url}/cache-replicas/8889/cache-invalidation", {"everything": True})[0] == 200
 
 
+@pytest.mark.timeout(300)
 def test_the_fan_out_alone_does_what_its_document_says(replica: str, tmp_path: Path) -> None:
     variables = fanout_variables(replica, BROADCACHE_FANOUT_FAILURE_STATUS="502", BROADCACHE_TOKENS="swordfish")
     with running("serve", "--fanout-only", "--port", "0", **variables) as command:
