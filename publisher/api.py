@@ -176,12 +176,16 @@ async def _live() -> Response:
     return _json({"status": "live"})
 
 
+# Described here and checked by whoever uses it, who says what is wrong with it.
+_Namespace = Annotated[str, Field(json_schema_extra={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"})]
+
+
 class _HistoryQuery(BaseModel):
     """What may be asked of the history. A parameter that is misspelt is an error, not a default."""
 
     model_config = ConfigDict(extra="forbid")
 
-    namespace: str = Field(DEFAULT_NAMESPACE, description="The family of caches whose log is read.")
+    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The family of caches whose log is read.")
     limit: int = Field(100, ge=1, le=1_000, description="How many invalidations a page has at most.")
     before: int | None = Field(
         None, ge=1, lt=2**64, description="Only those of a lower sequence: the last page's `next_before`."
@@ -207,7 +211,7 @@ class _EventsQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    namespace: str = Field(DEFAULT_NAMESPACE, description="The family of caches that is followed.")
+    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The family of caches that is followed.")
     last_event_id: str | None = Field(
         None,
         max_length=100,
@@ -220,7 +224,7 @@ class _ReplicasQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    namespace: str = Field(DEFAULT_NAMESPACE, description="The family of caches that they follow.")
+    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The family of caches that they follow.")
 
 
 class _Api:

@@ -452,17 +452,15 @@ _SERVICE: Final = {
     },
     "example": "cache-replicas",
 }
+_PORT_NUMBERS: Final = (
+    "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"  # 1 to 65535
+)
 _PORT: Final = {
     "name": "port",
     "in": "path",
     "required": True,
     "description": "A port number, or the name of a port: SRV records tell its number.",
-    "schema": {
-        "anyOf": [
-            {"type": "integer", "minimum": 1, "maximum": 65_535},
-            {"type": "string", "pattern": "^[a-z](-?[a-z0-9]){0,14}$", "maxLength": 15},
-        ]
-    },
+    "schema": {"type": "string", "pattern": f"^({_PORT_NUMBERS}|[A-Za-z](-?[A-Za-z0-9]){{0,14}})$", "maxLength": 15},
     "example": "8889",
 }
 _REST: Final = {
@@ -540,7 +538,11 @@ def _fanout_paths(failure_status: int) -> dict[str, Any]:
 
 
 def _fanout_operation(name: str, method: str, parameters: list[Any], failure_status: int) -> dict[str, Any]:
-    body = {"required": False, "description": "Goes on to the replicas as it is.", "content": {"*/*": {"schema": {}}}}
+    body = {
+        "required": False,
+        "description": "Goes on to the replicas as it is.",
+        "content": {"*/*": {"schema": {}, "example": {"everything": True}}},
+    }
     return {
         "operationId": name,
         "tags": ["fan-out"],
