@@ -12,7 +12,19 @@ from typing import Final
 from benchmarks.harness import Effort, Row
 from benchmarks.report import environment, render
 
-BENCHMARKS: Final = ("applied", "hits", "latency", "api", "stall", "memory", "imports", "idle", "fleet")
+BENCHMARKS: Final = (
+    "applied",
+    "hits",
+    "latency",
+    "api",
+    "stall",
+    "memory",
+    "imports",
+    "idle",
+    "fleet",
+    "fanout",
+    "confirmation",
+)
 
 
 def main() -> None:

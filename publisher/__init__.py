@@ -1,5 +1,6 @@
 """Says "forget this": the publisher, and the HTTP API around it."""
 
+from ..shared.confirmation import Confirm
 from .publisher import Publisher
 
-__all__ = ["Publisher"]
+__all__ = ["Confirm", "Publisher"]

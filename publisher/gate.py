@@ -1,5 +1,6 @@
 """The gate in front of the API: who has no token, or one without the right, does not get in."""
 
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Final
 
@@ -16,14 +17,20 @@ _READING_METHODS: Final = frozenset({"GET", "HEAD"})
 class TokenGate:
     """ASGI middleware that lets through requests with a valid bearer token, and those to `open_paths`.
 
+    Shape:  `is_reading` tells of a request's path whether GET and HEAD only read there: then a token that may only
+            read is enough for them.
+
     It stands in front of every path, whether there is something behind it or not: a route that is added later is
     closed until somebody opens it, and a stranger does not learn which paths exist.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: Tokens, open_paths: AbstractSet[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, tokens: Tokens, open_paths: AbstractSet[str], is_reading: Callable[[str], bool]
+    ) -> None:
         self._app = app
         self._tokens = tokens
         self._open_paths = open_paths
+        self._is_reading = is_reading
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a problem, or hand on."""
@@ -42,7 +49,8 @@ class TokenGate:
         right = self._tokens.right_of(token.strip()) if scheme.lower() == b"bearer" else None
         if right is None:
             return _unauthorized("another", error=', error="invalid_token"')
-        if right == "ro" and scope.get("method") not in _READING_METHODS:
+        reads = scope.get("method") in _READING_METHODS and self._is_reading(scope["path"])
+        if right == "ro" and not reads:
             return Problem(
                 RIGHT_MISSING,
                 f"expected a token that may write for {scope.get('method')}, got one that may only read; "

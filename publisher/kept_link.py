@@ -1,23 +1,27 @@
-"""A link that is made anew when it is lost, and that concurrent calls share."""
+"""Links that are made anew when they are lost, and that concurrent calls share."""
 
 import asyncio
 from typing import Final
 
 from ..shared.address import RedisAddress
 from ..shared.errors import LinkLost
-from ..shared.link import Link
+from ..shared.link import Link, OnMessage
 from ..shared.tasks import is_cancelled
 
-__all__ = ["KeptLink"]
+__all__ = ["KeptLink", "KeptLinks"]
 
 _CONNECT_TIMEOUT_SECONDS: Final = 2.0
+_LINKS_MAX: Final = 100
+"""How many links there are at most in a cluster, where each namespace has its own."""
 
 
 class KeptLink:
     """One link at a time to one address. Whoever needs it while it is being made waits for the same attempt."""
 
-    def __init__(self, address: RedisAddress) -> None:
+    def __init__(self, address: RedisAddress, *, client_name: str, on_message: OnMessage | None = None) -> None:
         self._address = address
+        self._client_name = client_name
+        self._on_message = on_message
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
         self._is_closed = False
@@ -55,8 +59,37 @@ class KeptLink:
             if lost is not None:
                 await lost.close()
             self._link = await Link.open(
-                self._address, client_name="broadcache:publisher", timeout_seconds=_CONNECT_TIMEOUT_SECONDS
+                self._address,
+                client_name=self._client_name,
+                timeout_seconds=_CONNECT_TIMEOUT_SECONDS,
+                on_message=self._on_message,
             )
             return self._link
         finally:
             self._connecting = None
+
+
+class KeptLinks:
+    """The link of all namespaces; in a cluster, where each may be at another server, one for each namespace."""
+
+    def __init__(self, address: RedisAddress, *, client_name: str, on_message: OnMessage | None = None) -> None:
+        self._address = address
+        self._client_name = client_name
+        self._on_message = on_message
+        self._links: dict[str, KeptLink] = {}
+
+    async def of(self, namespace: str) -> KeptLink:
+        """Return the link for a namespace. The one that was not used for longest makes room for one too many."""
+        key = namespace if self._address.is_cluster else ""
+        kept = self._links.pop(key, None) or KeptLink(
+            self._address.of(namespace), client_name=self._client_name, on_message=self._on_message
+        )
+        self._links[key] = kept  # the one used last stands last
+        if len(self._links) > _LINKS_MAX:
+            await self._links.pop(next(iter(self._links))).close()
+        return kept
+
+    async def close(self) -> None:
+        """Close them all, for good; `of` makes new ones. Closing twice is harmless."""
+        links, self._links = self._links, {}
+        await asyncio.gather(*[link.close() for link in links.values()])

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from ..shared.errors import InvalidNamespace, InvalidTarget
+from ..shared.confirmation import CONFIRM_SECONDS_MAX, Confirm, Confirmation, ReplicaConfirmation
+from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
     KEY_BYTES_MAX,
@@ -25,9 +26,21 @@ from ..shared.invalidation import (
     check_text,
 )
 from ..shared.log import Entry, Receipt
+from ..shared.presence import ReplicaPresence
 from .problems import BODY_UNREADABLE, INVALIDATION_INVALID, Flaw, Problem
 
-__all__ = ["Accepted", "History", "LoggedInvalidation", "PublishRequest", "UnreadableEntry"]
+__all__ = [
+    "Accepted",
+    "ConfirmRequest",
+    "Confirmed",
+    "History",
+    "ListedPosition",
+    "ListedReplica",
+    "LoggedInvalidation",
+    "PublishRequest",
+    "Replicas",
+    "UnreadableEntry",
+]
 
 _FLAWS_MAX: Final = 20
 """How many flaws of one request are listed: enough to mend it, too few to make a small request a large answer."""
@@ -38,6 +51,18 @@ _SHOWN_CHARACTERS_MAX: Final = 60
 _NAMES = {"maxItems": REQUEST_NAMES_MAX}
 _Key: TypeAlias = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": KEY_BYTES_MAX})]
 _Tag: TypeAlias = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": TAG_BYTES_MAX})]
+
+
+class ConfirmRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to wait for replicas. `timeout_seconds` counts from when the log has accepted it."""
+
+    timeout_seconds: Annotated[
+        float,
+        Meta(
+            description="How long to wait for those that have not confirmed.",
+            extra_json_schema={"exclusiveMinimum": 0, "maximum": CONFIRM_SECONDS_MAX},
+        ),
+    ] = 1.0
 
 
 class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,6 +97,10 @@ class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             extra_json_schema={"maxLength": REASON_BYTES_MAX},
         ),
     ] = ""
+    confirm: Annotated[
+        ConfirmRequest | None,
+        Meta(description="Wait until every replica that is there has applied it, and answer who has."),
+    ] = None
 
     @classmethod
     def read(cls, body: bytes) -> "PublishRequest":
@@ -99,6 +128,10 @@ class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             targets.append(Everything())
         return targets
 
+    def confirmation(self) -> Confirm | None:
+        """Return how to wait for replicas, if at all. Raises: InvalidSettings; `flaws` says where in the body."""
+        return None if self.confirm is None else Confirm(timeout_seconds=self.confirm.timeout_seconds)
+
     def flaws(self) -> tuple[Flaw, ...]:
         """Return what makes this request an invalid one, each with its place in the body."""
         return tuple(islice(self._all_flaws(), _FLAWS_MAX))
@@ -125,6 +158,10 @@ class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 detail=f"expected at most {REQUEST_NAMES_MAX} keys, tags and prefixes together, got {count}; "
                 "send several requests, or name a tag or a prefix",
             )
+        try:
+            self.confirmation()
+        except InvalidSettings as error:
+            yield Flaw(pointer="/confirm/timeout_seconds", detail=f"{error} at /confirm/timeout_seconds")
         texts = [
             *((name, KEY_BYTES_MAX, f"/keys/{place}") for place, name in enumerate(self.keys)),
             *((name, TAG_BYTES_MAX, f"/tags/{place}") for place, name in enumerate(self.tags)),
@@ -141,10 +178,24 @@ class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 _decoder = msgspec.json.Decoder(PublishRequest)
 
 
+class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
+    """Which replicas have applied it, by their own word. `expected` were registered when it was published.
+
+    Of those that are `missing` nothing is known: they may serve what they were told to drop, up to their bound.
+    """
+
+    is_complete: bool
+    expected: tuple[str, ...]
+    confirmed: tuple[str, ...]
+    missing: tuple[str, ...]
+    replicas: tuple[ReplicaConfirmation, ...]
+
+
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """The log has the invalidation. `receivers` counts connections that listened, which proves no replica applied it.
 
-    `epoch` and `sequence` are its place in the namespace's log; the last one, when it was split.
+    `epoch` and `sequence` are its place in the namespace's log; the last one, when it was split. `confirmation` is
+    there when it was asked for.
     """
 
     id: str
@@ -152,6 +203,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     sequence: int
     receivers: int
+    confirmation: Confirmed | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def of(cls, receipt: Receipt) -> "Accepted":
@@ -162,7 +214,82 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
             epoch=receipt.position.epoch,
             sequence=receipt.position.sequence,
             receivers=receipt.receivers,
+            confirmation=msgspec.UNSET if receipt.confirmation is None else _confirmed(receipt.confirmation),
         )
+
+
+def _confirmed(confirmation: Confirmation) -> Confirmed:
+    return Confirmed(
+        is_complete=confirmation.is_complete,
+        expected=confirmation.expected,
+        confirmed=confirmation.confirmed,
+        missing=confirmation.missing,
+        replicas=confirmation.replicas,
+    )
+
+
+class ListedPosition(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in a namespace's log. Sequences of different epochs say nothing about each other."""
+
+    epoch: str
+    sequence: int
+
+
+class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica as it was at its last echo, `seen_ms_ago`. Only `staleness_seconds` and `is_coherent` are as of now.
+
+    `staleness_seconds` is how long ago everything accepted was last proven to be applied there; it may serve from its
+    cache while that is below `max_staleness_seconds`. `behind` is null when it is in another epoch than the log.
+    `state` is `coherent`, `recovering`, `connecting`, `lost`, or `unknown`. Counters begin with the replica's life;
+    `lag_ms` is by two machines' wall clocks.
+    """
+
+    replica: str
+    namespaces: tuple[str, ...]
+    host: str
+    pid: int
+    version: str
+    started_at: str | None
+    seen_ms_ago: int | None
+    state: str
+    is_coherent: bool
+    position: ListedPosition | None
+    behind: int | None
+    staleness_seconds: float | None
+    max_staleness_seconds: float | None
+    when_incoherent: str
+    entries: int
+    hits: int
+    misses: int
+    bypassed: int
+    hit_ratio: float | None
+    clears: dict[str, int]
+    clears_total: int
+    replays: int
+    gaps: int
+    lag_ms: float | None
+
+    @classmethod
+    def of(cls, replica: ReplicaPresence) -> "ListedReplica":
+        """Return what to answer for this replica."""
+        derived: dict[str, Any] = {
+            "started_at": _rfc_3339(replica.started_at_ms or None),
+            "position": replica.position and ListedPosition(**replica.position._asdict()),
+        }
+        same: dict[str, Any] = {name: getattr(replica, name) for name in cls.__struct_fields__ if name not in derived}
+        return cls(**same, **derived)
+
+
+class Replicas(msgspec.Struct, frozen=True, kw_only=True):
+    """The replicas of a namespace, by name."""
+
+    namespace: str
+    replicas: tuple[ListedReplica, ...]
+
+    @classmethod
+    def of(cls, namespace: str, replicas: Sequence[ReplicaPresence]) -> "Replicas":
+        """Return what to answer for these replicas."""
+        return cls(namespace=namespace, replicas=tuple(map(ListedReplica.of, replicas)))
 
 
 class LoggedInvalidation(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,8 +365,10 @@ def _flaw_of(message: str, body: bytes) -> Flaw:
     problem, _, place = message.partition(" - at `")
     _, is_unknown, unknown = problem.partition("Object contains unknown field `")
     if is_unknown:
-        fields = ", ".join(PublishRequest.__struct_fields__)
-        return Flaw(pointer="", detail=f"expected no fields but {fields}, got {_cut(unknown.removesuffix('`'))!r}")
+        where = ConfirmRequest if place else PublishRequest
+        fields = ", ".join(where.__struct_fields__)
+        detail = f"expected no fields but {fields}, got {_cut(unknown.removesuffix('`'))!r}"
+        return Flaw(pointer="/confirm" if place else "", detail=f"{detail} at /confirm" if place else detail)
     pointer = "".join(f"/{step}" for step in re.findall(r"\w+", place))
     expected, _, got = problem.replace("`", "").replace("Expected", "expected").partition(", got ")
     if not got:

@@ -8,16 +8,24 @@ from fastapi.openapi.utils import get_openapi
 
 from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
 from . import problems
-from .models import Accepted, History, LoggedInvalidation, PublishRequest, UnreadableEntry
+from .models import (
+    Accepted,
+    History,
+    LoggedInvalidation,
+    PublishRequest,
+    Replicas,
+    UnreadableEntry,
+)
 from .problems import Kind, ProblemDocument
 
-__all__ = ["HISTORY", "LIVE", "PUBLISH", "READY", "describe"]
+__all__ = ["HISTORY", "LIVE", "PUBLISH", "READY", "REPLICAS", "describe"]
 
 _REF: Final = "#/components/schemas/{name}"
 _SECURITY_SCHEME: Final = "bearer"
 
 _TAGS: Final = [
     {"name": "invalidations", "description": "Say which entries every replica has to drop, and what was said before."},
+    {"name": "replicas", "description": "Who is there, and how stale each can be."},
     {"name": "health", "description": "For load balancers and orchestrators. Needs no token."},
 ]
 
@@ -34,6 +42,10 @@ _REQUEST_EXAMPLES: Final = {
         "summary": "All entries of the namespace",
         "value": {"namespace": "products", "everything": True, "reason": "import finished"},
     },
+    "confirmed": {
+        "summary": "One key, and wait up to a second for every replica",
+        "value": {"namespace": "products", "keys": ["product:42"], "confirm": {"timeout_seconds": 1}},
+    },
 }
 _ACCEPTED_EXAMPLE: Final = {
     "id": "01JZ0000000000000000000000",
@@ -41,6 +53,64 @@ _ACCEPTED_EXAMPLE: Final = {
     "epoch": "01JY0000000000000000000000",
     "sequence": 42,
     "receivers": 3,
+}
+_UNCONFIRMED_EXAMPLE: Final = {
+    **_ACCEPTED_EXAMPLE,
+    "confirmation": {
+        "is_complete": False,
+        "expected": ["web-1", "web-2"],
+        "confirmed": ["web-1"],
+        "missing": ["web-2"],
+        "replicas": [
+            {
+                "replica": "web-1",
+                "outcome": "confirmed",
+                "is_expected": True,
+                "latency_ms": 0.71,
+                "dropped": 1,
+                "how": "message",
+            },
+            {
+                "replica": "web-2",
+                "outcome": "missing",
+                "is_expected": True,
+                "latency_ms": None,
+                "dropped": None,
+                "how": None,
+            },
+        ],
+    },
+}
+_REPLICAS_EXAMPLE: Final = {
+    "namespace": "products",
+    "replicas": [
+        {
+            "replica": "web-1",
+            "namespaces": ["products"],
+            "host": "web-1.example",
+            "pid": 17,
+            "version": "1.0.0",
+            "started_at": "2025-06-30T12:00:00.000Z",
+            "seen_ms_ago": 412,
+            "state": "coherent",
+            "is_coherent": True,
+            "position": {"epoch": "01JY0000000000000000000000", "sequence": 42},
+            "behind": 0,
+            "staleness_seconds": 1.43,
+            "max_staleness_seconds": 5.0,
+            "when_incoherent": "bypass",
+            "entries": 1200,
+            "hits": 9000,
+            "misses": 1000,
+            "bypassed": 0,
+            "hit_ratio": 0.9,
+            "clears": {"subscribed": 1},
+            "clears_total": 1,
+            "replays": 0,
+            "gaps": 0,
+            "lag_ms": 0.4,
+        }
+    ],
 }
 _HISTORY_EXAMPLE: Final = {
     "namespace": "products",
@@ -112,22 +182,31 @@ _STATUS_SCHEMA: Final = {
     "required": ["status"],
 }
 
+_REPLAYED: Final = {
+    "headers": {
+        "Idempotency-Replayed": {
+            "description": "`true` when this Idempotency-Key had been published before, and nothing was now.",
+            "schema": {"type": "string", "enum": ["true"]},
+        }
+    }
+}
+
 PUBLISH: Final[dict[str, Any]] = {
     "operation_id": "publish",
     "tags": ["invalidations"],
     "summary": "Make every replica forget",
     "description": "Logs one invalidation and publishes it, in one atomic step. 200 means that the log has it: a "
-    "replica that is away hears it when it is back. 503 means that nothing is known to be accepted: send it again.",
+    "replica that is away hears it when it is back. With `confirm` it means besides that every replica that is there "
+    "has applied it; 207 (or what BROADCACHE_UNCONFIRMED_STATUS says) that the log has it, and names those that have "
+    "not said so in time. 503 means that nothing is known to be accepted: send it again.",
     "responses": {
-        200: _answered("The log has accepted it.", _schema_of(Accepted), _ACCEPTED_EXAMPLE)
-        | {
-            "headers": {
-                "Idempotency-Replayed": {
-                    "description": "`true` when this Idempotency-Key had been published before, and nothing was now.",
-                    "schema": {"type": "string", "enum": ["true"]},
-                }
-            }
-        },
+        200: _answered("The log has accepted it.", _schema_of(Accepted), _ACCEPTED_EXAMPLE) | _REPLAYED,
+        207: _answered(
+            "The log has accepted it, and not every replica has confirmed it.",
+            _schema_of(Accepted),
+            _UNCONFIRMED_EXAMPLE,
+        )
+        | _REPLAYED,
         **_problems(
             problems.BODY_UNREADABLE,
             problems.IDEMPOTENCY_KEY_INVALID,
@@ -159,6 +238,24 @@ HISTORY: Final[dict[str, Any]] = {
     "are gone from it.",
     "responses": {
         200: _answered("One page of the log.", _schema_of(History), _HISTORY_EXAMPLE),
+        **_problems(
+            problems.TOKEN_INVALID,
+            problems.NAMESPACE_UNKNOWN,
+            problems.PARAMETER_INVALID,
+            problems.INTERNAL_ERROR,
+            problems.LOG_UNREACHABLE,
+            problems.LOG_REFUSED,
+        ),
+    },
+}
+REPLICAS: Final[dict[str, Any]] = {
+    "operation_id": "replicas",
+    "tags": ["replicas"],
+    "summary": "Who is there",
+    "description": "Lists the replicas of a namespace, as each was at its last echo, about a second ago. A replica "
+    "that is gone disappears by itself, as soon as it can no longer serve what it proved before.",
+    "responses": {
+        200: _answered("The replicas that there are.", _schema_of(Replicas), _REPLICAS_EXAMPLE),
         **_problems(
             problems.TOKEN_INVALID,
             problems.NAMESPACE_UNKNOWN,
@@ -217,7 +314,7 @@ def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    kinds = [PublishRequest, Accepted, History, LoggedInvalidation, UnreadableEntry, ProblemDocument]
+    kinds = [PublishRequest, Accepted, History, Replicas, LoggedInvalidation, UnreadableEntry, ProblemDocument]
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
     schemas["History"]["properties"]["invalidations"]["items"] = {
         "anyOf": [_schema_of(LoggedInvalidation), _schema_of(UnreadableEntry)]

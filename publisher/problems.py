@@ -9,6 +9,9 @@ from starlette.responses import Response
 __all__ = [
     "BODY_TOO_LARGE",
     "BODY_UNREADABLE",
+    "BROADCASTS_TOO_MANY",
+    "BROADCAST_LOOP",
+    "FANOUT_REFUSED",
     "IDEMPOTENCY_CONFLICT",
     "IDEMPOTENCY_KEY_INVALID",
     "INTERNAL_ERROR",
@@ -20,7 +23,11 @@ __all__ = [
     "NAMESPACE_UNKNOWN",
     "NOT_FOUND",
     "PARAMETER_INVALID",
+    "RESOLVER_FAILED",
+    "RESOLVER_TIMED_OUT",
     "RIGHT_MISSING",
+    "SERVICE_INVALID",
+    "SERVICE_NOT_FOUND",
     "TOKEN_INVALID",
     "Flaw",
     "Kind",
@@ -70,12 +77,14 @@ class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     detail: str
     errors: tuple[Flaw, ...] = ()
     reasons: tuple[Reason, ...] = ()
+    rule: str | None = None
 
 
 class Problem(Exception):
     """Raised where a request cannot be answered; the API answers with it.
 
-    Shape:  `detail` says expected, got, where and what to do; without it, it is that of the first of `errors`.
+    Shape:  `detail` says expected, got, where and what to do; without it, it is that of the first of `errors`. `rule`
+            names what forbids a broadcast.
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class Problem(Exception):
         *,
         errors: tuple[Flaw, ...] = (),
         reasons: tuple[Reason, ...] = (),
+        rule: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
@@ -95,6 +105,7 @@ class Problem(Exception):
             detail=detail or errors[0].detail,
             errors=errors,
             reasons=reasons,
+            rule=rule,
         )
         self._headers = headers
         super().__init__(self.document.detail)
@@ -190,4 +201,46 @@ LOG_REFUSED: Final = Kind(
     503,
     "Redis refused",
     "expected Redis to log an invalidation of 'products', got: OOM command not allowed when used memory > 'maxmemory'",
+)
+FANOUT_REFUSED: Final = Kind(
+    "fanout-refused",
+    403,
+    "The fan-out may not do this",
+    "expected a service that BROADCACHE_FANOUT_ALLOW names, got 'metadata'; add metadata:80 to it if this is meant",
+)
+SERVICE_NOT_FOUND: Final = Kind(
+    "service-not-found",
+    404,
+    "The service has no addresses",
+    "expected addresses of 'web' in DNS, got NXDOMAIN; check its name, and that one of its pods is ready",
+)
+SERVICE_INVALID: Final = Kind(
+    "service-invalid",
+    422,
+    "The service or the port is not valid",
+    "expected a port from 1 to 65535, or the name of one, got '0' after the service",
+)
+BROADCASTS_TOO_MANY: Final = Kind(
+    "broadcasts-too-many",
+    429,
+    "Too many broadcasts are under way",
+    "expected at most 32 broadcasts at a time, got one more; try again in a moment",
+)
+RESOLVER_FAILED: Final = Kind(
+    "resolver-failed",
+    502,
+    "The name server failed",
+    "expected the name servers to say where 'web' is, got SERVFAIL; nobody was called, try again",
+)
+RESOLVER_TIMED_OUT: Final = Kind(
+    "resolver-timed-out",
+    504,
+    "The name server did not answer",
+    "expected the name servers to say where 'web' is within 2 s, got no answer; nobody was called, try again",
+)
+BROADCAST_LOOP: Final = Kind(
+    "broadcast-loop",
+    508,
+    "The broadcast has come back",
+    "expected a request that no fan-out has sent, got one whose Via header names broadcache",
 )

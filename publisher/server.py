@@ -12,13 +12,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from ..shared.errors import BroadcacheError
-from .api import create_app
-from .settings import ApiSettings
+from .api import create_app, create_fanout_app, takes_any_method
+from .settings import ApiSettings, FanoutSettings
 
 __all__ = ["AddressUnavailable", "listen", "new_server", "run", "serve", "url_of"]
 
 _HTTP_IMPLEMENTATION: Final = "auto"
-"""httptools where it is installed, else h11: uvicorn's names. The one place that chooses."""
+"""httptools where it is installed, else h11: uvicorn's names."""
+_HTTP_IMPLEMENTATION_ANY_METHOD: Final = "h11"
+"""httptools answers 400 to methods that it does not know, such as BAN: a fan-out takes them all."""
 _SHUTDOWN_SECONDS: Final = 5
 _KEEP_ALIVE_SECONDS: Final = 75
 """Longer than the 60 s that load balancers keep a connection: whoever sends must be the one who closes."""
@@ -30,15 +32,18 @@ class AddressUnavailable(BroadcacheError, OSError):
     """The address to listen on is taken, or is none of this machine's."""
 
 
-def serve(settings: ApiSettings, *, on_ready: Callable[[str], None] | None = None) -> None:
+def serve(settings: FanoutSettings, *, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve the API until SIGINT or SIGTERM; requests that are being answered then have five seconds to end.
+
+    Settings that are no ApiSettings mean the fan-out alone.
 
     Shape:  `on_ready` is called with the URL as soon as requests are taken. With `listen_port=0` it tells the port.
     Raises: InvalidSettings, AddressUnavailable.
     """
     with listen(settings.listen_host, settings.listen_port) as listener:
         url = url_of(settings.listen_host, listener)
-        run(create_app(settings), listener, on_ready=lambda: _tell_ready(settings, url, on_ready))
+        app = create_app(settings) if isinstance(settings, ApiSettings) else create_fanout_app(settings)
+        run(app, listener, on_ready=lambda: _tell_ready(settings, url, on_ready))
     logger.info("closed %s", url)
 
 
@@ -71,7 +76,7 @@ def new_server(app: FastAPI, *, on_ready: Callable[[], None]) -> uvicorn.Server:
     return _Server(
         uvicorn.Config(
             app,
-            http=_HTTP_IMPLEMENTATION,
+            http=_HTTP_IMPLEMENTATION_ANY_METHOD if takes_any_method(app) else _HTTP_IMPLEMENTATION,
             ws="none",
             lifespan="on",
             access_log=False,
@@ -98,9 +103,11 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
 
-def _tell_ready(settings: ApiSettings, url: str, on_ready: Callable[[str], None] | None) -> None:
+def _tell_ready(settings: FanoutSettings, url: str, on_ready: Callable[[str], None] | None) -> None:
     access = f"{len(settings.tokens)} tokens" if settings.tokens else "no token: whoever reaches it may publish"
-    logger.info("listening on %s (%s; namespaces: %s)", url, access, ", ".join(settings.namespaces) or "any")
+    namespaces = ", ".join(settings.namespaces) or "any" if isinstance(settings, ApiSettings) else "none, fan-out only"
+    fanout = ", ".join(settings.fanout_allow) or "off"
+    logger.info("listening on %s (%s; namespaces: %s; fan-out: %s)", url, access, namespaces, fanout)
     if on_ready is not None:
         on_ready(url)
 

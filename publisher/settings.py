@@ -1,7 +1,9 @@
-"""The settings of the publisher's HTTP API."""
+"""The settings of the publisher's HTTP API, and of the fan-out, which can be served without it."""
 
 import ipaddress
-from typing import Annotated
+import ssl
+from collections.abc import Sequence
+from typing import Annotated, Final
 
 from msgspec import Meta
 
@@ -9,22 +11,23 @@ from ..shared.errors import InvalidNamespace, InvalidSettings
 from ..shared.invalidation import check_namespace
 from ..shared.log import LOG_LENGTH
 from ..shared.settings import Settings
+from .broadcaster import HostMode, Limits, Scheme, tls_of
+from .discovery import ListDiscovery
+from .fanout_policy import FanoutPolicy
 from .tokens import Tokens
 
-__all__ = ["ApiSettings", "is_loopback"]
+__all__ = ["ApiSettings", "FanoutSettings", "is_loopback", "lists_of"]
 
+_STATUSES_WITHOUT_BODY: Final = frozenset({204, 205, 304})
 _Text = Annotated[str, Meta(min_length=1)]
 
 
-class ApiSettings(Settings, frozen=True, kw_only=True):
-    """How the API listens, who may use it, and what it promises about a publish.
+class FanoutSettings(Settings, frozen=True, kw_only=True):
+    """How a service listens and who may use it, and what its fan-out may do.
 
     Raises: InvalidSettings, at construction.
     """
 
-    redis_url: Annotated[
-        str, Meta(min_length=1, description="Where the log is; it may hold a password.", extra={"secret": True})
-    ] = "redis://127.0.0.1:6379"
     listen_host: Annotated[
         str, Meta(min_length=1, description="The address to listen on; beyond loopback it takes a token.")
     ] = "127.0.0.1"
@@ -42,6 +45,123 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
     allow_open: Annotated[
         bool, Meta(description="Listen beyond loopback without a token: for a network that lets nobody else in.")
     ] = False
+    request_bytes_max: Annotated[
+        int,
+        Meta(ge=1_024, le=2**30, description="The largest request body: what one client can make us hold."),
+    ] = 4 * 2**20
+    fanout_allow: Annotated[
+        tuple[_Text, ...],
+        Meta(
+            description="service:port, what may be broadcast to; a port is a number, a name or *. None: the fan-out "
+            "is off."
+        ),
+    ] = ()
+    fanout_networks: Annotated[
+        tuple[_Text, ...],
+        Meta(
+            description="CIDRs that addresses may lie in. None: any but loopback, link-local, metadata and the like, "
+            "which have to be named here."
+        ),
+    ] = ()
+    fanout_methods: Annotated[
+        tuple[_Text, ...], Meta(description="The only methods that may be broadcast. None: any but CONNECT.")
+    ] = ()
+    fanout_nameservers: Annotated[
+        tuple[_Text, ...], Meta(description="host:port of name servers. None: those of the system.")
+    ] = ()
+    fanout_lists: Annotated[
+        tuple[_Text, ...],
+        Meta(description="service=address|address: services whose addresses are fixed. Each is host:port, or host."),
+    ] = ()
+    fanout_failure_status: Annotated[
+        int, Meta(ge=400, le=599, description="What is answered when not every address answered 200 to 299.")
+    ] = 400
+    fanout_connect_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=60, description="How long one connection to an address may take.")
+    ] = 0.5
+    fanout_timeout_seconds: Annotated[
+        float, Meta(gt=0, le=600, description="How long one address may take in all, with repeats.")
+    ] = 2.0
+    fanout_deadline_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3_600, description="How long a broadcast may take; who has not been called by then is not."),
+    ] = 10.0
+    fanout_concurrency: Annotated[
+        int, Meta(ge=1, le=65_536, description="How many addresses are called at a time.")
+    ] = 256
+    fanout_broadcasts_max: Annotated[
+        int, Meta(ge=1, le=65_536, description="How many broadcasts may be under way; one more is answered 429.")
+    ] = 32
+    fanout_host: Annotated[
+        HostMode, Meta(description="The Host header: address, service, or original (the caller's).")
+    ] = "address"
+    fanout_scheme: Annotated[Scheme, Meta(description="http, or https: then certificates are checked.")] = "http"
+    fanout_tls_name: Annotated[
+        str | None, Meta(description="The name that certificates have to be for. None: the service's.")
+    ] = None
+    fanout_ca_file: Annotated[
+        str | None, Meta(description="A file with the authorities to trust. None: those of the system.")
+    ] = None
+    fanout_forward_authorization: Annotated[
+        bool, Meta(description="Send the caller's Authorization and Cookie on. They were meant for us: not by default.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tokens = Tokens(self.tokens)
+        if not tokens and not self.allow_open and not is_loopback(self.listen_host):
+            raise InvalidSettings(
+                f"BROADCACHE_LISTEN_HOST: expected a loopback address such as 127.0.0.1 as long as there is no token, "
+                f"got {self.listen_host!r}: everybody who reaches it could empty every cache; set BROADCACHE_TOKENS, "
+                "or BROADCACHE_ALLOW_OPEN=true (--allow-open) if the network lets nobody else in"
+            )
+        self.fanout_policy()
+        self.fanout_limits()
+        self.fanout_tls()
+        ListDiscovery(lists_of(self.fanout_lists))
+
+    def fanout_policy(self) -> FanoutPolicy:
+        """Return what the fan-out may do. Raises: InvalidSettings."""
+        return FanoutPolicy(self.fanout_allow, networks=self.fanout_networks, methods=self.fanout_methods)
+
+    def fanout_limits(self) -> Limits:
+        """Return how long it may take, and how much. Raises: InvalidSettings."""
+        return Limits(
+            connect_timeout_seconds=self.fanout_connect_timeout_seconds,
+            timeout_seconds=self.fanout_timeout_seconds,
+            deadline_seconds=max(self.fanout_deadline_seconds, self.fanout_timeout_seconds),
+            concurrency=self.fanout_concurrency,
+            broadcasts_max=self.fanout_broadcasts_max,
+        )
+
+    def fanout_tls(self) -> ssl.SSLContext | None:
+        """Return how the fan-out encrypts; None when it does not. Raises: InvalidSettings."""
+        return tls_of(self.fanout_scheme, self.fanout_ca_file, "BROADCACHE_FANOUT_CA_FILE")
+
+
+def lists_of(items: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Read `service=address|address` items. Raises: InvalidSettings."""
+    lists = {}
+    for item in items:
+        service, equals, addresses = item.partition("=")
+        if not service or not equals or not all(addresses.split("|")):
+            raise InvalidSettings(
+                f"BROADCACHE_FANOUT_LISTS: expected service=address|address, got {item!r:.100}; write for example "
+                "replicas=127.0.0.1:8101|127.0.0.1:8102"
+            )
+        lists[service] = tuple(addresses.split("|"))
+    return lists
+
+
+class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
+    """How the API listens, who may use it, and what it promises about a publish.
+
+    Raises: InvalidSettings, at construction.
+    """
+
+    redis_url: Annotated[
+        str, Meta(min_length=1, description="Where the log is; it may hold a password.", extra={"secret": True})
+    ] = "redis://127.0.0.1:6379"
     namespaces: Annotated[
         tuple[_Text, ...],
         Meta(description="The namespaces that may be used, so that a misspelt one is an error. None: any."),
@@ -57,24 +177,24 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
         float,
         Meta(ge=1, le=2_592_000, description="How long an Idempotency-Key is remembered, and a retry is safe."),
     ] = 86_400.0
-    request_bytes_max: Annotated[
+    unconfirmed_status: Annotated[
         int,
-        Meta(ge=1_024, le=2**30, description="The largest request body: what one client can make us hold."),
-    ] = 4 * 2**20
+        Meta(
+            ge=200, le=599, description="The answer to a publish that was logged, and not confirmed by every replica."
+        ),
+    ] = 207
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        tokens = Tokens(self.tokens)
         for namespace in self.namespaces:
             try:
                 check_namespace(namespace)
             except InvalidNamespace as error:
                 raise InvalidSettings(f"BROADCACHE_NAMESPACES: {error}; correct it") from None
-        if not tokens and not self.allow_open and not is_loopback(self.listen_host):
+        if self.unconfirmed_status in _STATUSES_WITHOUT_BODY:
             raise InvalidSettings(
-                f"BROADCACHE_LISTEN_HOST: expected a loopback address such as 127.0.0.1 as long as there is no token, "
-                f"got {self.listen_host!r}: everybody who reaches it could empty every cache; set BROADCACHE_TOKENS, "
-                "or BROADCACHE_ALLOW_OPEN=true (--allow-open) if the network lets nobody else in"
+                f"BROADCACHE_UNCONFIRMED_STATUS: expected a status whose answer has a body, which says who is missing, "
+                f"got {self.unconfirmed_status}; take 207, or 504 for clients that look no further than for errors"
             )
 
 

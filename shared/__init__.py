@@ -1,5 +1,6 @@
 """What publisher and subscriber must agree on: the invalidation, its wire form, the log and channel, errors."""
 
+from .confirmation import Confirm, Confirmation, ReplicaConfirmation
 from .errors import (
     BroadcacheError,
     IdempotencyConflict,
@@ -15,9 +16,12 @@ from .errors import (
 )
 from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
 from .log import Receipt
+from .presence import ReplicaPresence
 
 __all__ = [
     "BroadcacheError",
+    "Confirm",
+    "Confirmation",
     "Everything",
     "IdempotencyConflict",
     "InvalidLoader",
@@ -33,6 +37,8 @@ __all__ = [
     "Position",
     "Prefixes",
     "Receipt",
+    "ReplicaConfirmation",
+    "ReplicaPresence",
     "ServerBinaryNotFound",
     "Tags",
     "Target",

@@ -172,6 +172,7 @@ def invalidation_of(
     reason: str = "",
     source: str = "",
     id: str | None = None,
+    confirm: bool = False,
 ) -> Invalidation:
     """Make a new invalidation of these targets, with an id and the time of sending.
 
@@ -218,6 +219,7 @@ def invalidation_of(
         source=source,
         sent_at_ms=time.time_ns() // 1_000_000,
         reason=reason,
+        confirm=confirm,
     )
 
 

@@ -124,8 +124,11 @@ class Link:
         self._lose(LinkLost(f"the link to {self.label} was closed"))
         current = asyncio.current_task()
         tasks = [task for task in (self._reader, self._writer) if task is not current]
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._connection.disconnect(nowait=True)
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            # Also when whoever closes it is cancelled meanwhile.
+            await self._connection.disconnect(nowait=True)
 
     def _send(self, command: tuple[Argument, ...]) -> asyncio.Future[Any]:
         if self.lost.done():

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from .errors import IdempotencyConflict, LogRefused, MalformedFrame, NotPrimary
+from .confirmation import Confirmation
+from .errors import IdempotencyConflict, MalformedFrame
 from .invalidation import Invalidation, Position, new_id
 from .link import Argument, Link, Refused
 from .names import names_of
+from .refusals import refused as _refused
 from .wire import decode, encode_tails
 
 __all__ = [
@@ -30,10 +32,6 @@ __all__ = [
 
 LOG_LENGTH: Final = 10_000
 """How many invalidations a namespace's log keeps, about: how far back a replica that was away can catch up."""
-
-# What a server says that another one is to be asked, or the same one a little later. Redis 6 reports a refusal within
-# a script with words of its own before it.
-_NOT_HERE: Final = re.compile(r"(?:^|[ -])(?:READONLY|MOVED|ASK|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|LOADING|NOREPLICAS)\b")
 
 
 class _Script(NamedTuple):
@@ -56,6 +54,7 @@ class Receipt(NamedTuple):
     Shape:  `position` is that of the last frame, when the invalidation was split.
             `receivers` is what PUBLISH counted: connections that were subscribed, no proof that a replica applied it.
             `is_repeat` is true when this id had been logged before, and nothing was logged now.
+            `confirmation` says which replicas have applied it, if that was asked for.
     """
 
     id: str
@@ -63,6 +62,7 @@ class Receipt(NamedTuple):
     position: Position
     receivers: int
     is_repeat: bool = False
+    confirmation: Confirmation | None = None
 
 
 class Identity(NamedTuple):
@@ -75,10 +75,14 @@ class Identity(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """What an echo answered: the head of each namespace, and the server's replication id, at one moment."""
+    """What an echo answered: the head of each namespace, and the server's replication id, at one moment.
+
+    Shape: `complaint` is what kept this replica from being listed with the others; empty when nothing did.
+    """
 
     replication_id: str
     positions: dict[str, Position | None]
+    complaint: str = ""
 
 
 class Entry(NamedTuple):
@@ -155,32 +159,40 @@ def echo_channel_of(namespace: str, replica_id: str) -> str:
 
 
 async def echo(
-    link: Link, namespaces: Sequence[str], *, replica_id: str, probe: str, presence: bytes, presence_seconds: float
+    link: Link,
+    namespaces: Sequence[str],
+    *,
+    replica_id: str,
+    probe: str,
+    presences: Sequence[bytes],
+    presence_seconds: float,
 ) -> Heads:
     """Have the server, which has to be a primary, publish `probe` to this replica and tell the heads.
 
-    Shape:  the probe comes on `echo_channel_of(namespaces[0], replica_id)`. `presence` is what others can read of this
-            replica, for `presence_seconds`.
+    Shape:  the probe comes on `echo_channel_of(namespaces[0], replica_id)`. `presences` is what others can read of this
+            replica, one for each namespace, for `presence_seconds`.
     Raises: LinkLost; LogRefused, also by a server that was demoted.
     """
-    replica_key = f"{{{names_of(namespaces[0]).channel}}}:replica:{replica_id}"
-    keys = (replica_key, *(names_of(namespace).head for namespace in namespaces))
-    arguments = (
-        presence,
-        max(1, round(presence_seconds * 1_000)),
+    keys: list[str] = []
+    for names in map(names_of, namespaces):
+        keys += [names.head, names.presence_prefix + replica_id, names.registry]
+    arguments: tuple[Argument, ...] = (
         echo_channel_of(namespaces[0], replica_id),
         probe,
         _publish_on(link),
+        replica_id,
+        max(1, round(presence_seconds * 1_000)),
+        *presences,
     )
     try:
-        replication_id, *heads = await _run(link, _ECHO, keys, arguments)
+        replication_id, complaint, *heads = await _run(link, _ECHO, keys, arguments)
         positions = {
             namespace: None if epoch is None else Position(epoch.decode(), int(sequence or 0))
             for namespace, epoch, sequence in zip(namespaces, heads[0::2], heads[1::2], strict=True)
         }
     except (Refused, ValueError) as error:
         raise _refused("answer an echo", error) from error
-    return Heads(replication_id.decode(), positions)
+    return Heads(replication_id.decode(), positions, complaint.decode())
 
 
 async def read_after(link: Link, namespace: str, *, after: int, count: int) -> list[Entry]:
@@ -219,11 +231,6 @@ async def _run(link: Link, script: _Script, keys: Sequence[str], arguments: Sequ
 
 def _publish_on(link: Link) -> str:
     return "SPUBLISH" if link.is_sharded else "PUBLISH"
-
-
-def _refused(what: str, error: Refused | ValueError) -> LogRefused:
-    kind = NotPrimary if _NOT_HERE.search(str(error)) else LogRefused
-    return kind(f"expected Redis to {what}, got: {error}")
 
 
 def _field_of(info: bytes, name: bytes) -> str:

@@ -8,18 +8,19 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn, TypeAlias
-
-import msgspec
 
 from ..shared.clock import Clock
 from ..shared.errors import BroadcacheError, LinkLost
 from ..shared.link import Link, RedisAddress, Refused
 from ..shared.log import Identity, echo, echo_channel_of, head, identity, names_of, read_after
+from ..shared.presence import withdraw
 from .local_cache import LocalCache
+from .presence import Teller
+from .reporter import Reporter
 from .sequencer import Sequencer
 
 __all__ = ["Follower", "State", "Timing"]
@@ -30,6 +31,8 @@ _log = logging.getLogger("broadcache.subscriber")
 
 _BACKOFF_SECONDS_MIN: Final = 0.05
 _REPLAY_PAGE_ENTRIES: Final = 256
+_WITHDRAW_SECONDS: Final = 0.25
+_PRESENCE_SECONDS_MAX: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,11 @@ class Follower:
         self._resumed: set[str] = set()
         self._server: Identity | None = None
         self._probe = b""
+        self._teller = Teller(replica_id)
+        self._reporter = Reporter(replica_id)
+        # The namespaces in which others may find this replica, and what last kept it from being found.
+        self._present: set[str] = set()
+        self._complaint = ""
         self._has_news = asyncio.Event()
         self._has_probe = asyncio.Event()
         self._is_coherent = asyncio.Event()
@@ -114,6 +122,7 @@ class Follower:
         self._has_news = asyncio.Event()
         self._has_probe = asyncio.Event()
         self._is_coherent = asyncio.Event()
+        self._reporter.prepare()
 
     async def wait_coherent(self) -> None:
         """Wait until every namespace has been proven coherent over the link that there is."""
@@ -146,6 +155,7 @@ class Follower:
             timeout_seconds=self._timing.connect_timeout_seconds,
             on_message=self._receive,
         )
+        reporting = asyncio.create_task(self._reporter.send_for_ever(link), name="broadcache report")
         try:
             link.lost.add_done_callback(self._note_loss)
             self._enter("recovering")
@@ -162,9 +172,17 @@ class Follower:
                 for sequencer in tuple(self._sequencers.values()):
                     await self._catch_up(link, sequencer)
                 await self._echo(link, server)
+        except asyncio.CancelledError:
+            self.leave("lost")
+            await self._withdraw(link, self._present)
+            raise
         finally:
             self.leave("lost")
-            await link.close()
+            reporting.cancel()
+            try:
+                await link.close()
+            finally:
+                await asyncio.wait([reporting])
 
     async def _recover(self, link: Link) -> Identity:
         """Subscribe, and catch up with what was published since the last subscription ended."""
@@ -211,6 +229,20 @@ class Follower:
         except Refused as refusal:
             raise LinkLost(f"expected {link.label} to let this user subscribe, got: {refusal}") from refusal
         self._subscribed = wanted
+        if gone := self._present.difference(namespaces):
+            await self._withdraw(link, gone)
+
+    async def _withdraw(self, link: Link, namespaces: Iterable[str]) -> None:
+        """Have nobody expect this replica any more, if that can be had at once; else it disappears by itself."""
+        gone = tuple(namespaces)
+        self._present.difference_update(gone)
+        if not gone or link.lost.done():
+            return
+        try:
+            async with asyncio.timeout(_WITHDRAW_SECONDS):
+                await withdraw(link, gone, self._replica_id)
+        except (BroadcacheError, TimeoutError) as error:
+            _log.info("%s is listed until its presence ends: %s", self._replica_id, str(error) or "no answer in time")
 
     async def _catch_up(self, link: Link, sequencer: Sequencer) -> None:
         """Apply from the log what did not come over the channel; drop everything if the log no longer holds it."""
@@ -221,6 +253,8 @@ class Follower:
                 )
                 if not sequencer.replay(entries):
                     sequencer.restart(await head(link, sequencer.namespace), "log trimmed")
+            if sequencer.reports:
+                self._reporter.take(sequencer)
             self._on_change()
             await asyncio.sleep(0)
 
@@ -250,20 +284,23 @@ class Follower:
         before = {namespace: sequencer.position for namespace, sequencer in asked.items()}
         self._probe = secrets.token_hex(8).encode()
         self._has_probe.clear()
+        presence_seconds = self._presence_seconds
+        self._present.update(asked)
         async with _deadline(self._timing.echo_timeout_seconds, link.label):
             heads = await echo(
                 link,
                 tuple(asked),
                 replica_id=self._replica_id,
                 probe=self._probe.decode(),
-                presence=self._presence(),
-                presence_seconds=2 * self._timing.echo_interval_seconds + self._timing.echo_timeout_seconds,
+                presences=[self._presence(each, presence_seconds) for each in asked.values()],
+                presence_seconds=presence_seconds,
             )
             await self._has_probe.wait()
             if link.lost.done():
                 raise link.lost.result()
         if heads.replication_id != server.replication_id:
             raise LinkLost(f"{link.label} was demoted, or promoted: what it had accepted may be lost")
+        self._note_complaint(heads.complaint)
         for namespace, sequencer in asked.items():
             reason = sequencer.check(heads.positions[namespace], before[namespace])
             if reason is not None:
@@ -273,10 +310,31 @@ class Follower:
         self.echoes += 1
         self._confirm(asked_at)
 
-    def _presence(self) -> bytes:
+    @property
+    def _presence_seconds(self) -> float:
+        """How long this replica is listed after an echo.
+
+        As long as the echo may be used to serve reads: who is not listed any more serves nothing from its caches.
+        """
+        two_echoes_seconds = 2 * self._timing.echo_interval_seconds + self._timing.echo_timeout_seconds
+        bound_seconds = max((cache.max_staleness_seconds for cache in self.caches), default=0.0)
+        return min(_PRESENCE_SECONDS_MAX, max(two_echoes_seconds, bound_seconds))
+
+    def _presence(self, sequencer: Sequencer, lifetime_seconds: float) -> bytes:
         """What others can read of this replica while it lives."""
-        positions = {namespace: each.position for namespace, each in self._sequencers.items()}
-        return msgspec.json.encode({"replica": self._replica_id, "state": self.state, "positions": positions})
+        return self._teller.tell(
+            sequencer,
+            namespaces=self.namespaces,
+            state=self.state,
+            lifetime_seconds=lifetime_seconds,
+            lag_ms=self._reporter.lag_ms(sequencer.namespace),
+        )
+
+    def _note_complaint(self, complaint: str) -> None:
+        """Log, once, why others do not see this replica."""
+        if complaint != self._complaint and complaint:
+            _log.warning("expected Redis to list replica %s, got: %s", self._replica_id, complaint)
+        self._complaint = complaint
 
     def _confirm(self, as_of: float) -> None:
         for namespace in self._resumed:
@@ -322,6 +380,8 @@ class Follower:
             if frame == self._probe:
                 self._has_probe.set()
         elif sequencer.receive(frame):
+            if sequencer.reports:
+                self._reporter.take(sequencer)
             self._on_change()
             if sequencer.is_behind:
                 self._has_news.set()

@@ -1,10 +1,11 @@
 """The sequencer: takes what arrives for one namespace, applies it in order and once, and clears when in doubt."""
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final
 
+from ..shared.confirmation import Outcome, Report
 from ..shared.errors import MalformedFrame
 from ..shared.invalidation import Everything, Invalidation, Position
 from ..shared.log import Entry
@@ -18,6 +19,8 @@ _log = logging.getLogger("broadcache.subscriber")
 
 _BEFORE_THE_FIRST: Final = Position("", 0)
 _OWN_IDS_MAX: Final = 10_000
+_REPORTS_MAX: Final = 10_000
+"""How many reports are kept until they are taken. What is more is not confirmed, and shows as missing."""
 
 
 class Sequencer:
@@ -32,7 +35,8 @@ class Sequencer:
 
     Shape: `counts` has `applied`, `duplicate`, `own`, `repeat`, `unsequenced`, `malformed` (messages by what became of
            them), `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind). What was
-           posted is counted by whoever hands it over.
+           posted is counted by whoever hands it over. `reports` has what is to be confirmed, each with the time it was
+           sent at, for whoever owns it to take.
     """
 
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:
@@ -49,6 +53,7 @@ class Sequencer:
         self._note_short = self._heard.short.append
         self._posted = self._heard.posted
         self._clears = 0
+        self.reports: deque[tuple[Report, int | None]] = deque(maxlen=_REPORTS_MAX)
 
     @property
     def position(self) -> Position | None:
@@ -124,21 +129,31 @@ class Sequencer:
         except MalformedFrame as error:
             self._forget_malformed(error)
             return True
-        clears_before = self._clears
+        has_cleared = False
         sequence = invalidation.seq
-        if sequence == self._sequence + 1 and invalidation.epoch == self._epoch:
-            self._sequence += 1
-        elif sequence is None:
+        if sequence is None:
             self.counts["unsequenced"] += 1
-        elif not self._place(Position(invalidation.epoch or "", sequence)):
-            return self.is_behind
-        self._apply(invalidation)
+        elif sequence == self._sequence + 1 and invalidation.epoch == self._epoch:
+            self._sequence = sequence
+        else:
+            clears_before = self._clears
+            if not self._place(Position(invalidation.epoch or "", sequence)):
+                if invalidation.confirm and sequence <= self._sequence:
+                    self._report(invalidation, "duplicate", None)
+                return self.is_behind or bool(self.reports)
+            has_cleared = self._clears != clears_before
+        if self._posted or self._own_ids or invalidation.confirm:
+            self._apply(invalidation)
+        else:  # the same without a second look: nearly all messages go this way
+            self.counts["applied"] += 1
+            for cache in self.caches:
+                cache.apply_invalidation(invalidation)
         if len(frame) <= SHORT_BYTES_MAX:
             self._note_short(frame)
         else:
             self._heard.note(invalidation)
-        return self._clears != clears_before or bool(
-            invalidation.everything or invalidation.prefixes or invalidation.tags
+        return has_cleared or bool(
+            invalidation.everything or invalidation.prefixes or invalidation.tags or invalidation.confirm
         )
 
     def replay(self, entries: Sequence[Entry]) -> bool:
@@ -191,13 +206,39 @@ class Sequencer:
         # The parts of a split invalidation have its id and a number.
         if self._own_ids and invalidation.id.partition(".")[0] in self._own_ids:
             self.counts["own"] += 1
+            if invalidation.confirm:
+                self._report(invalidation, "own", 0)
             return
         if self._posted and self._heard.take_posted(invalidation):
             self.counts["repeat"] += 1
+            if invalidation.confirm:
+                self._report(invalidation, "duplicate", None)
             return
         self.counts["applied"] += 1
+        if invalidation.confirm:
+            self._apply_confirmed(invalidation)
+            return
         for cache in self.caches:
             cache.apply_invalidation(invalidation)
+
+    def _apply_confirmed(self, invalidation: Invalidation) -> None:
+        """Apply, and count what is dropped, which costs a little more."""
+        dropped = 0
+        for cache in self.caches:
+            before = cache.stats()
+            cache.apply_invalidation(invalidation)
+            dropped += before.entries if invalidation.everything else cache.stats().dropped - before.dropped
+        # The sweep has still to find what a prefix names, or a tag of many entries.
+        is_counted = not invalidation.prefixes and not (
+            invalidation.tags and any(c.has_sweep_work for c in self.caches)
+        )
+        self._report(invalidation, "applied", dropped if is_counted else None)
+
+    def _report(self, invalidation: Invalidation, outcome: Outcome, dropped: int | None) -> None:
+        report = Report(
+            id=invalidation.id, epoch=invalidation.epoch, seq=invalidation.seq, outcome=outcome, dropped=dropped
+        )
+        self.reports.append((report, invalidation.sent_at_ms))
 
     def _place(self, position: Position) -> bool:
         """Decide about a position that does not follow the last one; return whether to apply it now."""

@@ -16,7 +16,9 @@ from typing import Any
 import httpx2
 import jsonschema
 import pytest
+from tests.support.child_replica import child_replica
 from tests.support.redis_probe import redis_probe
+from tests.support.replicas import FAST
 from tests.support.tcp_proxy import TcpProxy
 
 from broadcache import __version__
@@ -24,8 +26,10 @@ from broadcache.publisher import Publisher
 from broadcache.publisher.api import create_app
 from broadcache.publisher.server import AddressUnavailable, listen, new_server, url_of
 from broadcache.publisher.settings import ApiSettings
+from broadcache.shared import InvalidSettings
 from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.log import names_of
+from broadcache.subscriber import LocalCache, Subscriber
 
 pytestmark = pytest.mark.anyio
 
@@ -599,16 +603,119 @@ async def test_a_mistake_of_ours_is_a_problem_without_internals(
     assert "GET /health/ready failed: RuntimeError" in caplog.text
 
 
+# Replicas, and what they confirm
+
+
+async def test_the_replicas_of_a_namespace_are_listed(client: httpx2.AsyncClient, redis_url: str) -> None:
+    assert (await client.get("/replicas", params={"namespace": "products"})).json() == {
+        "namespace": "products",
+        "replicas": [],
+    }
+    async with Subscriber(redis_url, caches={"products": LocalCache({})}, replica_id="web-1", **FAST):
+        await client.post(PATH, json={"namespace": "products", "keys": ["a"], "confirm": {"timeout_seconds": 20}})
+        while True:
+            [replica] = (await client.get("/replicas", params={"namespace": "products"})).json()["replicas"]
+            if replica["is_coherent"] and replica["position"] is not None:
+                break
+        assert (replica["replica"], replica["state"], replica["behind"]) == ("web-1", "coherent", 0)
+        assert (replica["pid"], replica["version"]) == (os.getpid(), __version__)
+        assert replica["position"]["sequence"] == 1
+        assert 0 <= replica["staleness_seconds"] < replica["max_staleness_seconds"] == 5.0
+        # The first invalidation of all began the log anew, for all that the replica could know.
+        assert (replica["hit_ratio"], replica["clears"]["subscribed"]) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"), [("namespace=two+words", "namespace"), ("limit=1", "limit"), ("name=a", "name")]
+)
+async def test_replicas_asked_for_wrongly_are_a_problem(client: httpx2.AsyncClient, query: str, parameter: str) -> None:
+    problem = problem_of(await client.get(f"/replicas?{query}"), 422, "parameter-invalid")
+    assert [error["parameter"] for error in problem["errors"]] == [parameter]
+
+
+async def test_replicas_of_a_namespace_that_is_not_allowed_are_a_problem(redis_url: str) -> None:
+    async with client_of(ApiSettings(redis_url=redis_url, namespaces=("products",), tokens=("ro:eye",))) as client:
+        reader = {"Authorization": "Bearer eye"}
+        problem_of(await client.get("/replicas?namespace=products"), 401, "token-invalid")
+        problem_of(await client.get("/replicas?namespace=users", headers=reader), 404, "namespace-unknown")
+        assert (await client.get("/replicas?namespace=products", headers=reader)).status_code == 200
+
+
+async def test_a_publish_that_every_replica_confirms_answers_200_with_each(
+    client: httpx2.AsyncClient, redis_url: str
+) -> None:
+    body = {"namespace": "products", "keys": ["a"], "confirm": {"timeout_seconds": 20}}
+    async with Subscriber(redis_url, caches={"products": LocalCache({})}, replica_id="web-1", **FAST):
+        answer = await client.post(PATH, json=body)
+    assert answer.status_code == 200
+    confirmation = answer.json()["confirmation"]
+    assert {name: confirmation[name] for name in ("is_complete", "expected", "confirmed", "missing")} == {
+        "is_complete": True,
+        "expected": ["web-1"],
+        "confirmed": ["web-1"],
+        "missing": [],
+    }
+    [replica] = confirmation["replicas"]
+    assert (replica["replica"], replica["outcome"]) == ("web-1", "confirmed")
+    assert replica["latency_ms"] > 0
+
+
+@pytest.mark.parametrize("status", [207, 504])
+async def test_a_publish_that_a_replica_does_not_confirm_answers_who_is_missing(redis_url: str, status: int) -> None:
+    settings = ApiSettings(redis_url=redis_url, unconfirmed_status=status)
+    async with client_of(settings) as client, child_replica(redis_url, "products", "frozen") as child:
+        child.freeze()
+        body = {"namespace": "products", "keys": ["a"], "confirm": {"timeout_seconds": 0.2}}
+        answer = await client.post(PATH, json=body)
+        assert (answer.status_code, answer.json()["sequence"], answer.json()["receivers"]) == (status, 1, 1)
+        assert answer.json()["confirmation"]["missing"] == ["frozen"]
+
+
+async def test_a_repeated_request_is_confirmed_as_well(client: httpx2.AsyncClient, redis_url: str) -> None:
+    body = {"namespace": "products", "keys": ["a"], "confirm": {"timeout_seconds": 20}}
+    async with Subscriber(redis_url, caches={"products": LocalCache({})}, replica_id="web-1", **FAST):
+        answers = [await client.post(PATH, json=body, headers={"Idempotency-Key": "key"}) for _ in range(2)]
+    assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == [None, "true"]
+    assert [answer.json()["confirmation"]["confirmed"] for answer in answers] == [["web-1"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("confirm", "pointer"),
+    [
+        ({"timeout_seconds": 0}, "/confirm/timeout_seconds"),
+        ({"timeout_seconds": 61}, "/confirm/timeout_seconds"),
+        ({"timeout_seconds": "1"}, "/confirm/timeout_seconds"),
+        ({"timeout": 1}, "/confirm"),
+        (True, "/confirm"),
+    ],
+)
+async def test_a_wait_that_makes_no_sense_is_a_problem_that_says_where(
+    client: httpx2.AsyncClient, redis_url: str, confirm: object, pointer: str
+) -> None:
+    answer = await client.post(PATH, json={"keys": ["a"], "confirm": confirm})
+    [error] = problem_of(answer, 422, "invalidation-invalid")["errors"]
+    assert error["pointer"] == pointer
+    assert "expected" in error["detail"]
+    assert pointer in error["detail"]
+    assert await log_length_of(redis_url) == 0
+
+
+@pytest.mark.parametrize("status", [199, 204, 304, 600])
+def test_a_status_that_cannot_say_who_is_missing_is_refused(status: int) -> None:
+    with pytest.raises(InvalidSettings, match=r"(?i)unconfirmed_status"):
+        ApiSettings(unconfirmed_status=status)
+
+
 # The document
 
 
 async def test_the_openapi_document_is_whole(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert document["info"]["version"] == __version__
-    assert set(document["paths"]) == {PATH, "/health/live", "/health/ready"}
+    assert set(document["paths"]) == {PATH, "/replicas", "/health/live", "/health/ready"}
     assert document["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
     assert set(document["paths"][PATH]["post"]["responses"]) == {
-        "200", "400", "401", "403", "404", "413", "415", "422", "500", "503",
+        "200", "207", "400", "401", "403", "404", "413", "415", "422", "500", "503",
     }  # fmt: skip
     parameters = {parameter["name"] for parameter in document["paths"][PATH]["get"]["parameters"]}
     assert parameters == {"namespace", "limit", "before"}
@@ -636,7 +743,9 @@ async def test_every_example_of_the_document_is_what_its_schema_describes(client
     assert count > 20
 
 
-async def test_every_documented_request_is_accepted_and_answers_as_documented(client: httpx2.AsyncClient) -> None:
+async def test_every_documented_request_is_accepted_and_answers_as_documented(
+    client: httpx2.AsyncClient, redis_url: str
+) -> None:
     document = (await client.get("/openapi.json")).json()
     post = document["paths"][PATH]["post"]
 
@@ -652,6 +761,11 @@ async def test_every_documented_request_is_accepted_and_answers_as_documented(cl
     validate(await client.post(PATH, json={"keys": [1]}), post)
     validate(await client.get(PATH, params={"namespace": "products"}), document["paths"][PATH]["get"])
     validate(await client.get(PATH, params={"limit": 0}), document["paths"][PATH]["get"])
+    replicas = document["paths"]["/replicas"]["get"]
+    async with Subscriber(redis_url, caches={"products": LocalCache({})}):
+        validate(await client.get("/replicas", params={"namespace": "products"}), replicas)
+        validate(await client.post(PATH, json={"namespace": "products", "keys": ["a"], "confirm": {}}), post)
+    validate(await client.get("/replicas", params={"limit": 0}), replicas)
 
 
 @pytest.mark.parametrize(("tokens", "security"), [((), [{"bearer": []}, {}]), (("swordfish",), [{"bearer": []}])])

@@ -56,7 +56,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert (finished.returncode, finished.stdout) == (0, f"broadcache {__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["serve", "publish", "watch", "replica", "demo"])
+@pytest.mark.parametrize("command", ["serve", "publish", "watch", "replicas", "doctor", "fanout", "replica", "demo"])
 def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120", "TERM": "dumb"})
     assert result.exit_code == 0

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from redis._parsers import _AsyncRESP3Parser
+from tests.support.redis_probe import redis_probe
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
 
@@ -142,3 +143,15 @@ async def test_a_unix_socket_is_an_address_too() -> None:
     with EmbeddedServer(unix_socket=True) as server:
         async with link_to(server.url) as link:
             assert await link.call("ECHO", "here") == b"here"
+
+
+async def test_a_close_that_is_cancelled_closes_all_the_same(redis_url: str) -> None:
+    link = await Link.open(RedisAddress(redis_url), client_name="cancelled", timeout_seconds=5)
+    closing = asyncio.create_task(link.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    async with redis_probe(redis_url) as probe:
+        while b"name=cancelled " in await probe.call("CLIENT", "LIST"):
+            await asyncio.sleep(0.01)

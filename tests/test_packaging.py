@@ -93,6 +93,11 @@ def test_importing_the_publisher_loads_no_web_framework() -> None:
     assert _modules_loaded_by("import broadcache.publisher") & WEB_FRAMEWORKS_AND_TERMINALS == set()
 
 
+def test_importing_discovery_loads_no_resolver_until_names_are_looked_up() -> None:
+    unwanted = {*WEB_FRAMEWORKS_AND_TERMINALS, "aiohttp", "dns"}
+    assert _modules_loaded_by("import broadcache.publisher.discovery") & unwanted == set()
+
+
 def test_importing_the_root_loads_neither_side() -> None:
     loaded = _modules_loaded_by("import broadcache", depth=2)
     assert {name for name in loaded if name.startswith("broadcache")} == {"broadcache"}

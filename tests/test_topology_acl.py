@@ -9,8 +9,8 @@ from tests.support.replicas import FAST, fill, new_cache, reached
 from tests.support.topologies import asked, cluster_of_three
 from tests.support.waiting import until
 
-from broadcache.publisher import Publisher
-from broadcache.shared import Keys, LinkLost, LogRefused
+from broadcache.publisher import Confirm, Publisher
+from broadcache.shared import Keys, LinkLost, LogRefused, Receipt, ReplicaConfirmation
 from broadcache.shared.embedded import EmbeddedServer
 from broadcache.subscriber import Subscriber
 
@@ -106,9 +106,83 @@ async def test_a_replica_without_one_of_its_rights_bypasses_and_says_which(
             if right != "+unsubscribe":
                 asked(own_server.port, "SCRIPT", "FLUSH")
                 asked(own_server.port, "CLIENT", "KILL", "TYPE", "pubsub")
-                await publisher.publish(Keys("key"))
+                await publisher.publish(Keys("key"), confirm=Confirm(timeout_seconds=0.01))
             await until(lambda: named(right) in caplog.text.lower(), f"a text that names {right}")
             assert "expected" in caplog.text
+
+
+CONFIRMING = rights_in("A publisher that asks")
+SELDOM = {**FAST, "echo_interval_seconds": 4.0}
+
+
+def confirmed_by(receipt: Receipt) -> list[ReplicaConfirmation]:
+    assert receipt.confirmation is not None
+    return list(receipt.confirmation.replicas)
+
+
+async def test_the_rights_of_the_page_are_enough_to_confirm(own_server: EmbeddedServer) -> None:
+    replica_url = allow(own_server, "replica", rights_of("replica"))
+    publisher_url = allow(own_server, "publisher", [*rights_of("publisher"), *CONFIRMING])
+    async with (
+        Publisher(publisher_url) as publisher,
+        Subscriber(replica_url, caches={"default": new_cache()}, replica_id="web-1", **SELDOM),
+    ):
+        receipt = await publisher.publish(Keys("key"), confirm=Confirm(timeout_seconds=20))
+        assert [(each.replica, each.how) for each in confirmed_by(receipt)] == [("web-1", "message")]
+        assert [each.replica for each in await publisher.replicas()] == ["web-1"]
+
+
+@pytest.mark.parametrize("right", CONFIRMING)
+async def test_a_publisher_without_a_right_to_confirm_is_told_which(
+    own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture, right: str
+) -> None:
+    rights = [*rights_of("publisher"), *(each for each in CONFIRMING if each != right)]
+    url = allow(own_server, "publisher", rights)
+    async with (
+        Publisher(url, timeout_seconds=5) as publisher,
+        Subscriber(own_server.url, caches={"default": new_cache()}, replica_id="web-1", **FAST),
+    ):
+        if right in {"+subscribe", CONFIRMING[0]}:
+            # It hears no reports; echoes tell as well.
+            receipt = await publisher.publish(Keys("key"), confirm=Confirm(timeout_seconds=20))
+            assert [(each.replica, each.how) for each in confirmed_by(receipt)] == [("web-1", "echo")]
+            assert named(right) in caplog.text.lower()
+            return
+        with pytest.raises(LogRefused) as refused:
+            await publisher.replicas()
+        assert named(right) in str(refused.value).lower()
+
+
+async def test_a_replica_that_may_not_confirm_is_missing_and_not_confirmed(own_server: EmbeddedServer) -> None:
+    rights = [right for right in rights_of("replica") if not right.endswith(":confirmed")]
+    cache = new_cache()
+    async with (
+        Publisher(own_server.url) as publisher,
+        Subscriber(
+            allow(own_server, "replica", rights), caches={"default": cache}, replica_id="web-1", **SELDOM
+        ) as subscriber,
+    ):
+        fill(cache, "key")
+        receipt = await publisher.publish(Keys("key"), confirm=Confirm(timeout_seconds=0.5))
+        assert confirmed_by(receipt) == [ReplicaConfirmation(replica="web-1", outcome="missing")]
+        # It has dropped it, and nobody can know.
+        await reached(subscriber, receipt)
+        assert set(cache) == set()
+
+
+async def test_a_replica_with_the_rights_of_before_is_not_listed_and_works_all_the_same(
+    own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    new = {"+time", "+zadd", "+zrangebyscore", "+zrem", "+pexpire", "+del", "&{cache-invalidation*}:confirmed"}
+    rights = [right for right in rights_of("replica") if right not in new]
+    async with (
+        Publisher(own_server.url) as publisher,
+        Subscriber(allow(own_server, "replica", rights), caches={"default": new_cache()}, **FAST) as subscriber,
+    ):
+        await reached(subscriber, await publisher.publish(Keys("key")))
+        await until(lambda: subscriber.stats().echoes > 2)
+        assert (subscriber.stats().lost, await publisher.replicas()) == (0, [])
+    assert caplog.text.count("expected Redis to list replica") == 1
 
 
 @pytest.mark.parametrize("right", rights_of("publisher"))

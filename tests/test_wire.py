@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadcache.shared import Everything, Invalidation, Keys, MalformedFrame, Prefixes, Tags, Target
+from broadcache.shared.confirmation import decode_reports, encode_reports
 from broadcache.shared.invalidation import REQUEST_NAMES_MAX, invalidation_of
 from broadcache.shared.log import names_of
 from broadcache.shared.wire import FRAME_BYTES_MAX, decode, encode, encode_tails
@@ -299,3 +300,15 @@ def test_the_asyncapi_document_points_at_the_schema_and_its_examples_are_frames(
         schema.validate(example["payload"])
         assert decode(msgspec.json.encode(example["payload"]), "products").keys == ("product:42",)
     assert document["channels"]["invalidations"]["address"].format(namespace="products") == names_of("products").channel
+
+
+def test_the_asyncapi_documents_reports_are_read_and_its_channel_is_the_real_one() -> None:
+    document = yaml.safe_load((Path(__file__).parent.parent / "docs" / "asyncapi.yaml").read_text())
+    message = document["components"]["messages"]["reports"]
+    for example in message["examples"]:
+        jsonschema.Draft202012Validator(message["payload"]).validate(example["payload"])
+        read = decode_reports(msgspec.json.encode(example["payload"]))
+        assert msgspec.json.decode(encode_reports(read.replica, read.reports)) == example["payload"]
+    channel = document["channels"]["confirmations"]["parameters"]["channel"]
+    assert channel["examples"] == [names_of("products").confirmed]
+    assert names_of("default").confirmed in channel["description"]

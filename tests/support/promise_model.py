@@ -191,6 +191,9 @@ class Replica:
         for task in self.own:
             task.cancel()
         self.loop.turn()
+        # Nobody answers any more: it stops trying to say that it leaves.
+        self.clock.now += 1.0
+        self.loop.turn()
         self._patch.stop()
         logging.getLogger("broadcache").removeHandler(self.own_errors)
         assert closing.done()

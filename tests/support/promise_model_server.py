@@ -215,9 +215,11 @@ class Network:
                 keys, arguments = [str(key) for key in rest[:key_count]], rest[key_count:]
                 if not server.is_primary:
                     return Refused("READONLY You can't write against a read only replica.")
-                if keys[0] in self._namespace_of_head:
-                    return self._append(keys, arguments)
-                return self._echo(server, keys, arguments)
+                if keys[2] == names_of(self._namespace_of_head[keys[0]]).registry:
+                    return self._echo(server, keys, arguments)
+                return self._append(keys, arguments)
+            case ("ZREM" | "DEL", str(), *_):
+                return 1  # nobody asks here who is there
         raise AssertionError(f"expected a command that the model knows, got {command!r}")
 
     def _head_of(self, server: Server, key: str) -> tuple[bytes | None, bytes | None]:
@@ -231,9 +233,9 @@ class Network:
         return [*self.append(namespace, id, tails), str(fingerprint).encode()]
 
     def _echo(self, server: Server, keys: list[str], arguments: list[Argument]) -> list[Any]:
-        self._publish(server, str(arguments[2]), str(arguments[3]).encode())
-        heads = [field for key in keys[1:] for field in self._head_of(server, key)]
-        return [server.replication_id.encode(), *heads]
+        self._publish(server, str(arguments[0]), str(arguments[1]).encode())
+        heads = [field for key in keys[0::3] for field in self._head_of(server, key)]
+        return [server.replication_id.encode(), b"", *heads]
 
 
 class ModelLink:

@@ -8,7 +8,9 @@ __all__ = ["main"]
 
 _EXTRA_OF_MODULE = {
     "aiohttp": "demo",
+    "dns": "fanout",
     "fastapi": "publisher",
+    "h11": "fanout",
     "pydantic": "publisher",
     "rich": "cli",
     "starlette": "publisher",

@@ -6,8 +6,11 @@ import typer
 
 from .. import __version__
 from .demo import demo
+from .doctor import doctor
+from .fanout import fanout
 from .publish import publish
 from .replica import replica
+from .replicas import replicas
 from .serve import serve
 from .watch import watch
 
@@ -22,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, serve, publish, watch, replica):
+for command in (demo, serve, publish, watch, replicas, doctor, fanout, replica):
     app.command()(command)
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,14 +37,17 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._draining: asyncio.Task[bytes] | None = None
 
-    async def start(self, arguments: Sequence[str], port: int) -> None:
-        """Start it on `port`, or on any free port if that one cannot be had. Raises: ChildFailed."""
+    async def start(self, arguments: Sequence[str], port: int, settings: Mapping[str, str] | None = None) -> None:
+        """Start it on `port`, or on any free port if that one cannot be had. Raises: ChildFailed.
+
+        Shape:  `settings` are environment variables of ours.
+        """
         try:
-            await self._launch((*arguments, "--port", str(port)))
+            await self._launch((*arguments, "--port", str(port)), settings or {})
         except ChildFailed:
             if not port:
                 raise
-            await self._launch((*arguments, "--port", "0"))
+            await self._launch((*arguments, "--port", "0"), settings or {})
 
     async def end(self) -> None:
         """End it in order, by force after STOP_SECONDS_MAX. Harmless when it has ended, or was never started."""
@@ -65,14 +68,14 @@ class Child:
             if self._draining is not None:
                 await self._draining
 
-    async def _launch(self, arguments: Sequence[str]) -> None:
+    async def _launch(self, arguments: Sequence[str], settings: Mapping[str, str]) -> None:
         with self._log_path.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *dying_with_us((sys.executable, "-m", "broadcache", *arguments)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=_environment(),
+                env={**_environment(), **settings},
                 start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends its processes in order
             )
         output = self._process.stdout

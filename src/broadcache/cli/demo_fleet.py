@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -24,6 +24,8 @@ SUBSCRIBED_COUNT: Final = 3
 _FIRST_REPLICA_PORT_OFFSET: Final = 101
 _REQUEST_SECONDS_MAX: Final = 5.0
 _DROP_SECONDS_MAX: Final = 5.0
+_STATE_SECONDS_MAX: Final = 15.0
+"""Longer than a replica waits between two attempts to reach its server, and than it takes to start one."""
 _BEFORE_ASKING_SECONDS: Final = 0.05
 
 
@@ -46,11 +48,15 @@ class Drop(NamedTuple):
 
 
 class Invalidated(NamedTuple):
-    """An invalidation that was logged, and when its request was sent, on the same clock."""
+    """An invalidation that was taken, and when its request was sent, on the same clock.
+
+    `sequence` is None when it was not logged: then `told_by_http` replicas were told one by one.
+    """
 
     id: str
-    sequence: int
+    sequence: int | None
     sent_at_ns: int
+    told_by_http: int = 0
 
 
 class _Http:
@@ -97,6 +103,25 @@ class Replica(_Http):
         position = answer["namespaces"][Catalogue.namespace]["position"]
         return answer["state"], position["sequence"] if position else 0
 
+    async def await_state(self, *, is_coherent: bool) -> bool:
+        """Wait until it is coherent, or is not; return whether it came to that in _STATE_SECONDS_MAX."""
+        deadline = time.monotonic() + _STATE_SECONDS_MAX
+        while time.monotonic() < deadline:
+            state, _ = await self.status()
+            if (state == "coherent") == is_coherent:
+                return True
+            await asyncio.sleep(_BEFORE_ASKING_SECONDS)
+        return False
+
+    async def await_sequence(self, sequence: int) -> bool:
+        """Wait until its position is at `sequence`, or beyond; return whether it came to that in _STATE_SECONDS_MAX."""
+        deadline = time.monotonic() + _STATE_SECONDS_MAX
+        while time.monotonic() < deadline:
+            if (await self.status())[1] >= sequence:
+                return True
+            await asyncio.sleep(_BEFORE_ASKING_SECONDS)
+        return False
+
     async def drop_of(self, invalidated: Invalidated) -> Drop | None:
         """Wait until the replica has applied this invalidation; None if it has not in _DROP_SECONDS_MAX."""
         deadline = time.monotonic() + _DROP_SECONDS_MAX
@@ -113,11 +138,24 @@ class Replica(_Http):
 class Fleet:
     """The publisher's API, the replicas that subscribe, and the one that does not."""
 
-    def __init__(self, api: _Http, replicas: list[Replica], source: Source) -> None:
+    def __init__(
+        self, api: _Http, replicas: list[Replica], source: Source, server: EmbeddedServer | None = None
+    ) -> None:
         self.api_port: Final = api.port
         self.replicas: Final = tuple(replicas)
         self._api = api
         self._source = source
+        self._server = server
+
+    async def kill_server(self) -> None:
+        """Kill the Valkey server: nobody is warned."""
+        assert self._server is not None
+        await asyncio.to_thread(self._server.kill)
+
+    async def restart_server(self) -> None:
+        """Start it again, where it was. It has kept nothing."""
+        assert self._server is not None
+        await asyncio.to_thread(self._server.restart)
 
     async def source_price(self) -> Decimal:
         """Read the price where it is kept, past every cache."""
@@ -128,7 +166,8 @@ class Fleet:
         body = {"namespace": Catalogue.namespace, "keys": [key_of(PRODUCT_ID)], "reason": "price change"}
         sent_at_ns = time.monotonic_ns()
         answer = await self._api.ask("POST", "/invalidations", body)
-        return Invalidated(answer["id"], answer["sequence"], sent_at_ns)
+        told = answer["fanout"]["succeeded"] if answer["fanout"] else 0
+        return Invalidated(answer["id"], answer["sequence"], sent_at_ns, told)
 
 
 @asynccontextmanager
@@ -155,7 +194,7 @@ async def running_fleet(first_port: int) -> AsyncIterator[Fleet]:
                 api = _Http(publisher.url, session)
                 # Has the API connect to the server now, so that the first measurement is of publishing alone.
                 await api.ask("GET", "/health/ready")
-                yield Fleet(api, replicas, source)
+                yield Fleet(api, replicas, source, server)
             finally:
                 await session.close()
                 await asyncio.gather(*(child.end() for child in children))
@@ -163,12 +202,26 @@ async def running_fleet(first_port: int) -> AsyncIterator[Fleet]:
 
 async def _start_all(children: list[Child], redis_url: str, source: Path, first_port: int) -> None:
     publisher, *replicas = children
-    starts = [publisher.start(("serve", "--redis-url", redis_url), first_port)]
+    starts = []
     for number, child in enumerate(replicas):
         arguments = ["replica", "--name", child.name, "--source", str(source), "--redis-url", redis_url]
         if child is replicas[-1]:
             arguments.append("--no-subscribe")
+        elif child is replicas[-2]:
+            arguments += ["--when-incoherent", "serve"]
         starts.append(child.start(arguments, first_port and first_port + _FIRST_REPLICA_PORT_OFFSET + number))
+    await _all_started(starts)
+    # The fan-out has to know where they are; in a cluster DNS would tell.
+    addresses = "|".join(urlsplit(child.url).netloc for child in replicas[:-1])
+    second_path = {
+        "BROADCACHE_DELIVERY": "redis-then-fanout",
+        "BROADCACHE_FANOUT_SERVICE": "replicas:http",
+        "BROADCACHE_FANOUT_LISTS": f"replicas={addresses}",
+    }
+    await _all_started([publisher.start(("serve", "--redis-url", redis_url), first_port, second_path)])
+
+
+async def _all_started(starts: list[Coroutine[Any, Any, None]]) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             for start in starts:

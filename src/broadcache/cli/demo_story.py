@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Protocol
@@ -84,6 +84,31 @@ class Story:
         )
         await self._scene()
 
+    async def tell_outage(self) -> None:
+        """Tell what happens when the server dies: the replicas are told one by one. Raises: RequestFailed."""
+        subscribed = [row for row in self._rows if row.replica.is_subscribed]
+        await self._fleet.kill_server()
+        await self._await(subscribed, "noticed it", lambda row: row.replica.await_state(is_coherent=False))
+        await self._read_all()  # so that the one that serves on has the price in its memory
+        self._screen.say("Valkey is killed. Replicas bypass their caches, but the last: it may serve on from its own.")
+        await self._scene()
+        await self._change_price()
+        await self._scene()
+        await self._tell_replicas()
+        await self._scene()
+        await self._fleet.restart_server()
+        await self._await(subscribed, "come back", lambda row: row.replica.await_state(is_coherent=True))
+        await self._await(subscribed, "read it in the log", lambda row: row.replica.await_sequence(1))
+        self._last_sequence = 1  # of a new log: the server has kept nothing
+        self._screen.say("Valkey is back: what could not be logged now is, and nobody applies it a second time.")
+        await self._scene()
+
+    async def _await(self, rows: Iterable[Row], what: str, waiting: Callable[[Row], Awaitable[bool]]) -> None:
+        rows = list(rows)
+        for row, has_come in zip(rows, await asyncio.gather(*map(waiting, rows)), strict=True):
+            if not has_come:
+                self._fail(f"{row.replica.name} has not {what}")
+
     async def go_on(self) -> None:
         """Change the price and invalidate it every few seconds, for ever. Trouble is shown, and the story goes on."""
         for number in itertools.count(1):
@@ -114,13 +139,16 @@ class Story:
     async def _tell_replicas(self) -> None:
         price = await self._fleet.source_price()
         invalidated = await self._fleet.invalidate()
-        self._last_sequence = invalidated.sequence
+        self._last_sequence = invalidated.sequence or self._last_sequence
         rows = [row for row in self._rows if row.replica.is_subscribed]
         await asyncio.gather(*(self._await_drop(row, invalidated) for row in rows))
         self._told_price = price
         times_ms = [row.dropped_after_ms for row in rows if row.dropped_after_ms is not None]
+        told = f"#{invalidated.sequence}"
+        if invalidated.sequence is None:
+            told = f"no log: by HTTP to {invalidated.told_by_http}"
         self._screen.say(
-            f"One POST /invalidations (#{invalidated.sequence}): "
+            f"One POST /invalidations ({told}): "
             f"{len(times_ms)} of {len(rows)} replicas dropped it within {max(times_ms, default=0):.1f} ms."
         )
 
@@ -131,7 +159,7 @@ class Story:
         except RequestFailed:  # reading it will fail too, and show it
             return
         if drop is None:
-            self._fail(f"{row.replica.name} has not applied #{invalidated.sequence}")
+            self._fail(f"{row.replica.name} has not applied {invalidated.id}")
         else:
             row.dropped_after_ms = (drop.applied_at_ns - invalidated.sent_at_ns) / 1e6
 

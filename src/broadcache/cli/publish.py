@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..shared.confirmation import Confirm, Confirmation
 from ..shared.errors import InvalidTarget
 from ..shared.invalidation import DEFAULT_NAMESPACE, Everything, Keys, Prefixes, Tags, Target
+from .exit_codes import FAILED, OK
 from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
@@ -25,16 +27,41 @@ def publish(
     ] = None,
     everything: Annotated[bool, typer.Option("--everything", help="Drop every entry of the namespace.")] = False,
     reason: Annotated[str, typer.Option(help="Why, for those who read the log later.")] = "",
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Wait for every replica, and list who has applied it.")
+    ] = False,
+    confirm_seconds: Annotated[
+        float | None, typer.Option(help="How long to wait for them; implies --confirm. [default: 1]")
+    ] = None,
     timeout_seconds: Annotated[float, typer.Option(help="How long to try.")] = 5.0,
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
-    """Tell every replica to drop entries. Done (0) means that Redis has logged it; otherwise the exit code is 1."""
+    """Tell every replica to drop entries. Done (0) means that Redis has logged it; otherwise the exit code is 1.
+
+    With --confirm, done means besides that every replica that is there has applied it.
+    """
     targets = _targets(key or [], tag or [], prefix or [], everything=everything)
     if not targets:
         raise InvalidTarget("expected at least one of --key, --tag, --prefix or --everything, got none")
-    receipt = asyncio.run(_published(targets, redis_url, namespace, reason, timeout_seconds))
+    wait = None
+    if confirm or confirm_seconds is not None:
+        wait = Confirm() if confirm_seconds is None else Confirm(timeout_seconds=confirm_seconds)
+    receipt = asyncio.run(
+        _published(
+            targets,
+            redis_url=redis_url,
+            namespace=namespace,
+            reason=reason,
+            timeout_seconds=timeout_seconds,
+            confirm=wait,
+        )
+    )
     print(_as_json(receipt) if json else _as_text(receipt))
+    if receipt.confirmation is not None:
+        if not json:
+            _print_confirmation(receipt.confirmation)
+        raise typer.Exit(OK if receipt.confirmation.is_complete else FAILED)
 
 
 def _targets(keys: list[str], tags: list[str], prefixes: list[str], *, everything: bool) -> list[Target]:
@@ -46,12 +73,18 @@ def _targets(keys: list[str], tags: list[str], prefixes: list[str], *, everythin
 
 
 async def _published(
-    targets: list[Target], redis_url: str, namespace: str, reason: str, timeout_seconds: float
+    targets: list[Target],
+    *,
+    redis_url: str,
+    namespace: str,
+    reason: str,
+    timeout_seconds: float,
+    confirm: Confirm | None,
 ) -> "Receipt":
     from ..publisher import Publisher
 
     async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
-        return await publisher.publish(*targets, namespace=namespace, reason=reason)
+        return await publisher.publish(*targets, namespace=namespace, reason=reason, confirm=confirm)
 
 
 def _as_text(receipt: "Receipt") -> str:
@@ -66,13 +99,46 @@ def _as_json(receipt: "Receipt") -> str:
     """The same fields as the answer of `POST /invalidations`."""
     import json
 
+    import msgspec
+
     epoch, sequence = receipt.position
-    return json.dumps(
-        {
-            "id": receipt.id,
-            "namespace": receipt.namespace,
-            "epoch": epoch,
-            "sequence": sequence,
-            "receivers": receipt.receivers,
+    answer = {
+        "id": receipt.id,
+        "namespace": receipt.namespace,
+        "epoch": epoch,
+        "sequence": sequence,
+        "receivers": receipt.receivers,
+    }
+    confirmation = receipt.confirmation
+    if confirmation is not None:
+        answer["confirmation"] = {
+            "is_complete": confirmation.is_complete,
+            "expected": confirmation.expected,
+            "confirmed": confirmation.confirmed,
+            "missing": confirmation.missing,
+            "replicas": msgspec.to_builtins(confirmation.replicas),
         }
-    )
+    return json.dumps(answer)
+
+
+def _print_confirmation(confirmation: Confirmation) -> None:
+    """Print a line for each replica, and one for all."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from .printable import printable
+
+    console = Console(highlight=False)
+    for each in confirmation.replicas:
+        is_confirmed = each.outcome == "confirmed"
+        line = Text("  ✓ " if is_confirmed else "  ✗ ", "green" if is_confirmed else "bold red")
+        line.append(printable(each.replica), "" if is_confirmed else "bold red")
+        if is_confirmed:
+            dropped = "" if each.dropped is None else f", dropped {each.dropped}"
+            unexpected = "" if each.is_expected else ", was not registered"
+            line.append(f"  {each.latency_ms:.1f} ms by {each.how}{dropped}{unexpected}", "dim")
+        else:
+            line.append("  missing: it may serve what it was told to drop, up to its bound")
+        console.print(line, soft_wrap=True)
+    missing, expected = len(confirmation.missing), len(confirmation.expected)
+    print(f"confirmed by {expected - missing} of {expected} replicas" if expected else "no replica is registered")

@@ -20,6 +20,9 @@ def replica(
     name: Annotated[
         str | None, typer.Option(help="What the replica is called. [default: replica-PORT, or by its host]")
     ] = None,
+    when_incoherent: Annotated[
+        str, typer.Option(help="While coherence cannot be proven: bypass the cache, or serve from it until the TTL.")
+    ] = "bypass",
     no_subscribe: Annotated[
         bool, typer.Option("--no-subscribe", help="Hear of nothing: a naive cache, to compare with.")
     ] = False,
@@ -35,7 +38,8 @@ def replica(
         if no_subscribe:
             app = naive_app(NaiveCatalogue(products), name)
         else:
-            app = replica_app(Catalogue(products, redis_url, cache=ObservedCache(), replica_id=name), name)
+            cache = ObservedCache(when_incoherent)
+            app = replica_app(Catalogue(products, redis_url, cache=cache, replica_id=name), name)
         url = url_of(host, listener)
         run(app, listener, on_ready=lambda: print(f"{name} listens on {url}", flush=True))
 

@@ -3,7 +3,7 @@
 import time
 from decimal import Decimal
 from http import HTTPStatus
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..shared.invalidation import Invalidation
-from ..subscriber import LocalCache
+from ..subscriber import LocalCache, WhenIncoherent
 from .catalogue import Catalogue, NaiveCatalogue, NoSuchProduct, Product, key_of, new_cache
 
 __all__ = ["Drop", "ObservedCache", "naive_app", "replica_app"]
@@ -38,8 +38,8 @@ class Drop(NamedTuple):
 class ObservedCache(LocalCache):
     """A local cache that notes when it has applied an invalidation: for the demo's measurement."""
 
-    def __init__(self) -> None:
-        super().__init__(new_cache())
+    def __init__(self, when_incoherent: str = "bypass") -> None:
+        super().__init__(new_cache(), when_incoherent=cast("WhenIncoherent", when_incoherent))
         self.last_drop: Drop | None = None
 
     def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:

@@ -25,29 +25,36 @@ def serve(
         list[str] | None,
         typer.Option(help="TOKEN, rw:TOKEN or ro:TOKEN (only GET). May be repeated. Safer in BROADCACHE_TOKENS."),
     ] = None,
+    fanout_only: Annotated[
+        bool, typer.Option("--fanout-only", help="Serve the HTTP fan-out alone: no Redis, no invalidations.")
+    ] = False,
     allow_open: Annotated[bool, typer.Option("--allow-open", help="Listen beyond loopback without a token.")] = False,
 ) -> None:
-    """Serve POST /invalidations, the history and health. Other settings: BROADCACHE_… in the environment."""
+    """Serve POST /invalidations, the history, health and the fan-out. More settings: BROADCACHE_… variables."""
     from ..publisher import server
-    from ..publisher.settings import ApiSettings
+    from ..publisher.settings import ApiSettings, FanoutSettings
     from ..shared.errors import InvalidSettings
     from ..shared.settings import read_settings
 
     if embedded and redis_url is not None:
         raise InvalidSettings("expected --redis-url or --embedded, got both: leave one out")
+    if fanout_only and (embedded or redis_url is not None):
+        raise InvalidSettings("expected --fanout-only without a Redis, which it does not use, got one: leave it out")
     with ExitStack() as stack:
         if embedded:
             from ..shared.embedded import EmbeddedServer
 
             redis_url = stack.enter_context(EmbeddedServer()).url
             print(f"embedded server at {redis_url}", flush=True)
-        settings = read_settings(
-            ApiSettings,
-            os.environ,
-            listen_host=host,
-            listen_port=port,
-            redis_url=redis_url,
-            tokens=tuple(token) if token else None,
-            allow_open=allow_open or None,
+        listening = {
+            "listen_host": host,
+            "listen_port": port,
+            "tokens": tuple(token) if token else None,
+            "allow_open": allow_open or None,
+        }
+        settings = (
+            read_settings(FanoutSettings, os.environ, **listening)
+            if fanout_only
+            else read_settings(ApiSettings, os.environ, redis_url=redis_url, **listening)
         )
         server.serve(settings, on_ready=lambda url: print(f"publisher listens on {url}", flush=True))

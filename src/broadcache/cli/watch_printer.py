@@ -12,6 +12,7 @@ from rich.text import Text
 from ..shared.errors import LinkLost, MalformedFrame
 from ..shared.invalidation import Invalidation
 from ..shared.log import names_of
+from .printable import printable
 
 __all__ = ["JsonPrinter", "TextPrinter"]
 
@@ -77,14 +78,14 @@ class TextPrinter(_LinkPrinter):
         for text, style in _targets(invalidation):
             line.append(f"  {text}", style)
         if invalidation.reason:
-            line.append(f"  “{_printable(invalidation.reason)}”", "italic")
-        line.append(f"  from {_printable(invalidation.source) or 'an unknown source'}", "dim")
+            line.append(f"  “{printable(invalidation.reason)}”", "italic")
+        line.append(f"  from {printable(invalidation.source) or 'an unknown source'}", "dim")
         self._print(line)
 
     def on_unreadable(self, frame: bytes, error: MalformedFrame) -> None:
         """Print what is wrong with it."""
         line = Text("unreadable", "bold red")
-        line.append(f"  replicas drop everything: {_printable(str(error))}", "red")
+        line.append(f"  replicas drop everything: {printable(str(error))}", "red")
         self._print(line)
 
     def _print(self, line: Text) -> None:
@@ -109,14 +110,9 @@ def _targets(invalidation: Invalidation) -> list[tuple[str, str]]:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(map(_printable, names[:_NAMES_SHOWN_MAX]))
+    shown = ", ".join(map(printable, names[:_NAMES_SHOWN_MAX]))
     more = len(names) - _NAMES_SHOWN_MAX
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _printable(text: str) -> str:
-    """Escape what a terminal would obey: names and reasons come from whoever may publish."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _say(text: str) -> None:

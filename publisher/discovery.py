@@ -1,0 +1,196 @@
+"""Where the replicas of a service are: by DNS, or from a fixed list. What is not known for sure is said."""
+
+import asyncio
+import ipaddress
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, Protocol
+
+from ..shared.errors import BroadcacheError, InvalidSettings
+
+__all__ = [
+    "Address",
+    "AliasRefused",
+    "Discovered",
+    "Discovery",
+    "DnsDiscovery",
+    "ListDiscovery",
+    "ResolverFailed",
+    "ResolverTimedOut",
+    "ServiceNotFound",
+]
+
+_PORT_MAX: Final = 65_535
+_PORT_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?")  # with its underscore, a DNS label
+_ADDRESS: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?")
+
+
+class Address(NamedTuple):
+    """Where one replica listens. Shape: `host` is an IP literal in canonical form, without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """The addresses of a service: each one once, in the resolver's order.
+
+    `is_complete` is False when there may be replicas that `addresses` does not name; `notes` says why, in sentences.
+    """
+
+    addresses: tuple[Address, ...]
+    how: Literal["dns", "srv", "list"]
+    is_complete: bool
+    notes: tuple[str, ...]
+
+
+class ServiceNotFound(BroadcacheError):
+    """There is no such service, or it has no addresses now."""
+
+
+class ResolverFailed(BroadcacheError):
+    """The name servers could not be reached or refused to answer. Whether the service exists is not known."""
+
+
+class ResolverTimedOut(ResolverFailed):
+    """No name server answered in time."""
+
+
+class AliasRefused(BroadcacheError):
+    """The service is an alias of a name outside of its own domain, as an ExternalName service is."""
+
+
+class Discovery(Protocol):
+    """Finds the replicas of a service."""
+
+    async def discover(self, service: str, port: int | str) -> Discovered:
+        """Return where `service` is now, at a port number or at a port's name.
+
+        Raises: ServiceNotFound, ResolverFailed, ResolverTimedOut, AliasRefused.
+        """
+        ...
+
+
+class ListDiscovery:
+    """Fixed lists: `ListDiscovery({"replicas": ("127.0.0.1:8101", "127.0.0.2", "[::1]:80")})`.
+
+    An entry without a port takes the port that is asked for. Other services are asked of `otherwise`.
+
+    Raises: InvalidSettings.
+    """
+
+    def __init__(self, lists: Mapping[str, Sequence[str]], otherwise: Discovery | None = None) -> None:
+        self._lists = {_folded(service): [_parsed(entry) for entry in entries] for service, entries in lists.items()}
+        self._otherwise = otherwise
+        if len(self._lists) < len(lists):
+            raise InvalidSettings(f"expected each service once, whatever its case, got {', '.join(sorted(lists))}")
+
+    async def discover(self, service: str, port: int | str) -> Discovered:
+        """Return the list of `service`. Raises: ServiceNotFound, and what `otherwise` raises."""
+        entries = self._lists.get(_folded(service))
+        if entries is None and self._otherwise is not None:
+            return await self._otherwise.discover(service, port)
+        if not entries:
+            raise ServiceNotFound(f"expected one of the services {', '.join(self._lists)}, got {service}")
+        asked = _number(port)
+        addresses = [Address(host, chosen) for host, own in entries if (chosen := own or asked) is not None]
+        if len(addresses) < len(entries):
+            raise ServiceNotFound(
+                f"expected a port number for {service}, got {port!r}: an address in its list has no port of its own"
+            )
+        return Discovered(tuple(dict.fromkeys(addresses)), "list", is_complete=True, notes=())
+
+
+class DnsDiscovery:
+    """Discovery by DNS: the A and AAAA records of a headless service, or the SRV records of a named port. No cache.
+
+    Shape:  `nameservers` such as `10.0.0.10:53`, `10.0.0.10` or `[fd00::10]:53`; none: those of `resolv_conf`.
+            The search list and `ndots` of that file hold in any case.
+    Units:  `timeout_seconds` bounds one discovery as a whole.
+    Raises: InvalidSettings.
+    Source: Kubernetes DNS-Based Service Discovery.
+    """
+
+    def __init__(
+        self,
+        nameservers: Sequence[str] = (),
+        *,
+        timeout_seconds: float = 2.0,
+        resolv_conf: str = "/etc/resolv.conf",
+    ) -> None:
+        if not (math.isfinite(timeout_seconds) and timeout_seconds > 0):
+            raise InvalidSettings(f"expected timeout_seconds above 0, got {timeout_seconds}")
+        parsed = [_parsed(nameserver) for nameserver in nameservers]
+        # Only who looks names up pays for the library, and needs to have it.
+        from .resolver import Resolver
+
+        self._timeout_seconds = timeout_seconds
+        self._resolver = Resolver(
+            [Address(host, port or 53) for host, port in parsed],
+            timeout_seconds=timeout_seconds,
+            resolv_conf=resolv_conf,
+        )
+
+    async def discover(self, service: str, port: int | str) -> Discovered:
+        """Look `service` up, as it stands or with the search list's domains.
+
+        Raises: ServiceNotFound, ResolverFailed, ResolverTimedOut, AliasRefused.
+        """
+        from .lookup import Lookup
+
+        number = _number(port)
+        lookup = Lookup(self._resolver, asyncio.get_running_loop().time() + self._timeout_seconds)
+        names = self._resolver.candidates(service)
+        for name in names:
+            # All that is asked about one name is answered before the next one is tried: kinds and families never mix.
+            if number is None:
+                found = await lookup.by_rows(name, str(port))
+            else:
+                found = await lookup.by_addresses(name, number)
+            if found is not None:
+                return found
+        tried = ", ".join(map(str, names))
+        if number is None:
+            raise ServiceNotFound(
+                f"expected SRV records for the port {port!r} of {service}, got none (tried {tried}): "
+                "is the service there, and does its port have that name? Unnamed ports have no SRV records"
+            )
+        raise ServiceNotFound(
+            f"expected addresses for {service}, got none (tried {tried}): is the service there, with ready replicas?"
+        )
+
+
+def _number(port: int | str) -> int | None:
+    """Return the port if it is a number, and None if it is a name. Raises: ServiceNotFound for what is neither."""
+    if isinstance(port, str) and not (port.isascii() and port.isdecimal()):
+        if _PORT_NAME.fullmatch(port):
+            return None
+        raise ServiceNotFound(f"expected a port number or the name of a port, got {port!r}")
+    if not 1 <= int(port) <= _PORT_MAX:
+        raise ServiceNotFound(f"expected a port from 1 to {_PORT_MAX}, got {port}")
+    return int(port)
+
+
+def _folded(service: str) -> str:
+    return service.lower().removesuffix(".")
+
+
+def _parsed(text: str) -> tuple[str, int | None]:
+    """Read `10.0.0.7`, `10.0.0.7:80`, `fd00::7` or `[fd00::7]:80`. Raises: InvalidSettings."""
+    found = _ADDRESS.fullmatch(text)
+    host, port = (found[1] or found[2], found[3]) if found else (text, None)
+    try:
+        canonical = str(ipaddress.ip_address(host))
+        if port is not None and not 1 <= int(port) <= _PORT_MAX:
+            raise ValueError(f"the port is not from 1 to {_PORT_MAX}")
+    except ValueError as error:
+        raise InvalidSettings(
+            f"expected an IP address such as 10.0.0.7:80 or [fd00::7]:80, got {text!r}: {error}"
+        ) from None
+    return canonical, int(port) if port else None

@@ -1,0 +1,244 @@
+"""The fan-out over HTTP: `ANY /{service}/{port}/{rest}` sends the caller's request to every address of the service."""
+
+import logging
+from collections.abc import Set as AbstractSet
+from typing import Final, NamedTuple
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .broadcaster import Broadcast, Broadcaster, Request, TooManyBroadcasts
+from .discovery import AliasRefused, ResolverFailed, ResolverTimedOut, ServiceNotFound
+from .fanout_policy import Destination, FanoutPolicy, FanoutRefused, InvalidService
+from .forwarding import BODY_DROPPED, Caller, forwarded, is_idempotent, is_loop
+from .problems import (
+    BROADCAST_LOOP,
+    BROADCASTS_TOO_MANY,
+    FANOUT_REFUSED,
+    RESOLVER_FAILED,
+    RESOLVER_TIMED_OUT,
+    SERVICE_INVALID,
+    SERVICE_NOT_FOUND,
+    Problem,
+)
+from .requests import read_body
+
+__all__ = ["AddressAnswer", "BroadcastAnswer", "FanoutGate", "answer_of"]
+
+_RETRY_AFTER_SECONDS: Final = 1
+
+_log = logging.getLogger("broadcache.fanout")
+
+
+class AddressAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What came of one address. `statusCode` is null, and `error` says why, when it gave no answer."""
+
+    status_code: int | None
+    address: str
+    error: str | None
+    latency_ms: float
+    attempts: int
+
+
+class BroadcastAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What came of a broadcast. `complete` is false when addresses are known, or likely, to be missing: see `notes`."""
+
+    responses: tuple[AddressAnswer, ...]
+    total: int
+    succeeded: int
+    failed: int
+    complete: bool
+    discovery: str
+    elapsed_ms: float
+    body_dropped: bool
+    notes: tuple[str, ...]
+
+
+def answer_of(broadcast: Broadcast, *, is_body_dropped: bool = False) -> BroadcastAnswer:
+    """Return what to answer for this broadcast."""
+    return BroadcastAnswer(
+        responses=tuple(
+            AddressAnswer(
+                status_code=outcome.status_code,
+                address=outcome.url,
+                error=outcome.error,
+                latency_ms=round(outcome.latency_ms, 3),
+                attempts=outcome.attempts,
+            )
+            for outcome in broadcast.outcomes
+        ),
+        total=len(broadcast.outcomes),
+        succeeded=broadcast.succeeded,
+        failed=len(broadcast.outcomes) - broadcast.succeeded,
+        complete=broadcast.is_complete,
+        discovery=broadcast.how,
+        elapsed_ms=round(broadcast.elapsed_ms, 3),
+        body_dropped=is_body_dropped,
+        notes=broadcast.notes,
+    )
+
+
+class _Path(NamedTuple):
+    """A request's path, as it came: `target` is what goes on."""
+
+    service: str
+    port: str
+    target: bytes
+
+
+class FanoutGate:
+    """ASGI middleware: takes the requests whose path is that of a service, and leaves those of the API to the API.
+
+    Shape:  paths that begin with one of `reserved` belong to what stands behind it, as do those of one segment.
+            `failure_status` is the answer's when an address did not answer 200 to 299.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        broadcaster: Broadcaster,
+        policy: FanoutPolicy,
+        reserved: AbstractSet[str],
+        failure_status: int,
+        request_bytes_max: int,
+        with_credentials: bool,
+    ) -> None:
+        self._app = app
+        self._broadcaster = broadcaster
+        self._policy = policy
+        self._reserved = reserved
+        self._failure_status = failure_status
+        self._request_bytes_max = request_bytes_max
+        self._with_credentials = with_credentials
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Broadcast, or hand on."""
+        path = _path_of(scope) if scope["type"] == "http" else None
+        if path is None or path.service in self._reserved:
+            await self._app(scope, receive, send)
+            return
+        request = HttpRequest(scope, receive)
+        try:
+            response = await self._broadcast(request, path)
+        except Problem as problem:
+            _log.warning(
+                "broadcast refused: %s %r for %s: %s", request.method, _shown(path), _caller_of(request), problem
+            )
+            response = problem.response()
+        except ClientDisconnect:
+            return  # before it had sent all of its request: nothing was begun, and nobody is there to be told
+        await response(scope, receive, send)
+
+    async def _broadcast(self, http: HttpRequest, path: _Path) -> Response:
+        headers: list[tuple[bytes, bytes]] = http.scope["headers"]
+        destination = self._checked(http.method, path)
+        if is_loop(headers):
+            raise Problem(
+                BROADCAST_LOOP,
+                "expected a request that no fan-out has sent, got one whose Via header names broadcache: it would come "
+                "back for ever; have the service not point at a fan-out",
+            )
+        body = await read_body(http, self._request_bytes_max)
+        is_body_dropped = bool(body) and http.method in BODY_DROPPED
+        request = Request(
+            method=http.method,
+            destination=destination,
+            target=path.target,
+            headers=forwarded(
+                headers,
+                Caller(http.client.host if http.client else "", http.url.scheme, http.scope["http_version"]),
+                with_credentials=self._with_credentials,
+                with_body=not is_body_dropped,
+            ),
+            body=b"" if is_body_dropped else body,
+            is_idempotent=is_idempotent(http.method, headers),
+            original_host=next((value for name, value in headers if name == b"host"), b""),
+        )
+        broadcast = await self._carried_out(request, http)
+        answer = answer_of(broadcast, is_body_dropped=is_body_dropped)
+        return Response(
+            msgspec.json.encode(answer),
+            self._failure_status if answer.failed else 200,
+            # A HEAD request has no other answer.
+            headers={"X-Broadcache-Fanout": _summary_of(answer)},
+            media_type="application/json",
+        )
+
+    def _checked(self, method: str, path: _Path) -> Destination:
+        try:
+            return self._policy.check(method, path.service, path.port)
+        except FanoutRefused as refusal:
+            raise _refused(refusal.rule, refusal) from None
+        except InvalidService as error:
+            raise Problem(SERVICE_INVALID, str(error)) from None
+
+    async def _carried_out(self, request: Request, http: HttpRequest) -> Broadcast:
+        try:
+            broadcast = await self._broadcaster.broadcast(request)
+        except FanoutRefused as refusal:
+            raise _refused(refusal.rule, refusal) from None
+        except AliasRefused as refusal:
+            raise _refused("alias-leaves-service", refusal) from None
+        except ServiceNotFound as error:
+            raise Problem(SERVICE_NOT_FOUND, str(error)) from None
+        except ResolverTimedOut as error:
+            raise Problem(RESOLVER_TIMED_OUT, str(error)) from None
+        except ResolverFailed as error:
+            raise Problem(RESOLVER_FAILED, str(error)) from None
+        except TooManyBroadcasts as error:
+            raise Problem(BROADCASTS_TOO_MANY, str(error), headers={"Retry-After": str(_RETRY_AFTER_SECONDS)}) from None
+        _audit(request, broadcast, _caller_of(http))
+        return broadcast
+
+
+def _path_of(scope: Scope) -> _Path | None:
+    """Take a path apart as it came: what is percent-encoded in it stays so. None when it names no port."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    service, slash, rest = raw.partition(b"?")[0].removeprefix(b"/").partition(b"/")
+    if not slash:
+        return None
+    port, _, rest = rest.partition(b"/")
+    query: bytes = scope["query_string"]
+    target = b"/" + rest + (b"?" + query if query else b"")
+    return _Path(service.decode("latin-1"), port.decode("latin-1"), target)
+
+
+def _refused(rule: str, refusal: Exception) -> Problem:
+    return Problem(FANOUT_REFUSED, str(refusal), rule=rule)
+
+
+def _summary_of(answer: BroadcastAnswer) -> str:
+    complete = str(answer.complete).lower()
+    return f"total={answer.total}, succeeded={answer.succeeded}, failed={answer.failed}, complete={complete}"
+
+
+def _audit(request: Request, broadcast: Broadcast, caller: str) -> None:
+    """Write who had what sent to whom: one line a broadcast, without its query and body, which may hold secrets."""
+    failed = [f"{each.url.partition('?')[0]} ({each.error or each.status_code})" for each in broadcast.outcomes]
+    failed = [shown for shown, each in zip(failed, broadcast.outcomes, strict=True) if not each.is_success]
+    more = f"; {len(failed) - 10} more" if len(failed) > 10 else ""
+    _log.info(
+        "broadcast %s %r to %s:%s for %s: %d of %d succeeded in %.0f ms%s%s",
+        request.method,
+        request.target.partition(b"?")[0].decode("latin-1"),
+        request.destination.name,
+        request.destination.port,
+        caller,
+        broadcast.succeeded,
+        len(broadcast.outcomes),
+        broadcast.elapsed_ms,
+        "" if broadcast.is_complete else ", not complete",
+        f"; failed: {', '.join(failed[:10])}{more}" if failed else "",
+    )
+
+
+def _caller_of(request: HttpRequest) -> str:
+    return request.client.host if request.client else "an unknown caller"
+
+
+def _shown(path: _Path) -> str:
+    return f"/{path.service}/{path.port}{path.target.partition(b'?')[0].decode('latin-1')}"[:200]

@@ -1,0 +1,160 @@
+"""The rights that a publisher and a replica need, and how to find out whether one has them without doing anything."""
+
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from ..shared.link import Argument, Link, Refused
+from ..shared.log import echo_channel_of
+from ..shared.names import names_of
+
+__all__ = ["ROLES", "Right", "Role", "missing_of", "rights_of"]
+
+Role: TypeAlias = Literal["publisher", "replica"]
+ROLES: Final[tuple[Role, ...]] = ("publisher", "replica")
+
+# Asks about each command without running it. Needs no right but the one to run scripts, which both roles need anyway.
+# A server before Redis 7 cannot tell.
+_ASK: Final = """
+if not redis.acl_check_cmd then return false end
+local missing, place, number = {}, 1, 0
+while ARGV[place] do
+  local count = tonumber(ARGV[place])
+  number = number + 1
+  local is_known, is_allowed = pcall(redis.acl_check_cmd, unpack(ARGV, place + 1, place + count))
+  if not (is_known and is_allowed) then missing[#missing + 1] = number end
+  place = place + count + 1
+end
+return missing
+"""
+_UNKNOWN_SHA: Final = "0" * 40
+
+
+class Right(NamedTuple):
+    """One command that a role runs, and on what.
+
+    Shape:  `name` as ACL rules have it, e.g. `client|setname`. `command` is one that the role runs. `harmless` does
+            nothing wherever it is allowed: it is for servers that have to be tried. `reach` is the key or channel, as
+            an ACL rule gives it; empty when there is none.
+    """
+
+    role: Role
+    name: str
+    command: tuple[Argument, ...]
+    harmless: tuple[Argument, ...]
+    reach: str = ""
+
+
+def rights_of(namespace: str, *, roles: Sequence[Role] = ROLES, is_sharded: bool, me: str) -> list[Right]:
+    """Return the rights that these roles need for one namespace. `me` is the id of a replica that does not exist.
+
+    Source: docs/redis.md, Rights.
+    """
+    of_role = {"publisher": _of_publisher, "replica": _of_replica}
+    return [right for role in roles for right in of_role[role](namespace, "S" if is_sharded else "", me)]
+
+
+def _of_replica(namespace: str, sharded: str, me: str) -> list[Right]:
+    names = names_of(namespace)
+    channel = names.channel
+    own_channel = echo_channel_of(namespace, me)
+    key = f"{{{channel}}}:replica:{me}"
+    reach = _reach_of(namespace)
+    # Whoever is told the own channel alone may not hear the namespace's.
+    reach_of_echo = f"&{channel} &{{{channel}}}:echo:*"
+    registry = f"{{{channel}}}:replicas"
+    nowhere = f"{{{channel}}}:doctor:{me}"
+
+    def right(name: str, *command: Argument, harmless: tuple[Argument, ...] = (), reach: str = reach) -> Right:
+        return Right("replica", name, command, harmless or command, reach)
+
+    return [
+        right("client|setname", "CLIENT", "SETNAME", "broadcache:doctor", reach=""),
+        right("info", "INFO", "server", reach=""),
+        right(f"{sharded}subscribe".lower(), f"{sharded}SUBSCRIBE", channel, own_channel, reach=reach_of_echo),
+        right(f"{sharded}unsubscribe".lower(), f"{sharded}UNSUBSCRIBE", channel, own_channel, reach=""),
+        right("evalsha", "EVALSHA", _UNKNOWN_SHA, 1, key),
+        right("eval", "EVAL", "return 1", 1, key),
+        right("set", "SET", key, "", "PX", 1, harmless=("SET", key, "", "XX", "PX", 1)),
+        right(f"{sharded}publish".lower(), f"{sharded}PUBLISH", own_channel, "", reach=f"&{{{channel}}}:echo:*"),
+        right("hmget", "HMGET", names.head, "epoch"),
+        right("xrange", "XRANGE", names.log, "-", "+", "COUNT", 1),
+        # To be seen, and no longer when it has gone.
+        right("time", "TIME", reach=""),
+        right("zadd", "ZADD", registry, 0, me, harmless=("ZADD", nowhere, "XX", 0, me)),
+        right("zrangebyscore", "ZRANGEBYSCORE", registry, 0, 0),
+        right("zrem", "ZREM", registry, me),
+        right("pexpire", "PEXPIRE", registry, 1, harmless=("PEXPIRE", nowhere, 1)),
+        right("del", "DEL", key, harmless=("DEL", nowhere)),
+    ]
+
+
+def _of_publisher(namespace: str, sharded: str, me: str) -> list[Right]:
+    names = names_of(namespace)
+    channel, head, log = names.channel, names.head, names.log
+    receipt = f"{names.receipt_prefix}{me}"
+    nowhere = f"{{{channel}}}:doctor:{me}"
+    reach = _reach_of(namespace)
+
+    def right(name: str, *command: Argument, harmless: tuple[Argument, ...] = (), reach: str = reach) -> Right:
+        return Right("publisher", name, command, harmless or command, reach)
+
+    return [
+        right("client|setname", "CLIENT", "SETNAME", "broadcache:doctor", reach=""),
+        right("evalsha", "EVALSHA", _UNKNOWN_SHA, 1, head),
+        right("eval", "EVAL", "return 1", 1, head),
+        right("get", "GET", receipt),
+        right("set", "SET", receipt, "", "PX", 1, harmless=("SET", receipt, "", "XX", "PX", 1)),
+        right("hget", "HGET", head, "epoch"),
+        # A field without a value, and a step that is no number: refused, but not for a lack of rights.
+        right("hset", "HSET", head, "epoch", "", harmless=("HSET", nowhere, "a", "b", "c")),
+        right("hincrby", "HINCRBY", head, "seq", 1, harmless=("HINCRBY", nowhere, "a", "none")),
+        right("xadd", "XADD", log, "*", "f", "", harmless=("XADD", nowhere, "NOMKSTREAM", "*", "f", "")),
+        right("del", "DEL", log, harmless=("DEL", nowhere)),
+        # What is published on the namespace's channel empties caches: where rights are tried, nobody hears this.
+        right(
+            f"{sharded}publish".lower(),
+            f"{sharded}PUBLISH",
+            channel,
+            "",
+            harmless=(f"{sharded}PUBLISH", echo_channel_of(namespace, me), ""),
+            reach=f"&{channel}",
+        ),
+        right("hmget", "HMGET", head, "epoch"),
+        right("xrevrange", "XREVRANGE", log, "+", "-", "COUNT", 1),
+    ]
+
+
+async def missing_of(link: Link, rights: Sequence[Right]) -> list[Right]:
+    """Return those of `rights` that this user lacks. Nothing is written, and no replica hears of it. Raises: LinkLost.
+
+    A server before Redis 7, or one that runs no scripts for this user, is not asked but tried, with commands that do
+    nothing. It does not tell whether a publisher may use the channel, unless a replica's rights are among them.
+    """
+    arguments = [each for right in rights for each in (len(right.command), *right.command)]
+    try:
+        numbers = await link.call("EVAL", _ASK, 0, *arguments)
+    except Refused:
+        numbers = None
+    if numbers is not None:
+        return [rights[number - 1] for number in numbers]
+    return [right for right in rights if await _is_refused(link, right)]
+
+
+async def _is_refused(link: Link, right: Right) -> bool:
+    name, *arguments = right.harmless
+    try:
+        # A confirmation is no reply: the link has to know what it waits for.
+        if right.name.endswith("unsubscribe"):
+            await link.unsubscribe(*map(str, arguments))
+        elif right.name.endswith("subscribe"):
+            await link.subscribe(*map(str, arguments))
+        else:
+            await link.call(name, *arguments)
+    except Refused as refusal:
+        is_tried_elsewhere = right.role == "publisher" and right.harmless[1] != right.command[1]
+        return "NOPERM" in str(refusal) and not (is_tried_elsewhere and "channel" in str(refusal))
+    return False
+
+
+def _reach_of(namespace: str) -> str:
+    return f"~{{{names_of(namespace).channel}}}:*"

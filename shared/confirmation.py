@@ -1,0 +1,139 @@
+"""Confirmation: what replicas report when they have applied an invalidation, and what a publisher makes of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from .errors import InvalidSettings, MalformedFrame
+from .invalidation import Position
+
+__all__ = [
+    "CONFIRM_SECONDS_MAX",
+    "Confirm",
+    "Confirmation",
+    "Outcome",
+    "ReplicaConfirmation",
+    "Report",
+    "Reports",
+    "decode_reports",
+    "encode_reports",
+]
+
+CONFIRM_SECONDS_MAX: Final = 60.0
+"""The longest that a publish may wait for replicas."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """Have a publish wait until every replica that is there has applied it.
+
+    Units:  `timeout_seconds` counts from when the log has accepted it; above 0, at most 60.
+    Raises: InvalidSettings.
+    """
+
+    timeout_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_seconds <= CONFIRM_SECONDS_MAX:
+            raise InvalidSettings(
+                f"expected timeout_seconds to be above 0 and at most {CONFIRM_SECONDS_MAX:g}, "
+                f"got {self.timeout_seconds!r}"
+            )
+
+
+class ReplicaConfirmation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one replica and one invalidation.
+
+    Shape:  `is_expected` is false for a replica that was not registered when it was published, and confirmed all the
+            same. `how` is `message` when it reported, `echo` when its position told; null when it is missing.
+            `dropped` counts entries dropped; null where that is not known: prefixes and large tags are swept later.
+    Units:  `latency_ms` is from before the log was asked until the publisher knew, on the publisher's clock.
+    """
+
+    replica: str
+    outcome: Literal["confirmed", "missing"]
+    is_expected: bool = True
+    latency_ms: float | None = None
+    dropped: int | None = None
+    how: Literal["message", "echo"] | None = None
+
+
+class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
+    """Which replicas have applied an invalidation, each by its own word.
+
+    Shape:  `replicas` has those that were expected and those that confirmed unasked, by name.
+    """
+
+    replicas: tuple[ReplicaConfirmation, ...]
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """The replicas that were registered when it was published."""
+        return tuple(each.replica for each in self.replicas if each.is_expected)
+
+    @property
+    def confirmed(self) -> tuple[str, ...]:
+        """The replicas that have applied it."""
+        return tuple(each.replica for each in self.replicas if each.outcome == "confirmed")
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The replicas of which that is not known: they may serve what they were told to drop, up to their bound."""
+        return tuple(each.replica for each in self.replicas if each.outcome == "missing")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether none is missing. With nobody expected there is nobody who could be."""
+        return not self.missing
+
+
+Outcome: TypeAlias = Literal["applied", "own", "duplicate"]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One invalidation, or one part of it, that a replica has applied, or had applied before.
+
+    Shape:  `outcome` is a text that later versions may add to; `dropped` is null where it is not known.
+    Units:  `lag_ms` is the replica's Unix clock less the sender's: for people, and wrong by what the clocks differ.
+    """
+
+    id: str
+    epoch: str | None = None
+    seq: int | None = None
+    outcome: str = "applied"
+    dropped: int | None = None
+    lag_ms: float | None = None
+
+    def reaches(self, position: Position) -> bool:
+        """Whether everything up to `position` had been applied when it was made: replicas apply in order."""
+        return self.epoch == position.epoch and self.seq is not None and self.seq >= position.sequence
+
+
+class Reports(msgspec.Struct, frozen=True, kw_only=True):
+    """One message on the channel for confirmations: what one replica has applied, in that order."""
+
+    replica: str
+    reports: tuple[Report, ...] = ()
+
+
+_decoder = msgspec.json.Decoder(Reports)
+
+
+def encode_reports(replica_id: str, reports: Sequence[Report]) -> bytes:
+    """Write one message for the channel `names_of(namespace).confirmed`."""
+    return msgspec.json.encode(Reports(replica=replica_id, reports=tuple(reports)))
+
+
+def decode_reports(frame: bytes) -> Reports:
+    """Read one message of that channel.
+
+    Shape:  UTF-8 JSON object; unknown fields are skipped.
+    Raises: MalformedFrame and nothing else. It proves nothing then, and nothing is lost: who reported stays missing.
+    Source: docs/wire-format.md, Confirmations.
+    """
+    try:
+        return _decoder.decode(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedFrame(f"invalid confirmation: {error}; it begins {frame[:60]!r}") from error

@@ -1,0 +1,161 @@
+"""Presence: which replicas there are, and what each said of itself with its last echo."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from .invalidation import Position
+from .link import Link, Refused
+from .log import head
+from .names import names_of
+from .refusals import refused
+
+__all__ = ["Presence", "ReplicaPresence", "presences", "registered", "replicas_of", "withdraw"]
+
+UNKNOWN_STATE: Final = "unknown"
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica says of one of its namespaces with each echo. Fields that a reader does not know are skipped.
+
+    Shape:  `state` is where the replica is in its life: `coherent` only if every cache of the namespace may be served;
+            `unknown` when it said nothing that could be read. Counters are those of the namespace's caches together,
+            and of this replica's life; `clears` are counted by reason, `replays` are invalidations read from the log.
+    Units:  `staleness_seconds` is how long before the echo everything accepted had been proven applied; null when
+            never. `max_staleness_seconds` is the bound, the lowest of several caches'. `started_at_ms` is the replica's
+            Unix clock. `lag_ms` is that of the last invalidation that was to be confirmed. `lifetime_ms` is how long it
+            is kept.
+    """
+
+    replica: str = ""
+    namespace: str = ""
+    namespaces: tuple[str, ...] = ()
+    host: str = ""
+    pid: int = 0
+    version: str = ""
+    started_at_ms: int = 0
+    lifetime_ms: int = 0
+    state: str = UNKNOWN_STATE
+    position: Position | None = None
+    staleness_seconds: float | None = None
+    max_staleness_seconds: float | None = None
+    when_incoherent: str = ""
+    entries: int = 0
+    hits: int = 0
+    misses: int = 0
+    bypassed: int = 0
+    clears: dict[str, int] = {}
+    replays: int = 0
+    gaps: int = 0
+    lag_ms: float | None = None
+
+
+class ReplicaPresence(Presence, frozen=True, kw_only=True):
+    """A replica as a reader sees it: its presence, and what has become of it since.
+
+    Shape:  `behind` is how many invalidations the log had more than the replica at its last echo; null when it was
+            in another epoch, or its position is not known.
+    Units:  `staleness_seconds` is as of now. `seen_ms_ago` is how long ago the last echo reached Redis, on the clock of
+            that server; null when the replica did not say how long it is kept.
+    """
+
+    seen_ms_ago: int | None = None
+    behind: int | None = None
+
+    @property
+    def is_coherent(self) -> bool:
+        """Whether it was coherent when it was last heard, and its proof still holds."""
+        bound_seconds, staleness_seconds = self.max_staleness_seconds, self.staleness_seconds
+        if self.state != "coherent" or bound_seconds is None or staleness_seconds is None:
+            return False
+        return staleness_seconds < bound_seconds
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """The share of reads that were served locally; None when there was none."""
+        reads = self.hits + self.misses + self.bypassed
+        return self.hits / reads if reads else None
+
+    @property
+    def clears_total(self) -> int:
+        """How often everything was dropped."""
+        return sum(self.clears.values())
+
+
+_decoder = msgspec.json.Decoder(Presence)
+
+
+async def registered(link: Link, namespace: str) -> dict[str, int]:
+    """Return the replicas of `namespace` that are registered, and in how many milliseconds that ends.
+
+    Raises: LinkLost; LogRefused.
+    """
+    try:
+        time, rows = await link.call_all(
+            [("TIME",), ("ZRANGEBYSCORE", names_of(namespace).registry, "-inf", "+inf", "WITHSCORES")]
+        )
+    except Refused as refusal:
+        raise refused(f"tell the replicas of {namespace!r}", refusal) from refusal
+    now_ms = int(time[0]) * 1_000 + int(time[1]) // 1_000
+    ends = {member.decode(errors="replace"): int(float(score)) - now_ms for member, score in rows}
+    return {replica: left_ms for replica, left_ms in sorted(ends.items()) if left_ms > 0}
+
+
+async def presences(link: Link, namespace: str, replicas: Sequence[str]) -> dict[str, Presence]:
+    """Return what these replicas said with their last echo; those that are gone are left out.
+
+    Raises: LinkLost; LogRefused.
+    """
+    if not replicas:
+        return {}
+    prefix = names_of(namespace).presence_prefix
+    try:
+        texts: Iterable[Any] = await link.call("MGET", *[prefix + replica for replica in replicas])
+    except Refused as refusal:
+        raise refused(f"tell what the replicas of {namespace!r} say", refusal) from refusal
+    return {replica: _read(text, replica) for replica, text in zip(replicas, texts, strict=True) if text is not None}
+
+
+async def replicas_of(link: Link, namespace: str) -> list[ReplicaPresence]:
+    """Return the replicas that there are, by name. Raises: LinkLost; LogRefused."""
+    newest = await head(link, namespace)
+    left_ms = await registered(link, namespace)
+    said = await presences(link, namespace, list(left_ms))
+    return [_as_of_now(presence, left_ms[replica], newest) for replica, presence in said.items()]
+
+
+async def withdraw(link: Link, namespaces: Iterable[str], replica_id: str) -> None:
+    """Remove a replica from where `replicas_of` finds it: it is about to leave. Raises: LinkLost; LogRefused."""
+    commands: list[tuple[str, ...]] = []
+    for names in map(names_of, namespaces):
+        commands += [("ZREM", names.registry, replica_id), ("DEL", names.presence_prefix + replica_id)]
+    try:
+        await link.call_all(commands)
+    except Refused as refusal:
+        raise refused(f"remove replica {replica_id!r} from its registry", refusal) from refusal
+
+
+def _read(text: bytes, replica: str) -> Presence:
+    """Read what a replica of any version has said. What cannot be read says that it is there, and no more."""
+    try:
+        presence = _decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Presence(replica=replica)
+    return msgspec.structs.replace(presence, replica=replica)
+
+
+def _as_of_now(presence: Presence, left_ms: int, head: Position | None) -> ReplicaPresence:
+    fields = msgspec.structs.asdict(presence)
+    seen_ms_ago = max(0, presence.lifetime_ms - left_ms) if presence.lifetime_ms else None
+    if presence.staleness_seconds is not None and seen_ms_ago is not None:
+        fields["staleness_seconds"] = presence.staleness_seconds + seen_ms_ago / 1_000
+    return ReplicaPresence(**fields, seen_ms_ago=seen_ms_ago, behind=_behind(presence, head))
+
+
+def _behind(presence: Presence, head: Position | None) -> int | None:
+    position = presence.position
+    if position is None or head is None:
+        return 0 if position is head and presence.state == "coherent" else None
+    # It may have gone on between the two looks.
+    return max(0, head.sequence - position.sequence) if head.epoch == position.epoch else None

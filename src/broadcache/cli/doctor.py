@@ -1,0 +1,100 @@
+"""`broadcache doctor`: look at Redis, at the logs and at the replicas, and say what is wrong and what to do."""
+
+import asyncio
+import os
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..shared.invalidation import DEFAULT_NAMESPACE
+from .exit_codes import FAILED, OK
+from .options import REDIS_URL, RedisUrl
+
+if TYPE_CHECKING:
+    from ..publisher.diagnosis import Diagnosis
+    from ..publisher.discovery import Discovered
+    from ..publisher.findings import Finding
+
+__all__ = ["doctor"]
+
+
+class _Role(StrEnum):
+    BOTH = "both"
+    PUBLISHER = "publisher"
+    REPLICA = "replica"
+
+
+def doctor(
+    *,
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--namespace", "-n", help=f"The family of caches. May be repeated. [default: {DEFAULT_NAMESPACE}]"
+        ),
+    ] = None,
+    role: Annotated[_Role, typer.Option(help="Whose rights the user of the URL is to have.")] = _Role.BOTH,
+    away_seconds: Annotated[
+        float, typer.Option(help="How long a replica may be away, and still catch up from the log.")
+    ] = 60.0,
+    fanout_service: Annotated[
+        str, typer.Option(envvar="BROADCACHE_FANOUT_SERVICE", help="service:port of the fan-out, to look it up.")
+    ] = "",
+    timeout_seconds: Annotated[float, typer.Option(help="How long to wait for each answer.")] = 5.0,
+    strict: Annotated[bool, typer.Option("--strict", help="End with 1 for warnings as well.")] = False,
+    redis_url: RedisUrl = REDIS_URL,
+    json: Annotated[bool, typer.Option("--json", help="JSON for scripts: one object, with all findings.")] = False,
+) -> None:
+    """Look at Redis, the logs and the replicas; say what is wrong, why it matters and what to do. Changes nothing.
+
+    Ends with 0 when there is no problem (with --strict: and no warning), otherwise with 1.
+    """
+    from ..publisher.diagnosis import Diagnosis
+    from ..publisher.rights import ROLES
+    from .doctor_report import print_json, print_text
+
+    diagnosis = Diagnosis(
+        redis_url,
+        namespaces=namespace or [DEFAULT_NAMESPACE],
+        roles=[each for each in ROLES if role in {_Role.BOTH, each}],
+        timeout_seconds=timeout_seconds,
+        away_seconds=away_seconds,
+    )
+    findings = asyncio.run(_findings(diagnosis, fanout_service, timeout_seconds))
+    (print_json if json else print_text)(diagnosis.label, findings)
+    raise typer.Exit(_exit_code(findings, is_strict=strict))
+
+
+async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds: float) -> "list[Finding]":
+    from ..publisher.diagnosis import look_up
+
+    findings = await diagnosis.findings()
+    if fanout_service:
+        findings += await look_up(fanout_service, _discovered, timeout_seconds=timeout_seconds)
+    return findings
+
+
+async def _discovered(destination: str) -> "Discovered":
+    """Look up `service:port` as the fan-out of these settings would. Raises: BroadcacheError."""
+    from ..publisher.discovery import DnsDiscovery, ListDiscovery
+    from ..publisher.fanout_policy import FanoutPolicy
+    from ..publisher.settings import FanoutSettings, lists_of
+    from ..shared.settings import read_settings
+
+    settings = read_settings(FanoutSettings, os.environ)
+    service, _, port = destination.rpartition(":")
+    policy = FanoutPolicy([destination], networks=settings.fanout_networks)
+    found_at = policy.check("POST", service, port)
+    discovery = ListDiscovery(lists_of(settings.fanout_lists), DnsDiscovery(settings.fanout_nameservers))
+    found = await discovery.discover(found_at.service, found_at.port)
+    if found.how != "list":
+        for address in found.addresses:
+            policy.check_address(address.host)
+    return found
+
+
+def _exit_code(findings: "list[Finding]", *, is_strict: bool) -> int:
+    from ..publisher.findings import worst_of
+
+    bad = {"problem", "warning"} if is_strict else {"problem"}
+    return FAILED if worst_of(findings) in bad else OK

@@ -1,0 +1,92 @@
+"""`broadcache replicas`: who is there, and how stale each can be."""
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..shared.invalidation import DEFAULT_NAMESPACE
+from .exit_codes import FAILED, OK
+from .options import REDIS_URL, Json, Namespace, RedisUrl
+
+if TYPE_CHECKING:
+    from ..shared.presence import ReplicaPresence
+
+__all__ = ["replicas"]
+
+
+def replicas(
+    *,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    timeout_seconds: Annotated[float, typer.Option(help="How long to try.")] = 5.0,
+    redis_url: RedisUrl = REDIS_URL,
+    json: Json = False,
+) -> None:
+    """List the replicas of a namespace. 0: some are there, all coherent. 1: one is not, or none is there."""
+    found = asyncio.run(_found(redis_url, namespace, timeout_seconds))
+    if json:
+        _print_json(found)
+    else:
+        _print_table(found, namespace)
+    raise typer.Exit(OK if found and all(each.is_coherent for each in found) else FAILED)
+
+
+async def _found(redis_url: str, namespace: str, timeout_seconds: float) -> "list[ReplicaPresence]":
+    from ..publisher import Publisher
+
+    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+        return await publisher.replicas(namespace)
+
+
+def _print_json(found: "list[ReplicaPresence]") -> None:
+    """Print one object a line, with what the replica said and what follows from it."""
+    import msgspec
+
+    for replica in found:
+        position = replica.position and replica.position._asdict()
+        derived = {
+            "is_coherent": replica.is_coherent,
+            "hit_ratio": replica.hit_ratio,
+            "clears_total": replica.clears_total,
+        }
+        print(msgspec.json.encode({**msgspec.structs.asdict(replica), "position": position, **derived}).decode())
+
+
+def _print_table(found: "list[ReplicaPresence]", namespace: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from .printable import printable
+
+    if not found:
+        print(f"no replica of {namespace} is there")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("replica", "state", "stale", "bound", "sequence", "behind", "entries", "hit ratio", "clears"):
+        table.add_column(heading, justify="left" if heading in {"replica", "state"} else "right", no_wrap=True)
+    for heading in ("replays", "seen", "where"):
+        table.add_column(heading, justify="left" if heading == "where" else "right", no_wrap=True)
+    for each in found:
+        # What has been coherent, and has not proven it for longer than its bound, is not.
+        state = each.state if each.is_coherent or each.state != "coherent" else "overdue"
+        table.add_row(
+            Text(printable(each.replica)),
+            Text(printable(state), "green" if each.is_coherent else "bold red"),
+            _shown(each.staleness_seconds, "{:.1f} s"),
+            _shown(each.max_staleness_seconds, "{:g} s"),
+            _shown(each.position and each.position.sequence, "{}"),
+            _shown(each.behind, "{}"),
+            str(each.entries),
+            _shown(each.hit_ratio, "{:.0%}"),
+            str(each.clears_total),
+            str(each.replays),
+            _shown(each.seen_ms_ago, "{} ms ago"),
+            Text(printable(f"{each.host} {each.pid} v{each.version}" if each.host else "")),
+        )
+    console = Console(highlight=False)
+    console.print(table, soft_wrap=not console.is_terminal)
+
+
+def _shown(value: object, form: str) -> str:
+    return "–" if value is None else form.format(value)

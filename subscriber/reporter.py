@@ -1,0 +1,90 @@
+"""The reporter: tells publishers that wait for it what this replica has applied."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from ..shared.confirmation import Report, encode_reports
+from ..shared.errors import BroadcacheError
+from ..shared.link import Link, Refused
+from ..shared.names import names_of
+from .sequencer import Sequencer
+
+__all__ = ["Reporter"]
+
+_log = logging.getLogger("broadcache.subscriber")
+
+_REPORTS_MAX: Final = 10_000
+_BATCH_REPORTS: Final = 100
+
+
+class Reporter:
+    """Sends reports over whichever link there is, in the order in which they were taken, many in one message.
+
+    Taking never waits. What is more than `_REPORTS_MAX` is left out: nothing is confirmed that was not, and the
+    replica's position tells a little later. Reports that were taken without a link wait for the next one.
+
+    Shape:  `left_out` counts reports that were not sent.
+    Units:  `unix_ms` is the wall clock in milliseconds: for lag, which people read, and for nothing else.
+    """
+
+    def __init__(self, replica_id: str, *, unix_ms: Callable[[], float] = lambda: time.time_ns() / 1_000_000) -> None:
+        self.left_out = 0
+        self._replica_id = replica_id
+        self._unix_ms = unix_ms
+        self._waiting: deque[tuple[str, Report]] = deque()
+        self._lag_ms: dict[str, float] = {}
+        self._has_reports = asyncio.Event()
+
+    def prepare(self) -> None:
+        """Get ready to send in whichever event loop comes next."""
+        self._has_reports = asyncio.Event()
+
+    def lag_ms(self, namespace: str) -> float | None:
+        """How long the last invalidation that was to be confirmed took, as far as wall clocks tell."""
+        return self._lag_ms.get(namespace)
+
+    def take(self, sequencer: Sequencer) -> None:
+        """Take what is to be reported."""
+        now_ms = self._unix_ms()
+        while sequencer.reports:
+            report, sent_at_ms = sequencer.reports.popleft()
+            if sent_at_ms is not None:
+                self._lag_ms[sequencer.namespace] = lag_ms = now_ms - sent_at_ms
+                report = msgspec.structs.replace(report, lag_ms=lag_ms)
+            if len(self._waiting) < _REPORTS_MAX:
+                self._waiting.append((sequencer.namespace, report))
+            else:
+                self.left_out += 1
+        self._has_reports.set()
+
+    async def send_for_ever(self, link: Link) -> None:
+        """Send what there is, until the link is lost."""
+        try:
+            while True:
+                if not self._waiting:
+                    self._has_reports.clear()
+                    await self._has_reports.wait()
+                await self._send(link)
+        except BroadcacheError:
+            return  # the follower knows
+        except Exception:  # noqa: BLE001  (the outermost task: whoever waits for a report learns of it by an echo)
+            _log.exception("nothing is confirmed over this link: an error of our own, please report it")
+
+    async def _send(self, link: Link) -> None:
+        """Send the oldest reports, of one namespace. Raises: LinkLost."""
+        namespace = self._waiting[0][0]
+        batch: list[Report] = []
+        while len(batch) < _BATCH_REPORTS and self._waiting and self._waiting[0][0] == namespace:
+            batch.append(self._waiting.popleft()[1])
+        publish = "SPUBLISH" if link.is_sharded else "PUBLISH"
+        try:
+            await link.call(publish, names_of(namespace).confirmed, encode_reports(self._replica_id, batch))
+        except Refused as refusal:
+            self.left_out += len(batch)
+            _log.warning("expected %s to let this user confirm, got: %s", link.label, refusal)

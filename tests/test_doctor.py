@@ -1,0 +1,567 @@
+"""The doctor: each thing that is wrong is found and named, nothing else is, and all is well again when it is mended."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.command_line import run
+from tests.support.dns_server import DnsServer
+from tests.support.replicas import FAST, new_cache, reached
+from tests.support.topologies import asked, cluster_of_three, wait_until, watched
+from tests.support.waiting import until
+
+from broadcache.publisher import Publisher
+from broadcache.publisher.diagnosis import Diagnosis, look_up
+from broadcache.publisher.discovery import Address, Discovered
+from broadcache.publisher.doctor import examine_namespace, examine_server
+from broadcache.publisher.facts import DeliveryFacts, LogFacts, NamespaceFacts, ServerFacts
+from broadcache.publisher.findings import Finding
+from broadcache.publisher.rights import rights_of
+from broadcache.shared import InvalidNamespace, InvalidSettings, Keys, Position
+from broadcache.shared.embedded import EmbeddedServer
+from broadcache.subscriber import Subscriber
+
+pytestmark = pytest.mark.anyio
+
+PAGES = Path(__file__).parent.parent / "docs"
+PATIENT: dict[str, Any] = {**FAST, "echo_timeout_seconds": 10.0}
+"""Numbers for a replica whose presence stays, however slow the machine is."""
+DOCTOR = ("+ping", "+info", "+config|get", "+time", "+acl|whoami", "+scan", "+xlen")
+MEASURED = {"reachable", "delivery"}
+"""Whose severity is a matter of how busy the machine is."""
+
+
+async def findings_of(url: str, *, namespaces: Sequence[str] = ("default",), **options: Any) -> list[Finding]:
+    options = {"timeout_seconds": 10.0, "patience_seconds": 0.0, **options}
+    return await Diagnosis(url, namespaces=namespaces, **options).findings()
+
+
+async def found(url: str, check: str, **options: Any) -> Finding:
+    [finding] = [each for each in await findings_of(url, **options) if each.check == check]
+    return finding
+
+
+def page_rights(user: str) -> list[str]:
+    """The rights that docs/redis.md gives to a user."""
+    text = (PAGES / "redis.md").read_text(encoding="utf-8")
+    rights = re.search(rf"^ACL SETUSER {user} on >\S+((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    assert rights is not None
+    return rights[1].replace("\\", "").split()
+
+
+BOTH = list(dict.fromkeys([*page_rights("replica"), *page_rights("publisher"), *DOCTOR]))
+
+
+def allow(server: EmbeddedServer, rights: Sequence[str]) -> str:
+    asked(server.port, "ACL", "SETUSER", "alice", "reset", "on", ">secret", *rights)
+    return f"redis://alice:secret@127.0.0.1:{server.port}"
+
+
+@asynccontextmanager
+async def replica(url: str) -> AsyncIterator[Subscriber]:
+    async with Subscriber(url, caches={"default": new_cache()}, replica_id="r1", **PATIENT) as subscriber:
+        yield subscriber
+
+
+# --- a server that is well, one that is away, and one that does not let us in ----------------------------------------
+
+
+async def test_where_all_is_well_nothing_else_is_said(own_server: EmbeddedServer) -> None:
+    asked(own_server.port, "CONFIG", "SET", "maxmemory", "100mb")
+    asked(own_server.port, "CONFIG", "SET", "appendonly", "yes")
+    async with replica(own_server.url) as subscriber, Publisher(own_server.url) as publisher:
+        await reached(subscriber, await publisher.publish(Keys("key")))
+        findings = await findings_of(own_server.url, patience_seconds=20.0)
+    assert {each.check for each in findings if each.severity != "ok"} - MEASURED == set()
+    assert {each.check for each in findings} > MEASURED
+    measured = {name for each in findings for name in each.measured}
+    assert {"round_trip_p50_ms", "round_trip_max_ms", "delivery_p50_ms", "delivery_max_ms"} <= measured
+
+
+async def test_looking_changes_nothing_and_no_replica_notices(own_server: EmbeddedServer) -> None:
+    url = allow(own_server, ["+@all", "~*", "&*", "-eval", "-del"])  # rights are tried, and nothing is cleaned up
+    async with replica(own_server.url) as subscriber, Publisher(own_server.url) as publisher:
+        await reached(subscriber, await publisher.publish(Keys("key")))
+        before = subscriber.stats(), set(asked(own_server.port, "KEYS", "*"))
+        await findings_of(own_server.url)
+        await findings_of(url)
+        # Whatever had been published meanwhile would have come before this.
+        await reached(subscriber, await publisher.publish(Keys("other")))
+        stats, keys = subscriber.stats(), set(asked(own_server.port, "KEYS", "*"))
+    # Two publishes, and nothing else, were heard; and a receipt for the second is all that there is more.
+    assert (stats.received, stats.lost) == ({**before[0].received, "applied": 2}, 0)
+    assert {key for key in keys - before[1] if b":receipt:" not in key} == set()
+
+
+async def test_a_server_that_does_not_answer_is_one_problem_and_all_is_well_when_it_does(
+    own_server: EmbeddedServer,
+) -> None:
+    own_server.pause()
+    [frozen] = await findings_of(own_server.url, timeout_seconds=0.3)
+    own_server.resume()
+    assert (frozen.check, frozen.severity) == ("reachable", "problem")
+    assert "within 0.3 s, got none" in frozen.what
+    assert (await found(own_server.url, "reachable")).severity != "problem"
+    own_server.kill()
+    [gone] = await findings_of(own_server.url)
+    assert (gone.check, gone.severity) == ("reachable", "problem")
+    assert "start the server" in gone.remedy
+    own_server.restart()
+    assert (await found(own_server.url, "reachable")).severity != "problem"
+
+
+async def test_a_server_that_freezes_while_it_is_looked_at_is_a_problem(own_server: EmbeddedServer) -> None:
+    def freeze() -> float:
+        own_server.pause()
+        return time.time()
+
+    [frozen] = await findings_of(own_server.url, timeout_seconds=0.5, wall_clock=freeze)
+    assert (frozen.check, frozen.severity) == ("reachable", "problem")
+    assert "it answered before" in frozen.what
+
+
+async def test_a_wrong_password_is_named_and_never_shown(own_server: EmbeddedServer) -> None:
+    right = allow(own_server, ["+@all", "~*", "&*"])
+    [refused] = await findings_of(right.replace("secret", "hush"))
+    assert (refused.check, refused.severity) == ("reachable", "problem")
+    assert "password" in refused.remedy
+    assert "hush" not in str(refused)
+    assert (await found(right, "reachable")).severity != "problem"
+
+
+async def test_a_user_who_may_not_even_connect_is_told_the_right(own_server: EmbeddedServer) -> None:
+    [refused] = await findings_of(allow(own_server, [each for each in BOTH if each != "+client|setname"]))
+    assert "client|setname" in refused.what
+    assert "Rights" in refused.remedy
+
+
+# --- settings of the server ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("check", "settings", "mended", "severity", "names"),
+    [
+        ("eviction", {"maxmemory": "1gb", "maxmemory-policy": "allkeys-lru"}, "noeviction", "warning", "allkeys-lru"),
+        ("eviction", {"maxmemory": "1gb", "maxmemory-policy": "volatile-lru"}, "noeviction", "info", "volatile-lru"),
+        ("eviction", {"maxmemory-policy": "allkeys-lru"}, "noeviction", "info", "without maxmemory"),
+        ("memory", {"maxmemory": "500kb"}, "1gb", "problem", "(2"),
+        ("output-buffer", {"client-output-buffer-limit": "pubsub 1kb 1kb 1"}, "", "problem", "1024 1024 1"),
+        ("output-buffer", {"client-output-buffer-limit": "pubsub 1mb 1mb 1"}, "", "warning", "a burst"),
+        ("output-buffer", {"client-output-buffer-limit": "pubsub 0 0 0"}, "", "warning", "without end"),
+        ("timeout", {"timeout": "5"}, "0", "warning", "5 s of silence"),
+        ("timeout", {"timeout": "3600"}, "0", "info", "3600 s of silence"),
+        ("persistence", {"save": ""}, "3600 1", "info", "none"),
+        ("min-replicas", {"min-replicas-to-write": "1"}, "0", "problem", "NOREPLICAS"),
+    ],
+)
+async def test_a_setting_that_costs_something_is_named_until_it_is_mended(
+    own_server: EmbeddedServer, check: str, settings: dict[str, str], mended: str, severity: str, names: str
+) -> None:
+    for name, value in settings.items():
+        asked(own_server.port, "CONFIG", "SET", name, value)
+    findings = await findings_of(own_server.url)
+    [finding] = [each for each in findings if each.check == check]
+    assert (finding.severity, bool(finding.why), bool(finding.remedy)) == (severity, True, True)
+    assert names in finding.what
+    # Nothing else is mistaken for a fault: rights in particular, of which some commands are refused now.
+    others = {each.check for each in findings if each.severity in {"warning", "problem"}} - MEASURED - {check}
+    assert others == {"replicas"}
+    asked(own_server.port, "CONFIG", "SET", [*settings][-1], mended or "pubsub 32mb 8mb 60")
+    assert (await found(own_server.url, check)).severity == "ok"
+
+
+@pytest.mark.parametrize(
+    ("info", "is_old"),
+    [
+        ({"redis_version": "6.0.16"}, True),
+        ({"redis_version": "5.0.7"}, True),
+        ({"redis_version": "6.2.0"}, False),
+        ({"redis_version": "10.0.1"}, False),
+        ({"redis_version": "7.2.4", "valkey_version": "7.0.1"}, True),
+        ({"redis_version": "7.2.4", "valkey_version": "7.2.5"}, False),
+    ],
+)
+def test_a_server_that_is_too_old_is_a_problem(info: dict[str, str], is_old: bool) -> None:
+    [finding] = [each for each in examine_server(ServerFacts(label="redis://a", info=info)) if each.check == "version"]
+    assert finding.severity == ("problem" if is_old else "ok")
+    assert finding.what.endswith(info.get("valkey_version", info["redis_version"]))
+    assert ("or newer" in finding.remedy) == is_old
+
+
+def snapshot(status: str) -> dict[str, str]:
+    return {"aof_enabled": "0", "rdb_last_bgsave_status": status}
+
+
+@pytest.mark.parametrize(
+    ("facts", "check", "severity"),
+    [
+        ({"round_trips_ms": [1.0, 900.0]}, "reachable", "warning"),
+        ({"round_trips_ms": [1.0, 1.0, 900.0]}, "reachable", "ok"),
+        ({"clock_ahead_ms": -90_000.0}, "clock", "info"),
+        ({"clock_ahead_ms": 3.0}, "clock", "ok"),
+        ({"info": {"used_memory": "95", "maxmemory": "100"}}, "memory", "warning"),
+        ({"info": {"used_memory": "50", "maxmemory": "100"}}, "memory", "ok"),
+        ({"info": {"aof_enabled": "1", "aof_last_write_status": "err"}}, "persistence", "problem"),
+        ({"info": snapshot("err"), "settings": {"save": "1 1"}}, "persistence", "problem"),
+        ({"info": snapshot("ok"), "settings": {"save": "1 1"}}, "persistence", "ok"),
+        ({"info": {"loading": "1", "role": "master"}}, "primary", "problem"),
+        ({"hello": {"role": "replica"}}, "primary", "problem"),
+        ({"is_sentinel": True, "settings": {"min-replicas-to-write": "0"}}, "min-replicas", "warning"),
+        ({"is_cluster": True, "settings": {"cluster-require-full-coverage": "yes"}}, "coverage", "info"),
+        ({"refusals": ["NOPERM config|get"]}, "settings", "info"),
+    ],
+)
+def test_facts_of_a_server_are_judged(facts: dict[str, Any], check: str, severity: str) -> None:
+    [finding] = [each for each in examine_server(ServerFacts(label="redis://a", **facts)) if each.check == check]
+    assert finding.severity == severity
+
+
+async def test_a_server_replica_is_no_place_to_publish(own_server: EmbeddedServer) -> None:
+    with EmbeddedServer() as other:
+        port = other.port
+        asked(own_server.port, "REPLICAOF", "127.0.0.1", port)
+        finding = await found(own_server.url, "primary")
+        asked(own_server.port, "REPLICAOF", "NO", "ONE")
+    assert finding.severity == "problem"
+    assert f"a replica of 127.0.0.1:{port}" in finding.what
+    assert (await found(own_server.url, "primary")).severity == "ok"
+
+
+# --- rights ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_rights_that_are_checked_are_those_of_the_page() -> None:
+    for role in ("publisher", "replica"):
+        checked = {f"+{right.name}" for right in rights_of("a", is_sharded=False, me="m") if right.role == role}
+        assert checked == {rule for rule in page_rights(role) if rule.startswith("+")}
+
+
+@pytest.mark.parametrize("role", ["publisher", "replica"])
+async def test_the_rights_of_the_page_are_enough_and_are_told_apart(own_server: EmbeddedServer, role: Any) -> None:
+    url = allow(own_server, page_rights(role))
+    assert (await found(url, f"rights-{role}", roles=[role])).severity == "ok"
+    other = "replica" if role == "publisher" else "publisher"
+    assert (await found(url, f"rights-{other}")).severity == "problem"
+
+
+@pytest.mark.parametrize("is_asked", [True, False], ids=["asked", "tried"])
+@pytest.mark.parametrize(
+    ("right", "roles"),
+    [
+        ("+xadd", {"publisher"}),
+        ("+publish", {"publisher", "replica"}),
+        ("+subscribe", {"replica"}),
+        ("+xrange", {"replica"}),
+        ("+hincrby", {"publisher"}),
+        ("+set", {"publisher", "replica"}),
+    ],
+)
+async def test_a_missing_right_is_named_until_it_is_given(
+    own_server: EmbeddedServer, right: str, roles: set[str], is_asked: bool
+) -> None:
+    def missing(findings: list[Finding]) -> dict[str, set[str]]:
+        """Role to the rights that its remedy gives."""
+        return {
+            each.check.removeprefix("rights-"): {rule for rule in each.remedy.split() if rule.startswith("+")}
+            for each in findings
+            if each.check.startswith("rights-") and each.severity == "problem"
+        }
+
+    base = BOTH if is_asked else [each for each in BOTH if each != "+eval"]
+    noise: set[str] = set() if is_asked else {"+eval"}
+    findings = await findings_of(allow(own_server, [each for each in base if each != right]))
+    named = {role: rules - noise for role, rules in missing(findings).items()}
+    assert {role: rules for role, rules in named.items() if rules} == {role: {right} for role in roles}
+    mended = missing(await findings_of(allow(own_server, base)))
+    assert {role: rules - noise for role, rules in mended.items() if rules - noise} == {}
+
+
+async def test_the_remedy_for_missing_rights_is_one_that_helps(own_server: EmbeddedServer) -> None:
+    url = allow(own_server, ["+client|setname", "+eval", "+acl|whoami", "+ping"])
+    for finding in await findings_of(url):
+        if finding.check.startswith("rights-"):
+            assert finding.severity == "problem"
+            asked(own_server.port, *finding.remedy.split())
+    for role in ("publisher", "replica"):
+        assert (await found(url, f"rights-{role}")).severity == "ok"
+
+
+async def test_what_a_user_may_not_ask_for_is_said_to_be_unchecked(own_server: EmbeddedServer) -> None:
+    findings = await findings_of(allow(own_server, [*page_rights("replica"), *page_rights("publisher")]))
+    by_check = {each.check: each for each in findings}
+    assert "config|get" in by_check["settings"].what
+    assert "scan" in by_check["replicas"].what
+    assert {each.check for each in findings if each.severity in {"warning", "problem"}} <= MEASURED
+    assert "settings" not in {each.check for each in await findings_of(own_server.url)}
+
+
+# --- log and delivery ------------------------------------------------------------------------------------------------
+
+
+async def test_a_log_that_does_not_reach_back_is_named(own_server: EmbeddedServer) -> None:
+    assert (await found(own_server.url, "log")).severity == "info"
+    async with Publisher(own_server.url) as publisher:
+        for _ in range(5):
+            await publisher.publish(Keys("key"))
+    whole = await found(own_server.url, "log")
+    assert (whole.severity, whole.measured["log_length"]) == ("ok", 5)
+    asked(own_server.port, "XTRIM", "{cache-invalidation}:log", "MAXLEN", 2)
+    trimmed = await found(own_server.url, "log", away_seconds=3_600)
+    assert (trimmed.severity, trimmed.measured["log_length"]) == ("warning", 2)
+    assert "away for 1 h cannot catch up" in trimmed.what
+    asked(own_server.port, "DEL", "{cache-invalidation}:log")
+    lost = await found(own_server.url, "log")
+    assert (lost.severity, "its end was lost" in lost.what) == ("warning", True)
+    asked(own_server.port, "SET", "{cache-invalidation}:log", "mine")
+    foreign = await found(own_server.url, "log")
+    assert (foreign.severity, "WRONGTYPE" in foreign.what) == ("warning", True)
+
+
+def log_of(*, seconds: int) -> NamespaceFacts:
+    log = LogFacts(
+        length=10_000, first_sequence=90_001, last_sequence=100_000, first_sent_at_ms=0, last_sent_at_ms=seconds * 1_000
+    )
+    return NamespaceFacts(namespace="products", head=Position("e", 100_000), log=log)
+
+
+def test_a_log_is_measured_against_the_time_that_a_replica_may_be_away() -> None:
+    [short] = [each for each in examine_namespace(log_of(seconds=30), away_seconds=60) if each.check == "log"]
+    assert (short.severity, short.measured["log_covers_seconds"]) == ("warning", 30)
+    assert "about 20000" in short.remedy
+    [long] = [each for each in examine_namespace(log_of(seconds=61), away_seconds=60) if each.check == "log"]
+    assert (long.severity, long.remedy) == ("ok", "")
+
+
+@pytest.mark.parametrize(
+    ("facts", "severity"),
+    [
+        (DeliveryFacts(latencies_ms=[0.1, 0.2], lost=1), "problem"),
+        (DeliveryFacts(latencies_ms=[900.0, 901.0]), "warning"),
+        (DeliveryFacts(refusal="NOPERM"), "info"),
+        (DeliveryFacts(latencies_ms=[0.1, 0.2]), "ok"),
+    ],
+)
+def test_probes_that_are_lost_or_late_are_named(facts: DeliveryFacts, severity: str) -> None:
+    findings = examine_namespace(NamespaceFacts(namespace="products", delivery=facts), away_seconds=60)
+    assert [each.severity for each in findings if each.check == "delivery"] == [severity]
+
+
+# --- replicas --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_replica_that_cannot_prove_itself_is_named_until_it_can(own_server: EmbeddedServer) -> None:
+    rights = page_rights("replica")
+    url = allow(own_server, [each for each in rights if each != "+publish"])
+    caches = {"default": new_cache()}
+    async with Subscriber(url, caches=caches, replica_id="r1", **{**PATIENT, "start_timeout_seconds": 0}) as subscriber:
+        await until(lambda: asked(own_server.port, "EXISTS", "{cache-invalidation}:replica:r1"), "presence")
+        broken = await found(own_server.url, "replicas")
+        allow(own_server, rights)
+        await until(lambda: subscriber.state == "coherent")
+        mended = await found(own_server.url, "replicas", patience_seconds=20.0)
+    assert (broken.severity, mended.severity) == ("problem", "ok")
+    assert "r1 is recovering" in broken.what
+    assert mended.what == "1 replica, all coherent"
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ({"state": "coherent", "positions": {"products": ["EPOCH", 1]}}, "r1 is at 1, the head is 2"),
+        ({"state": "coherent", "positions": {"products": ["another", 2]}}, "r1 is in another epoch"),
+        ({"state": "coherent", "positions": {"products": None}}, "r1 knows no position, the head is 2"),
+        ({"state": "lost", "positions": {"products": ["EPOCH", 2]}}, "r1 is lost"),
+        ({"state": "lost", "namespace": "products", "position": {"epoch": "EPOCH", "sequence": 2}}, "r1 is lost"),
+        ({"state": "coherent", "positions": 7}, "r1 is unreadable"),
+        ("not what was expected", "r1 is unreadable"),
+        ({"state": "coherent", "positions": {"products": ["EPOCH", 2]}, "more": 1}, ""),
+        ({"state": "coherent", "namespace": "products", "position": ["EPOCH", 2]}, ""),
+        ({"state": "coherent", "namespace": "products", "position": {"epoch": "EPOCH", "sequence": 2}}, ""),
+    ],
+)
+async def test_a_replica_that_is_not_coherent_is_named_whoever_wrote_its_presence(
+    own_server: EmbeddedServer, said: object, fault: str
+) -> None:
+    async with Publisher(own_server.url) as publisher:
+        await publisher.publish(Keys("key"), namespace="products")
+        epoch = (await publisher.publish(Keys("key"), namespace="products")).position.epoch
+    text = json.dumps(said).replace("EPOCH", epoch)
+    asked(own_server.port, "SET", "{cache-invalidation:products}:replica:r1", text)
+    finding = await found(own_server.url, "replicas", namespaces=["products"])
+    assert finding.severity == ("problem" if fault else "ok")
+    assert fault in finding.what
+    # It is nobody's business but that of its own namespace.
+    assert (await found(own_server.url, "replicas")).what == "there are no replicas"
+
+
+async def test_a_replica_is_found_under_the_name_of_another_namespace(own_server: EmbeddedServer) -> None:
+    said = {"replica": "r1", "state": "coherent", "positions": {"default": None, "products": None}}
+    asked(own_server.port, "SET", "{cache-invalidation}:replica:r1", json.dumps(said))
+    assert (await found(own_server.url, "replicas", namespaces=["products"])).severity == "ok"
+
+
+async def test_a_replica_that_is_starting_is_looked_at_again(own_server: EmbeddedServer) -> None:
+    def say(state: str) -> None:
+        said = {"replica": "r1", "state": state, "positions": {"default": None}}
+        asked(own_server.port, "SET", "{cache-invalidation}:replica:r1", json.dumps(said))
+
+    async def sleep(_: float) -> None:
+        say("coherent")
+
+    say("recovering")
+    assert (await found(own_server.url, "replicas", patience_seconds=20.0, sleep=sleep)).severity == "ok"
+    say("recovering")
+    assert (await found(own_server.url, "replicas", patience_seconds=0.0, sleep=sleep)).severity == "problem"
+
+
+# --- several servers, and the fan-out --------------------------------------------------------------------------------
+
+
+async def test_behind_sentinels_the_bound_on_two_primaries_is_asked_for(tmp_path: Path) -> None:
+    with watched(tmp_path) as servers:
+        port = servers.primary.port
+        loose = await found(servers.url, "min-replicas")
+        asked(servers.primary.port, "CONFIG", "SET", "min-replicas-to-write", 1)
+        wait_until(
+            lambda: b"min_slaves_good_slaves:1" in asked(servers.primary.port, "INFO", "replication"), "a good replica"
+        )
+        bound = await found(servers.url, "min-replicas")
+    assert (loose.severity, bound.severity) == ("warning", "ok")
+    assert "CONFIG SET min-replicas-to-write 1" in loose.remedy
+    assert f"127.0.0.1:{port} of redis+sentinel://" in bound.subject
+
+
+async def test_in_a_cluster_each_namespace_is_looked_at_where_it_is() -> None:
+    with cluster_of_three() as cluster:
+        namespaces = cluster.namespaces()
+        findings = await findings_of(cluster.url, namespaces=namespaces)
+        ports = [node.port for node in cluster.nodes]
+        cluster.nodes[0].kill()
+        after = await findings_of(cluster.url, namespaces=namespaces)
+    subjects = list(dict.fromkeys(each.subject for each in findings))
+    assert [int(subject.partition(" of ")[0].rpartition(":")[2]) for subject in subjects[:3]] == ports
+    assert subjects[3:] == [f"namespace {each}" for each in namespaces]
+    assert {each.check for each in findings if each.severity == "problem"} == set()
+    away = {each.subject for each in after if (each.check, each.severity) == ("reachable", "problem")}
+    assert away == {f"namespace {namespaces[0]}"}
+
+
+async def test_the_service_of_the_fan_out_is_looked_up() -> None:
+    def found(*hosts: str, doubt: str = "") -> Any:
+        async def discover(service: str) -> Discovered:
+            return Discovered(tuple(Address(host, 80) for host in hosts), "dns", not doubt, (doubt,) if doubt else ())
+
+        return discover
+
+    async def fails(service: str) -> Discovered:
+        raise OSError("no name server")
+
+    async def severity_and_text(discover: Any) -> tuple[str, str]:
+        [finding] = await look_up("replicas", discover, timeout_seconds=10)
+        assert finding.subject == "service replicas"
+        return finding.severity, finding.what
+
+    assert await severity_and_text(found("10.0.0.0", "10.0.0.1")) == ("ok", "2 addresses: 10.0.0.0:80, 10.0.0.1:80")
+    assert await severity_and_text(found("10.0.0.0", doubt="one for all")) == (
+        "warning",
+        "1 address: 10.0.0.0:80; one for all",
+    )
+    assert await severity_and_text(found()) == ("problem", "it has no addresses")
+    assert await severity_and_text(fails) == ("problem", "it cannot be looked up: no name server")
+
+
+async def test_the_command_looks_it_up_as_the_fan_out_would(own_server: EmbeddedServer) -> None:
+    async def seen(**variables: str) -> dict[str, Any]:
+        variables |= {"BROADCACHE_REDIS_URL": own_server.url, "BROADCACHE_FANOUT_SERVICE": "web.test:80"}
+        finished = await asyncio.to_thread(run, "doctor", "--json", **variables)
+        [finding] = [each for each in json.loads(finished.stdout)["findings"] if each["check"] == "fan-out"]
+        return dict(finding)
+
+    async with DnsServer() as dns:
+        dns.a("web.test", "127.0.0.2", "127.0.0.3")
+        asked = {"BROADCACHE_FANOUT_NAMESERVERS": dns.address}
+        assert (await seen(**asked))["severity"] == "problem"  # loopback has to be named
+        allowed = await seen(**asked, BROADCACHE_FANOUT_NETWORKS="127.0.0.0/8")
+    assert (allowed["severity"], allowed["what"]) == ("ok", "2 addresses: 127.0.0.2:80, 127.0.0.3:80")
+
+
+# --- what is typed wrongly, and the command --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"namespaces": []}, InvalidSettings),
+        ({"namespaces": ["no such"]}, InvalidNamespace),
+        ({"namespaces": ["a"], "timeout_seconds": 0}, InvalidSettings),
+        ({"namespaces": ["a"], "away_seconds": float("nan")}, InvalidSettings),
+    ],
+)
+def test_a_diagnosis_that_cannot_be_made_is_refused_at_once(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match="expected"):
+        Diagnosis("redis://127.0.0.1", **options)
+
+
+def test_the_command_ends_with_0_for_warnings_and_with_1_for_problems(own_server: EmbeddedServer) -> None:
+    def code(*arguments: str) -> int:
+        finished = run("doctor", "--redis-url", own_server.url, *arguments)
+        assert finished.stderr == ""
+        return finished.returncode
+
+    assert code() == 0  # there are no replicas: a warning
+    assert code("--strict") == 1
+    asked(own_server.port, "CONFIG", "SET", "min-replicas-to-write", 1)
+    assert code() == 1
+    asked(own_server.port, "CONFIG", "SET", "min-replicas-to-write", 0)
+    assert code() == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--namespace", "no such"),
+        ("--timeout-seconds", "0"),
+        ("--role", "nobody"),
+        ("--redis-url", "http://a"),
+        ("--no-such-option",),
+    ],
+)
+def test_a_command_that_is_typed_wrongly_ends_with_2(arguments: tuple[str, ...]) -> None:
+    finished = run("doctor", *arguments)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "Traceback" not in finished.stderr
+
+
+def test_json_is_one_object_with_all_findings(own_server: EmbeddedServer) -> None:
+    finished = run("doctor", "-n", "a", "-n", "b", "--json", BROADCACHE_REDIS_URL=own_server.url)
+    answer = json.loads(finished.stdout)
+    assert (finished.returncode, answer["redis"], answer["worst"]) == (0, own_server.url, "warning")
+    assert sum(answer["counts"].values()) == len(answer["findings"])
+    subjects = dict.fromkeys(each["subject"] for each in answer["findings"])
+    assert list(subjects) == [own_server.url, "namespace a", "namespace b"]
+    fields = {"check", "subject", "severity", "what", "why", "remedy", "measured"}
+    assert all(set(each) == fields and each["why"] for each in answer["findings"])
+
+
+def test_text_fits_the_width_and_ends_with_a_summary(own_server: EmbeddedServer) -> None:
+    finished = run("doctor", "--redis-url", own_server.url, COLUMNS="80")
+    lines = finished.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert re.fullmatch(rf"{own_server.url}: 1 warning, \d+ for information, \d+ ok", lines[-1])
+    assert "service" not in finished.stdout
+
+
+def test_a_server_that_is_away_is_one_problem_without_a_traceback_or_a_password(own_server: EmbeddedServer) -> None:
+    url = own_server.url.replace("://", "://alice:hush@")
+    own_server.kill()
+    for arguments in ([], ["--json"]):
+        finished = run("doctor", "--redis-url", url, *arguments)
+        assert (finished.returncode, finished.stderr) == (1, "")
+        assert "hush" not in finished.stdout
+        assert "1 problem" in finished.stdout or json.loads(finished.stdout)["counts"]["problem"] == 1
