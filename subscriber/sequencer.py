@@ -147,7 +147,7 @@ class Sequencer:
                     self._report(invalidation, "duplicate", None)
                 return self.is_behind or bool(self.reports)
             has_cleared = self._clears != clears_before
-        if self._posted or self._own_ids or invalidation.confirm:
+        if self._posted or self._own_ids or invalidation.confirm or invalidation.traceparent or self.lag is not None:
             self._apply(invalidation)
         else:  # the same without a second look: nearly all messages go this way
             self.counts["applied"] += 1
