@@ -252,9 +252,8 @@ def test_where_no_stream_is_to_be_had_the_log_is_asked_and_shows_each_entry_once
 ) -> None:
     publish(url, namespace, "first")
     page = open_page(url, complains="404")
-    page.route(
-        re.compile(r"/events\?"), lambda route: route.fulfill(status=404)
-    )  # what stands between lets none through
+    # Some proxies let no stream through.
+    page.route(re.compile(r"/events\?"), lambda route: route.fulfill(status=404))
     page.goto(f"{url}/?namespace={namespace}")
     expect(page.locator("#link-text")).to_have_text("live, every 2 s")
     publish(url, namespace, "second")
