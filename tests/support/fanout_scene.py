@@ -159,11 +159,14 @@ async def scene(
     count: int = 3, *, hosts: Sequence[str] = (), tls: SSLContext | None = None, **settings: Any
 ) -> AsyncIterator[Scene]:
     """A fan-out of its own, with `count` pods that answer 200 at once. `settings` are those of `FanoutSettings`."""
-    async with DnsServer() as dns, web_server(create_fanout_app(settings_of(dns, **settings))) as (port, server):
-        # The pods close first, so that a broadcast that a failed test has left under way ends.
-        async with Pods(count, hosts=hosts, tls=tls) as pods:
-            dns.a(SERVICE, *pods.hosts)
-            yield Scene(dns, pods, port, server)
+    async with (
+        DnsServer() as dns,
+        web_server(create_fanout_app(settings_of(dns, **settings))) as (port, server),
+        # They close first, so that a broadcast that a failed test has left under way ends.
+        Pods(count, hosts=hosts, tls=tls) as pods,
+    ):
+        dns.a(SERVICE, *pods.hosts)
+        yield Scene(dns, pods, port, server)
 
 
 def in_turn(*behaviours: Behaviour) -> Behaviour:
