@@ -15,7 +15,6 @@ from ..shared.exposition import can_expose, exposed
 from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, Position, check_namespace
 from . import openapi
 from .broadcaster import Broadcaster
-from .discovery import DnsDiscovery, ListDiscovery
 from .event import position_of
 from .event_stream import EventStream
 from .fanout_api import FanoutGate
@@ -30,7 +29,7 @@ from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARA
 from .publisher import Publisher
 from .request_counter import RequestCounter
 from .requests import check_is_json, id_of, idempotency_key_of, read_body
-from .settings import ApiSettings, FanoutSettings, lists_of
+from .settings import ApiSettings, FanoutSettings
 from .since import since_ms_of
 from .tokens import Tokens
 
@@ -152,19 +151,7 @@ class _Fanout:
 
     def __init__(self, settings: FanoutSettings) -> None:
         self.policy: Final = settings.fanout_policy()
-        self.broadcaster: Final = Broadcaster(
-            # One that is off needs no DNS library, and calls nobody.
-            ListDiscovery(
-                lists_of(settings.fanout_lists),
-                None if self.policy.is_off else DnsDiscovery(settings.fanout_nameservers),
-            ),
-            self.policy,
-            limits=settings.fanout_limits(),
-            scheme=settings.fanout_scheme,
-            host_mode=settings.fanout_host,
-            tls=settings.fanout_tls(),
-            tls_name=settings.fanout_tls_name,
-        )
+        self.broadcaster: Final = settings.fanout_broadcaster(self.policy)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:

@@ -11,9 +11,9 @@ from ..shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings
 from ..shared.invalidation import check_namespace
 from ..shared.log import LOG_LENGTH
 from ..shared.logs import LogSettings
-from .broadcaster import HostMode, Limits, Scheme, tls_of
+from .broadcaster import Broadcaster, HostMode, Limits, Scheme, tls_of
 from .delivery import Delivery
-from .discovery import ListDiscovery
+from .discovery import Discovery, DnsDiscovery, ListDiscovery
 from .fanout import Fanout
 from .fanout_policy import FanoutPolicy
 from .tokens import Tokens
@@ -134,6 +134,24 @@ class FanoutSettings(LogSettings, frozen=True, kw_only=True):
             deadline_seconds=max(self.fanout_deadline_seconds, self.fanout_timeout_seconds),
             concurrency=self.fanout_concurrency,
             broadcasts_max=self.fanout_broadcasts_max,
+        )
+
+    def fanout_discovery(self) -> Discovery:
+        """Return what finds the addresses of a service: its list, or else DNS. Raises: InvalidSettings."""
+        # One that is off needs no DNS library, and calls nobody.
+        otherwise = DnsDiscovery(self.fanout_nameservers) if self.fanout_allow else None
+        return ListDiscovery(lists_of(self.fanout_lists), otherwise)
+
+    def fanout_broadcaster(self, policy: FanoutPolicy, discovery: Discovery | None = None) -> Broadcaster:
+        """Return what calls the addresses that `discovery`, or else these settings, find. Raises: InvalidSettings."""
+        return Broadcaster(
+            discovery or self.fanout_discovery(),
+            policy,
+            limits=self.fanout_limits(),
+            scheme=self.fanout_scheme,
+            host_mode=self.fanout_host,
+            tls=self.fanout_tls(),
+            tls_name=self.fanout_tls_name,
         )
 
     def fanout_tls(self) -> ssl.SSLContext | None:

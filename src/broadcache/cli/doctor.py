@@ -76,17 +76,14 @@ async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds
 
 async def _discovered(destination: str) -> "Discovered":
     """Look up `service:port` as the fan-out of these settings would. Raises: BroadcacheError."""
-    from ..publisher.discovery import DnsDiscovery, ListDiscovery
-    from ..publisher.fanout_policy import FanoutPolicy
-    from ..publisher.settings import FanoutSettings, lists_of
+    from ..publisher.settings import FanoutSettings
     from ..shared.settings import read_settings
 
-    settings = read_settings(FanoutSettings, os.environ)
+    settings = read_settings(FanoutSettings, os.environ, fanout_allow=(destination,))
     service, _, port = destination.rpartition(":")
-    policy = FanoutPolicy([destination], networks=settings.fanout_networks)
+    policy = settings.fanout_policy()
     found_at = policy.check("POST", service, port)
-    discovery = ListDiscovery(lists_of(settings.fanout_lists), DnsDiscovery(settings.fanout_nameservers))
-    found = await discovery.discover(found_at.service, found_at.port)
+    found = await settings.fanout_discovery().discover(found_at.service, found_at.port)
     if found.how != "list":
         for address in found.addresses:
             policy.check_address(address.host)

@@ -134,21 +134,10 @@ def _authorization(path: str) -> bytes:
 
 
 async def _broadcast(settings: "FanoutSettings", request: "Request", service: str, addresses: list[str]) -> "Broadcast":
-    from ..publisher.broadcaster import Broadcaster
-    from ..publisher.discovery import Discovery, DnsDiscovery, ListDiscovery
+    from ..publisher.discovery import ListDiscovery
 
-    discovery: Discovery = (
-        ListDiscovery({service: addresses}) if addresses else DnsDiscovery(settings.fanout_nameservers)
-    )
-    async with Broadcaster(
-        discovery,
-        settings.fanout_policy(),
-        limits=settings.fanout_limits(),
-        scheme=settings.fanout_scheme,
-        host_mode=settings.fanout_host,
-        tls=settings.fanout_tls(),
-        tls_name=settings.fanout_tls_name,
-    ) as broadcaster:
+    named = ListDiscovery({service: addresses}) if addresses else None
+    async with settings.fanout_broadcaster(settings.fanout_policy(), named) as broadcaster:
         return await broadcaster.broadcast(request)
 
 
