@@ -236,11 +236,7 @@ class Sequencer:
 
     def _apply_confirmed(self, invalidation: Invalidation) -> None:
         """Apply, and count what is dropped, which costs a little more."""
-        dropped = 0
-        for cache in self.caches:
-            before = cache.stats()
-            cache.apply_invalidation(invalidation)
-            dropped += before.entries if invalidation.everything else cache.stats().dropped - before.dropped
+        dropped = sum(cache.apply_counted(invalidation) for cache in self.caches)
         # The sweep has still to find what a prefix names, or a tag of many entries.
         is_counted = not invalidation.prefixes and not (
             invalidation.tags and any(c.has_sweep_work for c in self.caches)
