@@ -360,7 +360,7 @@ def test_the_model_catches_a_cache_that_is_broken_on_purpose(
 ) -> None:
     break_it(monkeypatch)
     only_generate = settings(
-        REPRODUCIBLE, max_examples=300, stateful_step_count=40, phases=[Phase.generate], report_multiple_bugs=False
+        REPRODUCIBLE, max_examples=3_000, stateful_step_count=40, phases=[Phase.generate], report_multiple_bugs=False
     )
     with pytest.raises(AssertionError):
         run_state_machine_as_test(Interleavings, settings=only_generate)
