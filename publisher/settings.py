@@ -139,7 +139,10 @@ class FanoutSettings(LogSettings, frozen=True, kw_only=True):
     def fanout_discovery(self) -> Discovery:
         """Return what finds the addresses of a service: its list, or else DNS. Raises: InvalidSettings."""
         # One that is off needs no DNS library, and calls nobody.
-        otherwise = DnsDiscovery(self.fanout_nameservers) if self.fanout_allow else None
+        try:
+            otherwise = DnsDiscovery(self.fanout_nameservers) if self.fanout_allow else None
+        except InvalidSettings as error:
+            raise InvalidSettings(f"BROADCACHE_FANOUT_NAMESERVERS: {error}") from None
         return ListDiscovery(lists_of(self.fanout_lists), otherwise)
 
     def fanout_broadcaster(self, policy: FanoutPolicy, discovery: Discovery | None = None) -> Broadcaster:

@@ -120,6 +120,7 @@ async def test_addresses_can_be_named_instead_of_a_service_in_dns(pods: Pods, dn
         (("web.test", "80", "-H", "nothing"), 2, "expected NAME: VALUE"),
         (("web.test", "80", "-d", "@/does/not/exist"), 2, "expected a file that can be read"),
         (("web.test", "80", "--network", "10.0.0.0/8"), 1, "127.0.0.2"),
+        (("web.test", "80", "--nameserver", "dns.example"), 2, "BROADCACHE_FANOUT_NAMESERVERS: expected an IP address"),
     ],
 )
 async def test_what_cannot_be_done_is_said_and_nobody_is_called(
