@@ -3,6 +3,7 @@
 from ..shared.confirmation import Confirm
 from .delivery import Delivery, Teller
 from .fanout import Fanout
+from .preview import Preview, ReplicaPreview
 from .publisher import Publisher
 
-__all__ = ["Confirm", "Delivery", "Fanout", "Publisher", "Teller"]
+__all__ = ["Confirm", "Delivery", "Fanout", "Preview", "Publisher", "ReplicaPreview", "Teller"]

@@ -17,7 +17,7 @@ from .discovery import DnsDiscovery, ListDiscovery
 from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
-from .models import Accepted, History, PublishRequest, Replicas
+from .models import Accepted, History, PreviewRequest, PublishRequest, Replicas
 from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
 from .requests import check_is_json, id_of, idempotency_key_of, read_body
@@ -51,6 +51,7 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     )
     app = _new_app(api.lifespan)
     app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
+    app.add_api_route("/invalidations/preview", api.preview, methods=["POST"], **openapi.PREVIEW)
     app.add_api_route("/invalidations", api.history, methods=["GET"], **openapi.HISTORY)
     app.add_api_route("/replicas", api.replicas, methods=["GET"], **openapi.REPLICAS)
     app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
@@ -201,6 +202,16 @@ class _Api:
         is_confirmed = receipt.confirmation is None or receipt.confirmation.is_complete
         status = 200 if is_confirmed else self._settings.unconfirmed_status
         return _json(Accepted.of(receipt), status, headers=headers)
+
+    async def preview(self, request: Request) -> Response:
+        check_is_json(request)
+        asked = PreviewRequest.read(await read_body(request, self._settings.request_bytes_max))
+        self._check_is_known(asked.namespace)
+        if not self._publisher.has_log:
+            raise Problem(LOG_MISSING, LOG_MISSING.example)
+        if flaws := asked.flaws():
+            raise Problem(INVALIDATION_INVALID, errors=flaws)
+        return _json(await self._publisher.preview(*asked.targets(), namespace=asked.namespace))
 
     async def history(self, query: Annotated[_HistoryQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)

@@ -713,7 +713,7 @@ def test_a_status_that_cannot_say_who_is_missing_is_refused(status: int) -> None
 async def test_the_openapi_document_is_whole(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert document["info"]["version"] == __version__
-    assert set(document["paths"]) == {PATH, "/replicas", "/health/live", "/health/ready"}
+    assert set(document["paths"]) == {PATH, f"{PATH}/preview", "/replicas", "/health/live", "/health/ready"}
     assert document["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
     assert set(document["paths"][PATH]["post"]["responses"]) == {
         "200", "207", "400", "401", "403", "404", "413", "415", "422", "500", "503",
