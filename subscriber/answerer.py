@@ -17,6 +17,7 @@ __all__ = ["Answerer"]
 _log = logging.getLogger("broadcache.subscriber")
 
 _WAITING_MAX: Final = 1_000
+_SLICE_ENTRIES: Final = 16
 
 
 class Answerer:
@@ -80,11 +81,29 @@ class Answerer:
 
 
 async def _answer_to(question: Question, sequencer: Sequencer) -> Answer:
-    entries, is_estimate, named = 0, False, question.counted
+    # Before all else: what is looked at later is not older than this place.
+    position = sequencer.position
+    fingerprints: list[tuple[str | None, ...]] = []
+    for place, key in enumerate(question.entries, 1):
+        fingerprints.append(tuple(cache.fingerprint(key) for cache in sequencer.caches))
+        if place % _SLICE_ENTRIES == 0:
+            await asyncio.sleep(0)
+    count, is_estimate = await _count(question, sequencer)
+    return Answer(
+        id=question.id,
+        position=position,
+        count=count,
+        is_estimate=is_estimate,
+        fingerprints=tuple(fingerprints),
+    )
+
+
+async def _count(question: Question, sequencer: Sequencer) -> tuple[int, bool]:
+    named, entries, is_estimate = question.counted, 0, False
     if named is not None:
         for cache in sequencer.caches:
             count = cache.count_invalidation(named)
             entries += count.entries
             is_estimate = is_estimate or count.is_estimate
             await asyncio.sleep(0)
-    return Answer(id=question.id, position=sequencer.position, count=entries, is_estimate=is_estimate)
+    return entries, is_estimate

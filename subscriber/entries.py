@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
+from cachetools import Cache, FIFOCache, LFUCache, LRUCache, RRCache, TLRUCache, TTLCache
+
 from ..shared.invalidation import Invalidation
 from .history import History
 
-__all__ = ["Count", "Entries"]
+__all__ = ["MISSING", "Count", "Entries"]
 
 _DROP_AT_ONCE_MAX: Final = 64
 """A tag with at most this many entries has them dropped on the spot; one with more leaves them to the sweep."""
@@ -21,6 +23,14 @@ _COUNT_LOOKS_MAX: Final = 1_000
 """How many entries are looked at to count: an estimate from these must not hold the event loop."""
 _COUNT_STRIDE_MAX: Final = 15_000
 """How far from either end of the index these are taken: skipping an entry is quick, and yet not for nothing."""
+
+MISSING: Final = object()
+"""Stands for a value that is not there, or that cannot be told."""
+# Cache's own lookup, which every class here shares, leaves the order of entries alone.
+_PEEKS: Final[dict[type, Callable[[Any, str], Any]]] = {
+    dict: dict.__getitem__,
+    **dict.fromkeys((Cache, FIFOCache, LFUCache, LRUCache, RRCache, TLRUCache, TTLCache), Cache.__getitem__),
+}
 
 
 class Count(NamedTuple):
@@ -159,6 +169,16 @@ class Entries:
         for key in (*self._unswept, *self._stamps):
             if self.is_served(key, now) and key in self.mapping:
                 yield key
+
+    def peek(self, key: str) -> Any:
+        """Return the value under `key` without making it the newest; `MISSING` when that cannot be done."""
+        look = _PEEKS.get(type(self.mapping))
+        if look is None:
+            return MISSING
+        try:
+            return look(self.mapping, key)
+        except KeyError:
+            return MISSING
 
     def count(self, invalidation: Invalidation, now: float, uniform: Callable[[], float]) -> Count:
         """Count the live entries that an invalidation names, without reading them.

@@ -12,8 +12,9 @@ from cachetools import Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache
 
 from ..shared.clock import Clock, monotonic
 from ..shared.errors import InvalidSettings, InvalidTarget
+from ..shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ..shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags, Target, invalidation_of
-from .entries import Count, Entries
+from .entries import MISSING, Count, Entries
 from .history import History
 from .loads import Loads
 
@@ -446,6 +447,18 @@ class LocalCache(MutableMapping[str, Any]):
         """Do the same for what an invalidation names."""
         with self._lock:
             return self._entries.count(invalidation, self._clock(), self._uniform)
+
+    def fingerprint(self, key: str) -> str | None:
+        """Return the fingerprint of what a read of `key` would be served now; None when it would find nothing.
+
+        It is no read: nothing is counted, and no entry is made the newest. `NO_FINGERPRINT` for a value that has none,
+        and where the mapping cannot be looked into without a read.
+        """
+        with self._lock:
+            if key not in self:
+                return None
+            value = self._entries.peek(key)
+        return NO_FINGERPRINT if value is MISSING else fingerprint_of(value)
 
     def __repr__(self) -> str:
         state = "coherent" if self.is_coherent else f"incoherent, {self._when_incoherent}"
