@@ -1,5 +1,6 @@
 """The publisher's HTTP API, and the fan-out beside it or alone."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Final, TypeAlias
@@ -10,25 +11,35 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
 
 from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
-from ..shared.invalidation import DEFAULT_NAMESPACE
+from ..shared.exposition import can_expose, exposed
+from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, Position, check_namespace
 from . import openapi
 from .broadcaster import Broadcaster
 from .discovery import DnsDiscovery, ListDiscovery
+from .event import position_of
+from .event_stream import EventStream
 from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
+from .hub import Hub
+from .metrics import PublisherMetrics
 from .models import Accepted, History, PreviewRequest, PublishRequest, Replicas
+from .observer import UNOBSERVED
+from .page import PAGE_PATHS, page_routes
 from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
+from .request_counter import RequestCounter
 from .requests import check_is_json, id_of, idempotency_key_of, read_body
 from .settings import ApiSettings, FanoutSettings, lists_of
+from .since import since_ms_of
 from .tokens import Tokens
 
 __all__ = ["create_app", "create_fanout_app", "takes_any_method"]
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-_HEALTH_PATHS: Final = frozenset({"/health/live", "/health/ready"})
+_OPEN_PATHS: Final = frozenset({"/health/live", "/health/ready", *PAGE_PATHS})
+"""What takes no token."""
 
 
 def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> FastAPI:
@@ -37,26 +48,27 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     Raises: InvalidSettings.
     """
     fanout = _Fanout(settings)
-    api = _Api(
-        settings,
-        fanout,
-        publisher
-        or Publisher(
-            settings.redis_url,
-            delivery=settings.delivery,
-            fanout=settings.second_path(),
-            timeout_seconds=settings.publish_timeout_seconds,
-            log_length=settings.log_length,
-        ),
+    second_path = settings.second_path()
+    publisher = publisher or Publisher(
+        settings.redis_url,
+        delivery=settings.delivery,
+        fanout=second_path,
+        timeout_seconds=settings.publish_timeout_seconds,
+        log_length=settings.log_length,
     )
+    api = _Api(settings, fanout, publisher)
     app = _new_app(api.lifespan)
+    app.state.end_streams = api.hub.close  # what serves it has to tell before it waits for requests to end
     app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
     app.add_api_route("/invalidations/preview", api.preview, methods=["POST"], **openapi.PREVIEW)
     app.add_api_route("/invalidations", api.history, methods=["GET"], **openapi.HISTORY)
+    app.add_api_route("/events", api.events, methods=["GET"], **openapi.EVENTS)
     app.add_api_route("/replicas", api.replicas, methods=["GET"], **openapi.REPLICAS)
     app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
     app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
-    return _gated(app, settings, fanout)
+    app.router.routes += page_routes(settings.namespaces, Tokens(settings.tokens))
+    broadcasters = (fanout.broadcaster, None if second_path is None else second_path.broadcaster)
+    return _gated(app, settings, fanout, _add_metrics(app, publisher, *broadcasters))
 
 
 def create_fanout_app(settings: FanoutSettings) -> FastAPI:
@@ -67,7 +79,7 @@ def create_fanout_app(settings: FanoutSettings) -> FastAPI:
     fanout = _Fanout(settings)
     app = _new_app(fanout.lifespan)
     app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
-    return _gated(app, settings, fanout)
+    return _gated(app, settings, fanout, _add_metrics(app, None, fanout.broadcaster))
 
 
 def _new_app(lifespan: Lifespan) -> FastAPI:
@@ -81,7 +93,27 @@ def _new_app(lifespan: Lifespan) -> FastAPI:
     )
 
 
-def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout") -> FastAPI:
+def _add_metrics(
+    app: FastAPI, publisher: Publisher | None, *broadcasters: Broadcaster | None
+) -> PublisherMetrics | None:
+    """Have `app` count what it does and tell Prometheus of it, if its client library is installed."""
+    if not can_expose("the publisher"):
+        return None
+    metrics = PublisherMetrics(publisher=publisher)
+    for broadcaster in filter(None, broadcasters):
+        broadcaster.observer = metrics
+    if publisher is not None and publisher.observer is UNOBSERVED:
+        publisher.observer = metrics
+
+    async def scrape(request: Request) -> Response:
+        text, media_type = exposed(metrics.registry, request.headers.get("accept"))
+        return Response(text, media_type=media_type)
+
+    app.add_api_route("/metrics", scrape, methods=["GET"], **openapi.METRICS)
+    return metrics
+
+
+def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout", metrics: PublisherMetrics | None) -> FastAPI:
     """Put the fan-out beside the routes of `app`, and whoever wants to use either through the gate."""
     own = frozenset({_first_segment(route.path) for route in app.routes if isinstance(route, Route)})
     app.add_middleware(
@@ -98,9 +130,11 @@ def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout") -> FastAPI
     if tokens:
         # A broadcast is never a mere reading, whatever its method: it makes others act.
         app.add_middleware(
-            TokenGate, tokens=tokens, open_paths=_HEALTH_PATHS, is_reading=lambda path: _first_segment(path) in own
+            TokenGate, tokens=tokens, open_paths=_OPEN_PATHS, is_reading=lambda path: _first_segment(path) in own
         )
-    openapi.describe(app, needs_token=bool(tokens))
+    if metrics is not None:
+        app.add_middleware(RequestCounter, observer=metrics)  # the last one that is added stands first
+    openapi.describe(app, needs_token=bool(tokens), failure_status=settings.fanout_failure_status)
     app.state.takes_any_method = not fanout.policy.is_off
     return app
 
@@ -111,7 +145,7 @@ def takes_any_method(app: FastAPI) -> bool:
 
 
 def _first_segment(path: str) -> str:
-    return path.split("/", 2)[1]
+    return path.removeprefix("/").partition("/")[0]
 
 
 class _Fanout:
@@ -143,15 +177,46 @@ async def _live() -> Response:
     return _json({"status": "live"})
 
 
+# Described here and checked by whoever uses it, who says what is wrong with it.
+_Namespace = Annotated[str, Field(json_schema_extra={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"})]
+
+
 class _HistoryQuery(BaseModel):
     """What may be asked of the history. A parameter that is misspelt is an error, not a default."""
 
     model_config = ConfigDict(extra="forbid")
 
-    namespace: str = Field(DEFAULT_NAMESPACE, description="The family of caches whose log is read.")
+    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The family of caches whose log is read.")
     limit: int = Field(100, ge=1, le=1_000, description="How many invalidations a page has at most.")
     before: int | None = Field(
         None, ge=1, lt=2**64, description="Only those of a lower sequence: the last page's `next_before`."
+    )
+    key: str | None = Field(
+        None,
+        min_length=1,
+        max_length=KEY_BYTES_MAX,
+        description="Only those that concern this key: that name it, a prefix of it, or everything. What names tags "
+        "is left out: which entries carry them is known to replicas alone.",
+    )
+    since: str | None = Field(
+        None,
+        max_length=100,
+        description="Only those that were sent since: a time with an offset, or how long ago, as seconds or as 15m, "
+        "2h, 1d. Publishers' clocks say when: for people, never for order.",
+        examples=["15m", "2025-06-30T12:00:00Z"],
+    )
+
+
+class _EventsQuery(BaseModel):
+    """What may be asked of the events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The family of caches that is followed.")
+    last_event_id: str | None = Field(
+        None,
+        max_length=100,
+        description="Go on after the event of this id. The header Last-Event-ID says the same, and wins.",
     )
 
 
@@ -160,7 +225,7 @@ class _ReplicasQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    namespace: str = Field(DEFAULT_NAMESPACE, description="The family of caches that they follow.")
+    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The family of caches that they follow.")
 
 
 class _Api:
@@ -171,11 +236,19 @@ class _Api:
         self._fanout = fanout
         self._publisher = publisher
         self._namespaces = frozenset(settings.namespaces)
+        self.hub: Final = Hub(
+            settings.redis_url,
+            clients_max=settings.event_clients_max,
+            heartbeat_seconds=settings.event_heartbeat_seconds,
+        )
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         async with self._fanout.broadcaster, self._publisher:
-            yield
+            try:
+                yield
+            finally:
+                await self.hub.close()
 
     async def publish(self, request: Request) -> Response:
         check_is_json(request)
@@ -217,18 +290,31 @@ class _Api:
         self._check_is_known(query.namespace)
         if not self._publisher.has_log:
             raise Problem(LOG_MISSING, LOG_MISSING.example)
-        try:
-            entries = await self._publisher.history(query.namespace, count=query.limit + 1, before=query.before)
-        except InvalidNamespace as error:
-            raise _invalid_namespace(error) from None
-        return _json(History.of(query.namespace, entries, query.limit))
+        _check_is_namespace(query.namespace)
+        page = await self._publisher.history_page(
+            query.namespace,
+            count=query.limit,
+            before=query.before,
+            key=query.key,
+            since_ms=None if query.since is None else _since_ms_of(query.since),
+        )
+        return _json(History.of(query.namespace, page))
+
+    async def events(self, request: Request, query: Annotated[_EventsQuery, Query()]) -> Response:
+        self._check_is_known(query.namespace)
+        _check_is_namespace(query.namespace)
+        header = request.headers.get("last-event-id")
+        return EventStream(
+            self.hub,
+            query.namespace,
+            after=_position_of(header, "header Last-Event-ID")
+            or _position_of(query.last_event_id, "query parameter last_event_id"),
+        )
 
     async def replicas(self, query: Annotated[_ReplicasQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
-        try:
-            replicas = await self._publisher.replicas(query.namespace)
-        except InvalidNamespace as error:
-            raise _invalid_namespace(error) from None
+        _check_is_namespace(query.namespace)
+        replicas = await self._publisher.replicas(query.namespace)
         return _json(Replicas.of(query.namespace, replicas))
 
     async def ready(self) -> Response:
@@ -249,9 +335,32 @@ class _Api:
             )
 
 
-def _invalid_namespace(error: InvalidNamespace) -> Problem:
-    flaw = Flaw(parameter="namespace", detail=f"{error} at query parameter namespace")
-    return Problem(PARAMETER_INVALID, errors=(flaw,))
+def _check_is_namespace(text: str) -> None:
+    try:
+        check_namespace(text)
+    except InvalidNamespace as error:
+        raise _invalid("namespace", f"{error} at query parameter namespace") from None
+
+
+def _since_ms_of(text: str) -> int:
+    try:
+        return since_ms_of(text, now_ms=time.time_ns() // 1_000_000)
+    except InvalidSettings as error:
+        raise _invalid("since", f"{error} at query parameter since") from None
+
+
+def _position_of(id: str | None, where: str) -> Position | None:
+    """Return the place that an event's id names; None without one. Raises: Problem."""
+    if not id:
+        return None
+    position = position_of(id)
+    if position is None:
+        raise _invalid("last_event_id", f"expected the id of an event, EPOCH:SEQUENCE, got {id!r:.100} at {where}")
+    return position
+
+
+def _invalid(parameter: str, detail: str) -> Problem:
+    return Problem(PARAMETER_INVALID, errors=(Flaw(parameter=parameter, detail=detail),))
 
 
 def _json(answer: object, status: int = 200, *, headers: dict[str, str] | None = None) -> Response:

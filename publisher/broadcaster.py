@@ -14,6 +14,7 @@ from ..shared.errors import BroadcacheError, InvalidSettings
 from .discovery import Address, Discovered, Discovery
 from .exchange import Answer, Header, Tls, Untold, exchange
 from .fanout_policy import Destination, FanoutPolicy
+from .observer import UNOBSERVED, Observer
 
 __all__ = [
     "Broadcast",
@@ -151,6 +152,7 @@ class Broadcaster:
         tls_name: str | None = None,
         clock: Clock = monotonic,
         uniform: Callable[[], float] = random.random,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self.limits: Final = limits or Limits()
         self._discovery = discovery
@@ -161,6 +163,7 @@ class Broadcaster:
         self._tls_name = tls_name
         self._clock = clock
         self._uniform = uniform
+        self.observer: Observer = observer
         self._slots = asyncio.Semaphore(self.limits.concurrency)
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -183,6 +186,14 @@ class Broadcaster:
         Raises: FanoutRefused for an address that may not be called, and then nobody is; ServiceNotFound,
                 ResolverFailed, AliasRefused; TooManyBroadcasts.
         """
+        try:
+            broadcast = await self._begun(request)
+        except BroadcacheError as error:
+            self.observer.not_broadcast(request.destination.name, type(error).__name__)
+            raise
+        return broadcast
+
+    async def _begun(self, request: Request) -> Broadcast:
         if len(self._running) >= self.limits.broadcasts_max:
             raise TooManyBroadcasts(
                 f"expected at most {self.limits.broadcasts_max} broadcasts at a time, got one more; try again in a "
@@ -209,13 +220,12 @@ class Broadcaster:
         outcomes = await self._round(request, found.addresses, deadline_at)
         late, notes = await self._second_look(request, found)
         outcomes += await self._round(request, late, deadline_at)
-        return Broadcast(
-            tuple(outcomes),
-            found.how,
-            found.is_complete,
-            (*found.notes, *notes),
-            (self._clock() - began_at) * 1_000,
+        elapsed_seconds = self._clock() - began_at
+        # Here, where it has ended: its caller may have gone before.
+        self.observer.broadcast(
+            request.destination.name, tuple(outcomes), elapsed_seconds, is_complete=found.is_complete
         )
+        return Broadcast(tuple(outcomes), found.how, found.is_complete, (*found.notes, *notes), elapsed_seconds * 1_000)
 
     async def _discovered(self, request: Request) -> Discovered:
         """Return where the service is. Every address is checked before any is called."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import h11
 
@@ -82,7 +82,7 @@ async def exchange(
                         server_hostname=tls and tls.server_name,
                     )
             except TimeoutError:
-                raise Untold(f"no connection within {connect_timeout_seconds:g} s", may_be_repeated=True) from None
+                raise Untold(f"no connection within {connect_timeout_seconds:.3g} s", may_be_repeated=True) from None
             except ssl.SSLError as error:
                 raise Untold(f"TLS failed: {error}", may_be_repeated=False) from None
             except ConnectionRefusedError:
@@ -91,7 +91,7 @@ async def exchange(
                 raise Untold(f"cannot connect: {error.strerror or error}", may_be_repeated=True) from None
             return await protocol.answer
     except TimeoutError:
-        return protocol.answer_so_far(f"no answer within {timeout_seconds:g} s")
+        return protocol.answer_so_far(f"within {timeout_seconds:.3g} s")
     finally:
         protocol.close()
 
@@ -112,10 +112,10 @@ class _Exchange(asyncio.Protocol):
         self._body = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Other event loops have transports that are no subclass of this one.
+        self._transport = cast("asyncio.Transport", transport)
         self._is_sent = True
-        transport.write(self._request)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if self.answer.done():
@@ -132,10 +132,11 @@ class _Exchange(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._read_end()
 
-    def answer_so_far(self, why_not_more: str) -> Answer:
-        """Return the answer of which at least the head has come. Raises: Untold."""
+    def answer_so_far(self, time: str) -> Answer:
+        """Return the answer of which at least the head has come in this time. Raises: Untold."""
         if self._response is None:
-            raise Untold(why_not_more, may_be_repeated=not self._is_sent)
+            missing = "answer" if self._is_sent else "connection"
+            raise Untold(f"no {missing} {time}", may_be_repeated=not self._is_sent)
         return self._answered(self._response)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from .broadcaster import Broadcast, Broadcaster, HostMode, Limits, Request, Sche
 from .broadcaster import Outcome as Called
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
 from .fanout_policy import FanoutPolicy
+from .observer import UNOBSERVED, Observer
 
 __all__ = ["Fanout"]
 
@@ -53,6 +54,7 @@ class Fanout:
         host_mode: HostMode = "address",
         tls: ssl.SSLContext | None = None,
         tls_name: str | None = None,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         if not path.startswith("/") or not path.isascii():
             raise InvalidSettings(f"expected a path that begins with / and is percent-encoded, got {path!r:.100}")
@@ -63,8 +65,15 @@ class Fanout:
         authorization = () if token is None else ((b"Authorization", b"Bearer " + token.encode()),)
         self._headers = ((b"Content-Type", b"application/json"), *authorization)
         discovery: Discovery = ListDiscovery({service: addresses}) if addresses else DnsDiscovery(nameservers)
-        self._broadcaster = Broadcaster(
-            discovery, policy, limits=limits, scheme=scheme, host_mode=host_mode, tls=tls, tls_name=tls_name
+        self.broadcaster: Final = Broadcaster(
+            discovery,
+            policy,
+            limits=limits,
+            scheme=scheme,
+            host_mode=host_mode,
+            tls=tls,
+            tls_name=tls_name,
+            observer=observer,
         )
 
     def __repr__(self) -> str:
@@ -80,7 +89,7 @@ class Fanout:
 
     async def close(self) -> None:
         """Wait for what is under way. Closing twice is harmless."""
-        await self._broadcaster.close()
+        await self.broadcaster.close()
 
     async def tell(self, frames: Sequence[bytes]) -> FanoutReport:
         """POST each of `frames`, those of one invalidation, to every replica; who took all of them has taken it.
@@ -99,7 +108,7 @@ class Fanout:
                 is_idempotent=True,  # a replica knows the id of what it has applied
             )
             try:
-                told.append(await self._broadcaster.broadcast(request))
+                told.append(await self.broadcaster.broadcast(request))
             except BroadcacheError as error:
                 problem = str(error)
                 break

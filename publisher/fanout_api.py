@@ -24,6 +24,7 @@ from .problems import (
     SERVICE_NOT_FOUND,
     Problem,
 )
+from .request_counter import FANOUT_ROUTE
 from .requests import read_body
 
 __all__ = ["AddressAnswer", "BroadcastAnswer", "FanoutGate", "answer_of"]
@@ -121,6 +122,7 @@ class FanoutGate:
         if path is None or path.service in self._reserved:
             await self._app(scope, receive, send)
             return
+        scope["broadcache.route"] = FANOUT_ROUTE
         request = HttpRequest(scope, receive)
         try:
             response = await self._broadcast(request, path)
@@ -150,7 +152,7 @@ class FanoutGate:
             target=path.target,
             headers=forwarded(
                 headers,
-                Caller(http.client.host if http.client else "", http.url.scheme, http.scope["http_version"]),
+                Caller(http.client.host if http.client else "", http.scope["scheme"], http.scope["http_version"]),
                 with_credentials=self._with_credentials,
                 with_body=not is_body_dropped,
             ),

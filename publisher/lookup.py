@@ -47,10 +47,7 @@ class Lookup:
             return None
         notes = list(found.notes)
         if len(found.hosts) == 1 and not rows.cancelled() and _is_virtual(name, rows.result()):
-            notes.append(
-                f"{_text(name)} has one virtual address that stands for all replicas, and only one of them would hear. "
-                "Use a headless service (clusterIP: None)."
-            )
+            notes.append(_one_for_all(name))
         return _discovered([Address(host, port) for host in found.hosts], "dns", notes)
 
     async def by_rows(self, name: dns.name.Name, port: str) -> Discovered | None:
@@ -75,7 +72,10 @@ class Lookup:
             notes.append(f"{without_port} SRV records of {_text(name)} have no port and were left out.")
         notes += _doubts_about_targets(name, known)
         addresses = [Address(host, number) for target, number in rows for host in _hosts_of_target(known[target])]
-        return _discovered(_without_second_family(name, addresses, known.values(), notes), "srv", notes)
+        addresses = _without_second_family(name, addresses, known.values(), notes)
+        if len(addresses) == 1 and _is_virtual(name, reply):
+            notes.append(_one_for_all(name))
+        return _discovered(addresses, "srv", notes)
 
     async def _of_targets(self, targets: Sequence[dns.name.Name]) -> "dict[dns.name.Name, _Families]":
         slots = asyncio.Semaphore(_LOOKUPS_MAX)
@@ -181,6 +181,13 @@ def _gravest(failures: Iterable[_Failure]) -> _Failure | None:
 def _discovered(addresses: Iterable[Address], how: Literal["dns", "srv"], notes: Iterable[str]) -> Discovered:
     notes = tuple(notes)
     return Discovered(tuple(dict.fromkeys(addresses)), how, is_complete=not notes, notes=notes)
+
+
+def _one_for_all(name: dns.name.Name) -> str:
+    return (
+        f"{_text(name)} has one virtual address that stands for all replicas, and only one of them would hear. "
+        "Use a headless service (clusterIP: None)."
+    )
 
 
 def _unpaired(name: dns.name.Name, four: int, six: int) -> str:

@@ -19,6 +19,7 @@ from ..shared.invalidation import (
     REQUEST_NAMES_MAX,
     TAG_BYTES_MAX,
     Everything,
+    Invalidation,
     Keys,
     Prefixes,
     Tags,
@@ -28,6 +29,7 @@ from ..shared.invalidation import (
 )
 from ..shared.log import Entry, Receipt
 from ..shared.presence import ReplicaPresence
+from .history import HistoryPage
 from .problems import BODY_UNREADABLE, INVALIDATION_INVALID, Flaw, Problem
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "PublishRequest",
     "Replicas",
     "UnreadableEntry",
+    "shown",
 ]
 
 _FLAWS_MAX: Final = 20
@@ -313,9 +316,12 @@ class Replicas(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoggedInvalidation(msgspec.Struct, frozen=True, kw_only=True):
-    """One invalidation of the log. `sent_at` is the publisher's clock (RFC 3339): for people, never for order."""
+    """One invalidation of the log. `sent_at` is the publisher's clock (RFC 3339): for people, never for order.
 
-    sequence: int
+    `sequence` and `epoch` are null when it was published past the log, which only GET /events can show.
+    """
+
+    sequence: int | None
     epoch: str | None
     id: str
     keys: tuple[str, ...]
@@ -335,30 +341,39 @@ class UnreadableEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of a namespace's log, the newest first. `next_before` is the next page's `before`; null on the last."""
+    """A page of a namespace's log, the newest first. `next_before` is the next page's `before`; null on the last.
+
+    `examined` is how many entries were looked at for it: a filter may leave few of them, or none, and yet there may be
+    more to find on the next page.
+    """
 
     namespace: str
     # Not a union of the two: msgspec describes no union of objects that share no tag.
     invalidations: tuple[Any, ...]
     next_before: int | None
+    examined: int
 
     @classmethod
-    def of(cls, namespace: str, entries: Sequence[Entry], limit: int) -> "History":
-        """Return the page of up to `limit` entries; one more in `entries` tells that another page follows."""
-        page = entries[:limit]
+    def of(cls, namespace: str, page: HistoryPage) -> "History":
+        """Return what to answer for this page."""
         return cls(
             namespace=namespace,
-            invalidations=tuple(map(_shown, page)),
-            next_before=page[-1].sequence if len(entries) > limit else None,
+            invalidations=tuple(map(_entry_shown, page.entries)),
+            next_before=page.next_before,
+            examined=page.examined,
         )
 
 
-def _shown(entry: Entry) -> LoggedInvalidation | UnreadableEntry:
-    invalidation = entry.invalidation
-    if invalidation is None:
+def _entry_shown(entry: Entry) -> LoggedInvalidation | UnreadableEntry:
+    if entry.invalidation is None:
         return UnreadableEntry(sequence=entry.sequence)
+    return shown(entry.invalidation, entry.sequence)
+
+
+def shown(invalidation: Invalidation, sequence: int | None) -> LoggedInvalidation:
+    """Return an invalidation as the API shows it; `sequence` is where the log has it."""
     return LoggedInvalidation(
-        sequence=entry.sequence,
+        sequence=sequence,
         epoch=invalidation.epoch,
         id=invalidation.id,
         keys=invalidation.keys,

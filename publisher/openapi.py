@@ -3,11 +3,13 @@
 from typing import Any, Final
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
 
 from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
 from . import problems
+from .fanout_api import BroadcastAnswer
 from .models import (
     Accepted,
     History,
@@ -20,7 +22,7 @@ from .models import (
 from .preview import Preview
 from .problems import Kind, ProblemDocument
 
-__all__ = ["HISTORY", "LIVE", "PREVIEW", "PUBLISH", "READY", "REPLICAS", "describe"]
+__all__ = ["EVENTS", "HISTORY", "LIVE", "METRICS", "PREVIEW", "PUBLISH", "READY", "REPLICAS", "describe"]
 
 _REF: Final = "#/components/schemas/{name}"
 _SECURITY_SCHEME: Final = "bearer"
@@ -28,6 +30,11 @@ _SECURITY_SCHEME: Final = "bearer"
 _TAGS: Final = [
     {"name": "invalidations", "description": "Say which entries every replica has to drop, and what was said before."},
     {"name": "replicas", "description": "Who is there, and how stale each can be."},
+    {"name": "metrics", "description": "For Prometheus. A token that may only read is enough."},
+    {
+        "name": "fan-out",
+        "description": "Send one request to every replica of a service, and hear what each of them says.",
+    },
     {"name": "health", "description": "For load balancers and orchestrators. Needs no token."},
 ]
 
@@ -183,7 +190,27 @@ _HISTORY_EXAMPLE: Final = {
         {"sequence": 41, "unreadable": True},
     ],
     "next_before": 41,
+    "examined": 2,
 }
+_EVENTS_EXAMPLE: Final = (
+    "id: 01JY0000000000000000000000:41\nevent: linked\ndata: {}\n\n"
+    "id: 01JY0000000000000000000000:42\nevent: invalidation\n"
+    'data: {"sequence":42,"epoch":"01JY0000000000000000000000","id":"01JZ0000000000000000000000","keys":["product:42"],'
+    '"tags":[],"prefixes":[],"everything":false,"reason":"price change","source":"publisher-1",'
+    '"sent_at":"2025-06-30T12:00:00.000Z"}\n\n'
+)
+_LAST_EVENT_ID: Final = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "Go on after the event of this id. Browsers send it by themselves when they come back.",
+    "schema": {"type": "string", "maxLength": 100},
+    "example": "01JY0000000000000000000000:42",
+}
+_METRICS_EXAMPLE: Final = """# HELP broadcache_publishes_total Publishes by outcome.
+# TYPE broadcache_publishes_total counter
+broadcache_publishes_total{namespace="products",outcome="accepted"} 42.0
+"""
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -199,6 +226,7 @@ _RETRY_AFTER: Final = {
 _HEADERS_BY_STATUS: Final = {
     401: {"WWW-Authenticate": {"description": "Which kind of token is wanted.", "schema": {"type": "string"}}},
     405: {"Allow": {"description": "The methods of this path.", "schema": {"type": "string"}}},
+    429: _RETRY_AFTER,
     503: _RETRY_AFTER,
 }
 
@@ -333,7 +361,7 @@ HISTORY: Final[dict[str, Any]] = {
     "tags": ["invalidations"],
     "summary": "What was published",
     "description": "Reads a namespace's log, the newest first, a page at a time. The log is bounded: old invalidations "
-    "are gone from it.",
+    "are gone from it. A page looks at 10,000 entries at most: with filters it may hold few, and yet not be the last.",
     "responses": {
         200: _answered("One page of the log.", _schema_of(History), _HISTORY_EXAMPLE),
         **_problems(
@@ -365,6 +393,45 @@ REPLICAS: Final[dict[str, Any]] = {
         ),
     },
 }
+EVENTS: Final[dict[str, Any]] = {
+    "operation_id": "events",
+    "tags": ["invalidations"],
+    "summary": "What is published, as it is",
+    "description": "Server-Sent Events, without an end. `invalidation` and `unreadable` carry what GET /invalidations "
+    "shows; their `id` is their place in the log, and there is none for what was published past it. `linked` means "
+    "that events arrive from now on, `lost` that they do not until the next `linked`: then what was logged meanwhile "
+    "comes first. `gap` means that something was missed that the log cannot tell.",
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "The events.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS_EXAMPLE}},
+        },
+        **_problems(
+            problems.TOKEN_INVALID,
+            problems.NAMESPACE_UNKNOWN,
+            problems.PARAMETER_INVALID,
+            problems.INTERNAL_ERROR,
+            problems.STREAMS_EXHAUSTED,
+        ),
+    },
+    "openapi_extra": {"parameters": [_LAST_EVENT_ID]},
+}
+METRICS: Final[dict[str, Any]] = {
+    "operation_id": "metrics",
+    "tags": ["metrics"],
+    "summary": "What Prometheus wants to know",
+    "description": "Counters and histograms since the process began, in the text form that Accept asks for. What each "
+    "of them means: docs/metrics.md.",
+    "response_class": PlainTextResponse,
+    "responses": {
+        200: {
+            "description": "The metrics.",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": _METRICS_EXAMPLE}},
+        },
+        **_problems(problems.TOKEN_INVALID, problems.INTERNAL_ERROR),
+    },
+}
 LIVE: Final[dict[str, Any]] = {
     "operation_id": "live",
     "tags": ["health"],
@@ -386,31 +453,117 @@ READY: Final[dict[str, Any]] = {
     },
 }
 
+_FANOUT_METHODS: Final = ("get", "post", "put", "patch", "delete", "head", "options", "trace")
+"""Those that OpenAPI has a word for; every other one is broadcast as well."""
+_FANOUT_METHODS_WITH_BODY: Final = frozenset({"post", "put", "patch", "options"})
+_BROADCAST_EXAMPLE: Final = {
+    "responses": [
+        {
+            "statusCode": 200,
+            "address": "http://10.42.0.224:8889/cache-invalidation?x=1",
+            "error": None,
+            "latencyMs": 1.25,
+            "attempts": 1,
+        },
+        {
+            "statusCode": None,
+            "address": "http://10.42.0.225:8889/cache-invalidation?x=1",
+            "error": "connection refused",
+            "latencyMs": 162.5,
+            "attempts": 3,
+        },
+    ],
+    "total": 2,
+    "succeeded": 1,
+    "failed": 1,
+    "complete": True,
+    "discovery": "dns",
+    "elapsedMs": 166.75,
+    "bodyDropped": False,
+    "notes": [],
+}
+_FANOUT_SUMMARY: Final = {
+    "X-Broadcache-Fanout": {
+        "description": "The counts of the answer, e.g. `total=2, succeeded=1, failed=1, complete=true`.",
+        "schema": {"type": "string"},
+    }
+}
+_SERVICE: Final = {
+    "name": "service",
+    "in": "path",
+    "required": True,
+    "description": "The name in DNS of a service that may be broadcast to; best that of a headless one.",
+    "schema": {
+        "type": "string",
+        "maxLength": 253,
+        "pattern": "^[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?([.][A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?)*$",
+    },
+    "example": "cache-replicas",
+}
+_PORT_NUMBERS: Final = (
+    "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"  # 1 to 65535
+)
+_PORT: Final = {
+    "name": "port",
+    "in": "path",
+    "required": True,
+    "description": "A port number, or the name of a port: SRV records tell its number.",
+    "schema": {"type": "string", "pattern": f"^({_PORT_NUMBERS}|[A-Za-z](-?[A-Za-z0-9]){{0,14}})$", "maxLength": 15},
+    "example": "8889",
+}
+_REST: Final = {
+    "name": "rest",
+    "in": "path",
+    "required": True,
+    "description": "The rest of the path, with slashes, goes on to the replicas byte for byte, as does the query.",
+    "schema": {"type": "string"},
+    "example": "cache-invalidation",
+}
+_FANOUT_PROBLEMS: Final = (
+    problems.TOKEN_INVALID,
+    problems.RIGHT_MISSING,
+    problems.FANOUT_REFUSED,
+    problems.SERVICE_NOT_FOUND,
+    problems.BODY_TOO_LARGE,
+    problems.SERVICE_INVALID,
+    problems.BROADCASTS_TOO_MANY,
+    problems.INTERNAL_ERROR,
+    problems.RESOLVER_FAILED,
+    problems.RESOLVER_TIMED_OUT,
+    problems.BROADCAST_LOOP,
+)
 
-def describe(app: FastAPI, *, needs_token: bool) -> None:
-    """Make `app` answer GET /openapi.json with the whole document."""
+
+def describe(app: FastAPI, *, needs_token: bool, failure_status: int) -> None:
+    """Make `app` answer GET /openapi.json with the whole document.
+
+    Shape:  `failure_status` is what a broadcast answers that not every address took.
+    """
     app.title = "broadcache publisher"
     app.description = "Say which cache entries changed; every replica forgets them."
     app.version = __version__
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document_of(app, needs_token=needs_token)
+            app.openapi_schema = _document_of(app, needs_token=needs_token, failure_status=failure_status)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
+def _document_of(app: FastAPI, *, needs_token: bool, failure_status: int) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=_TAGS
     )
     # The framework leaves out whatever is null, also where an example says so.
-    accepted = document["paths"]["/invalidations"]["post"]["responses"]["200"]
-    accepted["content"]["application/json"]["examples"] = _ACCEPTED_EXAMPLES
+    if "/invalidations" in document["paths"]:
+        answers = document["paths"]["/invalidations"]["post"]["responses"]
+        answers["200"]["content"]["application/json"]["examples"] = _ACCEPTED_EXAMPLES
+        answers["207"]["content"]["application/json"]["example"] = _UNCONFIRMED_EXAMPLE
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(_schemas())
     components["securitySchemes"] = {_SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
+    document["paths"] |= _fanout_paths(failure_status)
     for path, operations in document["paths"].items():
         for operation in operations.values():
             is_open = path.startswith("/health/")
@@ -418,9 +571,67 @@ def _document_of(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
     return document
 
 
+def _fanout_paths(failure_status: int) -> dict[str, Any]:
+    """Describe the fan-out, which stands in front of the routes and is none."""
+    return {
+        path: {
+            method: _fanout_operation(f"broadcast_{method}{suffix}", method, parameters, failure_status)
+            for method in _FANOUT_METHODS
+        }
+        for path, suffix, parameters in (
+            ("/{service}/{port}", "", [_SERVICE, _PORT]),
+            ("/{service}/{port}/{rest}", "_below", [_SERVICE, _PORT, _REST]),
+        )
+    }
+
+
+def _fanout_operation(name: str, method: str, parameters: list[Any], failure_status: int) -> dict[str, Any]:
+    body = {
+        "required": False,
+        "description": "Goes on to the replicas as it is.",
+        "content": {"*/*": {"schema": {}, "example": {"everything": True}}},
+    }
+    return {
+        "operationId": name,
+        "tags": ["fan-out"],
+        "summary": f"{method.upper()} at every replica",
+        "description": "Looks the service up, sends the request to all of its addresses at once, and answers what each "
+        "of them did with it. Other methods, such as PURGE or BAN, are taken as well.",
+        "parameters": parameters,
+        **({"requestBody": body} if method in _FANOUT_METHODS_WITH_BODY else {}),
+        "responses": _fanout_responses(failure_status, has_body=method != "head"),
+    }
+
+
+def _fanout_responses(failure_status: int, *, has_body: bool) -> dict[str, Any]:
+    responses = {str(status): response for status, response in _problems(*_FANOUT_PROBLEMS).items()}
+    for status, description in (
+        (200, "Every address answered 200 to 299."),
+        (failure_status, "At least one address did not answer 200 to 299."),
+    ):
+        answered = _answered(description, _schema_of(BroadcastAnswer), _BROADCAST_EXAMPLE)
+        response = responses.setdefault(str(status), {"description": description, "content": {}})
+        response["content"] |= answered["content"]
+        response["headers"] = {**response.get("headers", {}), **_FANOUT_SUMMARY}
+    if not has_body:
+        for response in responses.values():
+            del response["content"]
+    return dict(sorted(responses.items()))
+
+
 def _schemas() -> dict[str, Any]:
-    kinds = [PublishRequest, Accepted, History, Replicas, LoggedInvalidation, UnreadableEntry, ProblemDocument]
-    kinds += [PreviewRequest, Preview]
+    kinds = [
+        PublishRequest,
+        Accepted,
+        History,
+        Replicas,
+        LoggedInvalidation,
+        UnreadableEntry,
+        ProblemDocument,
+        BroadcastAnswer,
+        PreviewRequest,
+        Preview,
+    ]
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
     schemas["History"]["properties"]["invalidations"]["items"] = {
         "anyOf": [_schema_of(LoggedInvalidation), _schema_of(UnreadableEntry)]

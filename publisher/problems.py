@@ -30,6 +30,7 @@ __all__ = [
     "RIGHT_MISSING",
     "SERVICE_INVALID",
     "SERVICE_NOT_FOUND",
+    "STREAMS_EXHAUSTED",
     "TOKEN_INVALID",
     "Flaw",
     "Kind",
@@ -258,4 +259,11 @@ NOT_DELIVERED: Final = Kind(
     "Neither path delivered",
     "expected the invalidation to be logged, or taken by every replica, got neither: it waits to be logged when Redis "
     "takes it; send the request again, with the same Idempotency-Key if it has one",
+)
+STREAMS_EXHAUSTED: Final = Kind(
+    "streams-exhausted",
+    503,
+    "No more clients can follow",
+    "expected at most 100 clients to follow at once, got one more; come back later, or raise "
+    "BROADCACHE_EVENT_CLIENTS_MAX",
 )

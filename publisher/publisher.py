@@ -5,6 +5,7 @@ import contextlib
 import random
 import socket
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeVar, get_args
@@ -26,14 +27,18 @@ from ..shared.link import Link
 from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
 from ..shared.presence import ReplicaPresence, presences, registered, replicas_of
 from ..shared.question import Question, counting
+from ..shared.tracing import publishing
 from .backlog import Pending
 from .confirmations import Confirmations, Wait
 from .delivery import Delivery, Teller
+from .history import EXAMINED_MAX, Filter, HistoryPage, read_page
 from .kept_link import KeptLink, KeptLinks
+from .observer import UNOBSERVED, Observer, observed
 from .outbox import OUTBOX_NAMES_MAX, Outbox
 from .preview import Preview
 from .questions import Answers, Questions
 from .second_path import SecondPath
+from .since import unix_ms_of
 
 __all__ = ["Publisher"]
 
@@ -47,8 +52,6 @@ _LOOK_INTERVAL_SECONDS: Final = 0.25
 """How often a publish that waits for replicas looks at their positions: a report may have been lost."""
 _LOOK_SECONDS: Final = 0.25
 """How long such a look may take, also beyond the time that was to be waited."""
-_PAGE_ENTRIES: Final = 100
-"""How much history is read at once: publishes share the connection, and wait behind it."""
 
 
 class Publisher:
@@ -61,6 +64,7 @@ class Publisher:
 
     Shape:  `source` tells replicas and operators who published; the host's name when it is left out. With a `delivery`
             other than "redis", `fanout` is what calls the replicas; with "fanout" alone `url` may be None.
+            `observer` is told what comes of each publish.
     Units:  `timeout_seconds` is how long one `publish` tries, `log_length` about how many invalidations of a namespace
             the log keeps for replicas that were away. `fallback_after_seconds` is how long Redis is waited for before
             the fan-out begins, at most half of `timeout_seconds`; `outbox_names_max` how many names, over all
@@ -81,6 +85,7 @@ class Publisher:
         outbox_names_max: int = OUTBOX_NAMES_MAX,
         uniform: Callable[[], float] = random.random,
         clock: Clock = monotonic,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         if not 0 < timeout_seconds <= 3_600:
             raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
@@ -105,6 +110,7 @@ class Publisher:
         self._call_timeout_seconds = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
         self._log_length = log_length
         self._uniform = uniform
+        self.observer: Observer = observer
         self._is_entered = False
         self._clock = clock
         self._links: KeptLinks | None = None
@@ -181,29 +187,61 @@ class Publisher:
         )
         if receipt_seconds is None:
             receipt_seconds = max(_RECEIPT_SECONDS_MIN, 2 * self._timeout_seconds)
-
-        pending = Pending(invalidation, receipt_seconds)
-        return await (self._delivered(pending) if confirm is None else self._confirmed(pending, confirm))
+        with observed(self.observer, namespace) as noted, publishing(invalidation) as traced:
+            pending = Pending(traced, receipt_seconds)
+            return noted(await (self._delivered(pending) if confirm is None else self._confirmed(pending, confirm)))
 
     async def history(
-        self, namespace: str = DEFAULT_NAMESPACE, *, count: int = 100, before: int | None = None
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        count: int = 100,
+        before: int | None = None,
+        key: str | None = None,
+        since: datetime | None = None,
     ) -> list[Entry]:
         """Return up to `count` logged invalidations, the newest first; with `before`, those of a lower sequence.
 
-        Raises: InvalidNamespace, LinkLost, LogRefused; InvalidSettings when there is no log.
+        Shape:  with `key`, those that concern it: that name it, a prefix of it, or everything. With `since`, those that
+                were sent since then by their publisher's clock: for people. What is unreadable concerns every key and
+                every time: replicas drop everything.
+        Raises: InvalidNamespace, InvalidSettings (a time without an offset, or no log), LinkLost, LogRefused.
         """
-        check_namespace(namespace)
+        since_ms = None if since is None else unix_ms_of(since)
         entries: list[Entry] = []
         while len(entries) < count:
-            page_count = min(_PAGE_ENTRIES, count - len(entries))
-            page = await self._with_retries(
-                namespace, partial(read_newest, namespace=namespace, count=page_count, before=before)
+            page = await self.history_page(
+                namespace, count=count - len(entries), before=before, key=key, since_ms=since_ms
             )
-            entries += page
-            if len(page) < page_count:
+            entries += page.entries
+            before = page.next_before
+            if before is None:
                 break
-            before = page[-1].sequence
         return entries
+
+    async def history_page(
+        self,
+        namespace: str = DEFAULT_NAMESPACE,
+        *,
+        count: int = 100,
+        before: int | None = None,
+        key: str | None = None,
+        since_ms: int | None = None,
+        examined_max: int = EXAMINED_MAX,
+    ) -> HistoryPage:
+        """Do what `history` does, but look at `examined_max` entries at most, and tell where to go on.
+
+        Raises: InvalidNamespace, LinkLost, LogRefused.
+        """
+        check_namespace(namespace)
+
+        async def read(count: int, before: int | None) -> list[Entry]:
+            return await self._with_retries(
+                namespace, partial(read_newest, namespace=namespace, count=count, before=before)
+            )
+
+        is_wanted = Filter(key=key, since_ms=since_ms)
+        return await read_page(read, is_wanted, count=count, before=before, examined_max=examined_max)
 
     async def head(self, namespace: str = DEFAULT_NAMESPACE) -> Position | None:
         """Return the position of the newest logged invalidation.
@@ -373,7 +411,8 @@ class Publisher:
                     ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16))
                     await asyncio.sleep(self._uniform() * ceiling_seconds)
         except TimeoutError:
-            raise last or LinkLost(f"no answer from Redis within {self._timeout_seconds:g} s") from None
+            label = "Redis" if self._address is None else self._address.label
+            raise last or LinkLost(f"no answer from {label}") from None
 
     async def _once(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
         kept = await self._link_for(namespace)

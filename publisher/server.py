@@ -10,8 +10,10 @@ from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import State
 
 from ..shared.errors import BroadcacheError
+from ..shared.logs import LogFormat, set_up_logging
 from .api import create_app, create_fanout_app, takes_any_method
 from .settings import ApiSettings, FanoutSettings
 
@@ -43,13 +45,18 @@ def serve(settings: FanoutSettings, *, on_ready: Callable[[str], None] | None = 
     with listen(settings.listen_host, settings.listen_port) as listener:
         url = url_of(settings.listen_host, listener)
         app = create_app(settings) if isinstance(settings, ApiSettings) else create_fanout_app(settings)
-        run(app, listener, on_ready=lambda: _tell_ready(settings, url, on_ready))
+        run(
+            app,
+            listener,
+            on_ready=lambda: _tell_ready(settings, url, on_ready),
+            log_format=settings.log_format,
+        )
     logger.info("closed %s", url)
 
 
-def run(app: FastAPI, listener: socket.socket, *, on_ready: Callable[[], None]) -> None:
+def run(app: FastAPI, listener: socket.socket, *, on_ready: Callable[[], None], log_format: LogFormat = "text") -> None:
     """Serve any application on `listener` as `serve` does: `on_ready` is called when requests are taken."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging(log_format)
     with _sigterm_as_interrupt(), contextlib.suppress(KeyboardInterrupt):
         new_server(app, on_ready=on_ready).run(sockets=[listener])
 
@@ -89,18 +96,27 @@ def new_server(app: FastAPI, *, on_ready: Callable[[], None]) -> uvicorn.Server:
             timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         ),
         on_ready,
+        app.state,
     )
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], state: State) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._state = state
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Streams never end by themselves, and uvicorn waits for them before it tells the lifespan.
+        end_streams = getattr(self._state, "end_streams", None)
+        if end_streams is not None:
+            await end_streams()
+        await super().shutdown(sockets)
 
 
 def _tell_ready(settings: FanoutSettings, url: str, on_ready: Callable[[str], None] | None) -> None:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from ..shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings
 from ..shared.invalidation import check_namespace
 from ..shared.log import LOG_LENGTH
-from ..shared.settings import Settings
+from ..shared.logs import LogSettings
 from .broadcaster import HostMode, Limits, Scheme, tls_of
 from .delivery import Delivery
 from .discovery import ListDiscovery
@@ -24,7 +24,7 @@ _STATUSES_WITHOUT_BODY: Final = frozenset({204, 205, 304})
 _Text = Annotated[str, Meta(min_length=1)]
 
 
-class FanoutSettings(Settings, frozen=True, kw_only=True):
+class FanoutSettings(LogSettings, frozen=True, kw_only=True):
     """How a service listens and who may use it, and what its fan-out may do.
 
     Raises: InvalidSettings, at construction.
@@ -200,6 +200,13 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
             ge=200, le=599, description="The answer to a publish that was logged, and not confirmed by every replica."
         ),
     ] = 207
+    event_clients_max: Annotated[
+        int, Meta(ge=1, le=100_000, description="How many clients may follow GET /events at once.")
+    ] = 100
+    event_heartbeat_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3_600, description="How long GET /events is silent at most: what stands between cuts idle ones."),
+    ] = 15.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

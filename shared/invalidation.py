@@ -158,6 +158,8 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     sent_at_ms: _Natural | None = None
     reason: str = ""
     confirm: bool = False
+    # The one field that is left out when there is nothing to say: most frames are never traced.
+    traceparent: str | msgspec.UnsetType | None = msgspec.UNSET
 
     @property
     def position(self) -> Position | None:

@@ -96,10 +96,13 @@ class Heads(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One entry of a log. `invalidation` is None when somebody else wrote there something that is not a frame."""
+    """One entry of a log. `invalidation` is None when somebody else wrote there something that is not a frame; `frame`
+    is then what stands there.
+    """
 
     sequence: int
     invalidation: Invalidation | None
+    frame: bytes = b""
 
 
 async def append(
@@ -253,7 +256,9 @@ def _entry_of(row: tuple[bytes, Sequence[bytes]], namespace: str) -> Entry:
     sequence = int(entry_id.partition(b"-")[0])
     try:
         return Entry(sequence, decode(fields[1], namespace))
-    except (MalformedFrame, IndexError):
+    except MalformedFrame:
+        return Entry(sequence, None, fields[1])
+    except IndexError:
         return Entry(sequence, None)
 
 

@@ -37,6 +37,7 @@ class _Tail(msgspec.Struct, frozen=True):
     sent_at_ms: int | None
     reason: str
     confirm: bool
+    traceparent: str | msgspec.UnsetType | None
 
 
 def decode(frame: bytes, namespace: str | None) -> Invalidation:

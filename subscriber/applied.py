@@ -1,8 +1,8 @@
 """What became of an invalidation that was posted to a replica."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
 
 from ..shared.invalidation import Position
 from .follower import State
@@ -31,3 +31,8 @@ class Applied:
     namespace: str | None
     dropped: int
     positions: Mapping[str, Position | None] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON types: what POST /cache-invalidation answers."""
+        positions = {namespace: each and each._asdict() for namespace, each in self.positions.items()}
+        return {**asdict(self), "positions": positions}

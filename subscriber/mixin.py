@@ -155,7 +155,9 @@ class CacheInvalidationMixin:
 
         Shape: GET /health/live (200 while the process runs), GET /health/ready (200 while coherent, 503 otherwise),
                GET /cache-invalidation (state, position, staleness and counters), POST /cache-invalidation (forget
-               what the body names; with a token where one is set).
+               what the body names; with a token where one is set). GET /metrics, for Prometheus, where
+               prometheus_client is installed; a service that has such a path of its own calls `metrics.register`
+               instead.
         """
         from .routes import router_of  # only a service that has FastAPI asks for it
 

@@ -5,13 +5,12 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
-from ..shared.invalidation import Position
+from ..shared.exposition import can_expose, exposed
 from ..shared.tokens import Tokens
 from ..shared.wire import FRAME_BYTES_MAX
-from .applied import Applied
 from .replica_token import replica_tokens
 from .subscriber import Subscriber
 
@@ -78,9 +77,30 @@ def router_of(subscriber: Subscriber, tokens: Tokens | None = None) -> APIRouter
         except ClientDisconnect:
             # Half a body is no order: nobody has said what it would have named.
             return Response(status_code=400)  # which nobody is there to read
-        return JSONResponse(_describe_applied(subscriber.apply(body)))
+        return JSONResponse(subscriber.apply(body).as_dict())
 
+    if can_expose(f"replica {subscriber.replica_id}"):
+        _add_metrics(router, subscriber)
     return router
+
+
+def _add_metrics(router: APIRouter, subscriber: Subscriber) -> None:
+    from prometheus_client import CollectorRegistry
+
+    from .metrics import register
+
+    registry = CollectorRegistry()
+    register(subscriber, registry)
+
+    @router.get(
+        "/metrics",
+        summary="What does Prometheus want to know?",
+        response_class=PlainTextResponse,
+        responses={200: {"description": "The metrics of this replica, in the form that Accept asks for."}},
+    )
+    async def metrics(request: Request) -> Response:
+        text, media_type = exposed(registry, request.headers.get("accept"))
+        return Response(text, media_type=media_type)
 
 
 def describe(subscriber: Subscriber) -> dict[str, Any]:
@@ -96,7 +116,7 @@ def describe(subscriber: Subscriber) -> dict[str, Any]:
         "lost": subscriber.stats().lost,
         "namespaces": {
             namespace: {
-                "position": _describe_position(subscriber.position(namespace)),
+                "position": position and position._asdict(),
                 "is_coherent": cache.is_coherent,
                 "staleness_seconds": cache.staleness_seconds,
                 "max_staleness_seconds": cache.max_staleness_seconds,
@@ -104,17 +124,9 @@ def describe(subscriber: Subscriber) -> dict[str, Any]:
                 "cache": asdict(cache.stats()),
             }
             for namespace, cache in subscriber.caches_by_namespace.items()
+            for position in [subscriber.position(namespace)]
         },
     }
-
-
-def _describe_applied(applied: Applied) -> dict[str, Any]:
-    positions = {namespace: _describe_position(position) for namespace, position in applied.positions.items()}
-    return {**asdict(applied), "positions": positions}
-
-
-def _describe_position(position: Position | None) -> dict[str, Any] | None:
-    return None if position is None else position._asdict()
 
 
 async def _read_body(request: Request) -> bytes:

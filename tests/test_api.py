@@ -239,7 +239,7 @@ async def test_a_body_that_is_not_said_to_be_json_is_refused(
 
 
 async def test_a_path_that_does_not_exist_is_a_problem(client: httpx2.AsyncClient) -> None:
-    for path in ("/", "/invalidation", "/invalidations/", "/docs", "/redoc", "/health"):
+    for path in ("/nothing", "/invalidation", "/invalidations/", "/docs", "/redoc", "/health"):
         assert path in problem_of(await client.get(path), 404, "not-found")["detail"]
 
 
@@ -475,7 +475,7 @@ async def test_history_is_read_page_by_page_to_its_end(client: httpx2.AsyncClien
 
 async def test_history_of_a_namespace_without_any_is_empty(client: httpx2.AsyncClient) -> None:
     history = (await client.get(PATH, params={"namespace": "quiet"})).json()
-    assert history == {"namespace": "quiet", "invalidations": [], "next_before": None}
+    assert history == {"namespace": "quiet", "invalidations": [], "next_before": None, "examined": 0}
 
 
 async def test_what_is_in_the_log_and_no_invalidation_is_shown_as_unreadable(
@@ -713,13 +713,16 @@ def test_a_status_that_cannot_say_who_is_missing_is_refused(status: int) -> None
 async def test_the_openapi_document_is_whole(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     assert document["info"]["version"] == __version__
-    assert set(document["paths"]) == {PATH, f"{PATH}/preview", "/replicas", "/health/live", "/health/ready"}
+    assert set(document["paths"]) == {
+        *(PATH, f"{PATH}/preview", "/events", "/replicas", "/health/live", "/health/ready", "/metrics"),
+        *("/{service}/{port}", "/{service}/{port}/{rest}"),
+    }
     assert document["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
     assert set(document["paths"][PATH]["post"]["responses"]) == {
         "200", "207", "400", "401", "403", "404", "413", "415", "422", "500", "503",
     }  # fmt: skip
     parameters = {parameter["name"] for parameter in document["paths"][PATH]["get"]["parameters"]}
-    assert parameters == {"namespace", "limit", "before"}
+    assert parameters == {"namespace", "limit", "before", "key", "since"}
     text = json.dumps(document)
     for reference in {part.split('"')[0] for part in text.split('"$ref": "')[1:]}:
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
@@ -727,7 +730,9 @@ async def test_the_openapi_document_is_whole(client: httpx2.AsyncClient) -> None
 
 
 def examples_of(media: dict[str, Any]) -> list[Any]:
-    return [media["example"]] if "example" in media else [named["value"] for named in media["examples"].values()]
+    return (
+        [media["example"]] if "example" in media else [named["value"] for named in media.get("examples", {}).values()]
+    )
 
 
 async def test_every_example_of_the_document_is_what_its_schema_describes(client: httpx2.AsyncClient) -> None:

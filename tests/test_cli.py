@@ -4,15 +4,20 @@ import asyncio
 import contextlib
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.command_line import ask, descendants, environment, is_alive, run, running
+from tests.support.tcp_proxy import TcpProxy
 from typer.testing import CliRunner
 
 from broadcache import __version__
@@ -181,6 +186,65 @@ def test_watch_waits_for_a_server_that_is_not_there_yet(own_server: EmbeddedServ
         assert json.loads(watch.stdout.readline())["keys"] == ["product:42"]
 
 
+def test_watch_since_shows_what_was_logged_and_goes_on_live_without_a_hole(redis_url: str) -> None:
+    run("publish", "-n", "products", "--key", "too-old", "--redis-url", redis_url)
+    since = datetime.now(UTC)
+    _publish(redis_url, *(f"logged-{number}" for number in range(150)))
+    with running("watch", "-n", "products", "--json", "--redis-url", redis_url, "--since", since.isoformat()) as watch:
+        _publish(redis_url, *(f"live-{number}" for number in range(150)))
+        shown = [json.loads(watch.stdout.readline()) for _ in range(300)]
+    assert [line["keys"][0] for line in shown] == [
+        f"{when}-{number}" for when in ("logged", "live") for number in range(150)
+    ]
+
+
+def test_watch_since_says_so_when_the_log_does_not_reach_back(valkey_server: EmbeddedServer, redis_url: str) -> None:
+    _publish(redis_url, "a", "b", "c")
+    _send(valkey_server, "XTRIM", "{cache-invalidation:products}:log", "MAXLEN", "1")
+    with running("watch", "-n", "products", "--redis-url", redis_url, "--since", "15m") as watch:
+        gap, shown = watch.stdout.readline(), watch.stdout.readline()
+    assert "gap  what was published meanwhile cannot be told" in gap
+    assert "back to sequence 3 only" in gap
+    assert "keys c" in shown
+
+
+def test_a_watch_since_nobody_knows_when_ends_with_2(in_this_process: InThisProcess) -> None:
+    assert in_this_process("watch", "--since", "lunch") == (2, "", Containing("expected a time such as"))
+
+
+def test_watch_shows_what_was_logged_while_the_link_was_lost(valkey_server: EmbeddedServer, redis_url: str) -> None:
+    with (
+        _relay_to(valkey_server.port) as relay,
+        running("watch", "-n", "products", "--json", "--redis-url", f"redis://127.0.0.1:{relay.port}") as watch,
+    ):
+        watch.complain("watching")
+        _publish(redis_url, "before")
+        assert json.loads(watch.stdout.readline())["keys"] == ["before"]
+        relay.refuse_and_cut()
+        watch.complain("no link")
+        _publish(redis_url, "meanwhile-1", "meanwhile-2")
+        relay.accept()
+        watch.complain("what was logged meanwhile comes first")
+        _publish(redis_url, "after")
+        shown = [json.loads(watch.stdout.readline())["keys"] for _ in range(3)]
+    assert shown == [["meanwhile-1"], ["meanwhile-2"], ["after"]]
+
+
+def test_watch_says_that_the_log_cannot_tell_what_was_lost_with_it(own_server: EmbeddedServer) -> None:
+    with running("watch", "-n", "products", "--json", "--redis-url", own_server.url) as watch:
+        watch.complain("watching")
+        _publish(own_server.url, "before")
+        assert json.loads(watch.stdout.readline())["keys"] == ["before"]
+        own_server.kill()
+        watch.complain("no link")
+        own_server.restart()
+        watch.complain("the link is there again")
+        gap = json.loads(watch.stdout.readline())
+        assert (gap["kind"], gap["reason"]) == ("gap", "log-lost")
+        _publish(own_server.url, "after")
+        assert json.loads(watch.stdout.readline())["keys"] == ["after"]
+
+
 def test_ctrl_c_ends_watch_with_130_and_no_traceback(redis_url: str) -> None:
     with running("watch", "--redis-url", redis_url) as watch:
         watch.complain("watching")
@@ -253,18 +317,68 @@ def test_a_taken_port_ends_a_service_with_1(command: str, tmp_path: Path) -> Non
     assert "Traceback" not in finished.stderr
 
 
-def _publish(url: str) -> None:
+def _publish(url: str, *keys: str) -> None:
     async def publish() -> None:
         async with Publisher(url) as publisher:
-            await publisher.publish(Keys("product:42"), namespace="products")
+            for key in keys or ("product:42",):
+                await publisher.publish(Keys(key), namespace="products")
 
     asyncio.run(publish())
 
 
 def _publish_by_hand(server: EmbeddedServer, channel: str, message: str) -> None:
     """What `redis-cli PUBLISH` does."""
-    parts = ("PUBLISH", channel, message)
+    assert _send(server, "PUBLISH", channel, message) == b":1\r\n"
+
+
+def _send(server: EmbeddedServer, *parts: str) -> bytes:
     command = f"*{len(parts)}\r\n" + "".join(f"${len(part.encode())}\r\n{part}\r\n" for part in parts)
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(command.encode())
-        assert connection.recv(64) == b":1\r\n"
+        return connection.recv(64)
+
+
+class _Relay:
+    """A TcpProxy in an event loop of its own, for a test that waits for a process."""
+
+    def __init__(self, proxy: TcpProxy) -> None:
+        self.port = proxy.port
+        self._proxy = proxy
+        self._loop = asyncio.get_running_loop()
+        self._has_ended = asyncio.Event()
+
+    async def until_ended(self) -> None:
+        await self._has_ended.wait()
+
+    def refuse_and_cut(self) -> None:
+        self._do(self._proxy.refuse())
+        self._do(self._proxy.cut())
+
+    def accept(self) -> None:
+        self._do(self._proxy.accept())
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._has_ended.set)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=20)
+
+
+@contextlib.contextmanager
+def _relay_to(port: int) -> Iterator[_Relay]:
+    relays: queue.Queue[_Relay] = queue.Queue()
+
+    async def relay() -> None:
+        async with TcpProxy("127.0.0.1", port) as proxy:
+            started = _Relay(proxy)
+            relays.put(started)
+            await started.until_ended()
+
+    thread = threading.Thread(target=lambda: asyncio.run(relay()))
+    thread.start()
+    started = relays.get(timeout=20)
+    try:
+        yield started
+    finally:
+        started.end()
+        thread.join()

@@ -759,7 +759,7 @@ async def test_the_api_of_a_fan_out_alone_has_no_history(fleet: Fleet) -> None:
 
 
 def test_an_api_that_is_to_fan_out_and_cannot_says_so() -> None:
-    with pytest.raises(InvalidSettings, match="expected a fanout"):
+    with pytest.raises(InvalidSettings, match="BROADCACHE_FANOUT_SERVICE: expected service:port"):
         create_app(ApiSettings(delivery="both"))
 
 

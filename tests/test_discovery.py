@@ -469,6 +469,18 @@ async def test_one_address_that_stands_for_all_replicas_is_not_called_complete(
     assert "headless" in found.notes[0]
 
 
+async def test_a_virtual_address_is_recognised_behind_a_named_port_too(
+    server: DnsServer, discovery: DnsDiscovery
+) -> None:
+    server.a("web.test", "127.0.0.2")
+    server.srv("_http._tcp.web.test", [("WEB.test", 80)])
+    found = await discovery.discover("web.test", "http")
+    assert (found.addresses, found.is_complete) == ((("127.0.0.2", 80),), False)
+    assert "virtual address" in found.notes[0]
+    server.srv("_http._tcp.web.test", [("127-0-0-2.web.test", 80)], glue={"127-0-0-2.web.test": ["127.0.0.2"]})
+    assert (await discovery.discover("web.test", "http")).is_complete
+
+
 async def test_the_only_replica_of_a_headless_service_is_complete(server: DnsServer, discovery: DnsDiscovery) -> None:
     server.a("web.test", "127.0.0.2")
     server.srv("web.test", [("127-0-0-2.web.test", 80)])

@@ -193,3 +193,15 @@ async def test_seconds_to_wait_are_read_only_when_they_are_a_number(pods: Pods) 
     for value, seconds in (("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), ("-1", None), ("9" * 400, None)):
         pods[0].behaviour = answers(503, b"", f"Retry-After: {value}")
         assert (await ask(pods[0].host, pods.port)).retry_after_seconds == seconds
+
+
+def test_the_web_servers_own_event_loop_is_as_good_as_the_standard_one() -> None:
+    async def told() -> tuple[int, bytes]:
+        async with Pods(1) as pods:
+            pods[0].behaviour = answers(201, b"told")
+            answer = await ask(pods[0].host, pods.port)
+            return answer.status_code, pods[0].received[0].body
+
+    uvloop = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(told()) == (201, b"hello")

@@ -93,6 +93,12 @@ def test_importing_the_publisher_loads_no_web_framework() -> None:
     assert _modules_loaded_by("import broadcache.publisher") & WEB_FRAMEWORKS_AND_TERMINALS == set()
 
 
+@pytest.mark.parametrize("package", ["publisher", "subscriber", "publisher.metrics", "subscriber.metrics"])
+def test_importing_either_side_loads_neither_metrics_nor_traces(package: str) -> None:
+    loaded = _modules_loaded_by(f"import broadcache.{package}")
+    assert loaded & {"opentelemetry", "prometheus_client"} == set()
+
+
 def test_importing_discovery_loads_no_resolver_until_names_are_looked_up() -> None:
     unwanted = {*WEB_FRAMEWORKS_AND_TERMINALS, "aiohttp", "dns"}
     assert _modules_loaded_by("import broadcache.publisher.discovery") & unwanted == set()
@@ -113,8 +119,10 @@ def test_a_wheel_built_from_the_source_distribution_installs_and_imports_whole(t
 
     installed = Path(files["broadcache"]).parent
     for package, folder in _folder_of_package().items():
-        expected = {file.name for pattern in ("py.typed", "*.json", "*.lua") for file in folder.glob(pattern)}
-        names = {file.name for file in installed.joinpath(*package.split(".")[1:]).iterdir()}
+        patterns = ("py.typed", "*.json", "*.lua", "assets/*.*")
+        expected = {file.relative_to(folder) for pattern in patterns for file in folder.glob(pattern)}
+        inside = installed.joinpath(*package.split(".")[1:])
+        names = {file.relative_to(inside) for file in inside.rglob("*")}
         assert expected <= names, f"{package} lacks {expected - names} in the wheel"
     assert (python.parent / "broadcache").is_file()
 

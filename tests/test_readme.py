@@ -88,6 +88,6 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
 
 
 def test_the_publishers_page_lists_every_setting_with_its_variable() -> None:
-    page = (ROOT / "docs" / "publisher.md").read_text()
+    page = "".join((ROOT / "docs" / name).read_text() for name in ("publisher.md", "fanout.md"))
     documented = set(re.findall(r"^\| `(BROADCACHE_\w+)` \|", page, re.MULTILINE))
     assert documented == {variable_of(name) for name in ApiSettings.__struct_fields__}

@@ -88,7 +88,8 @@ def test_the_schema_describes_every_field_and_no_other() -> None:
     described = SCHEMA["properties"]
     assert list(described) == list(Invalidation.__struct_fields__)
     assert all(field["description"] for field in described.values())
-    defaults = {name: field["default"] for name, field in described.items()}
+    # The only field that is not written when it has its default.
+    defaults = {name: field["default"] for name, field in described.items() if name != "traceparent"}
     assert defaults == json.loads(encode(Invalidation()))
 
 

@@ -71,10 +71,14 @@ class Running:
         rest = self.stderr.read()
         return self._process.wait(), rest
 
-    def close(self) -> None:
-        """End it, whatever its state."""
+    def kill(self) -> None:
+        """End it at once, whatever its state; what it has written can still be read."""
         self._process.kill()
         self._process.wait()
+
+    def close(self) -> None:
+        """End it, whatever its state."""
+        self.kill()
         self.stdout.close()
         self.stderr.close()
 

@@ -72,7 +72,7 @@ class _Http:
             async with self._session.request(method, self.url + path, json=body) as response:
                 if response.status != 200:
                     raise RequestFailed(
-                        f"{method} {self.url}{path} answered {response.status}: {(await response.text())[:300]}"
+                        f"{method} {self.url}{path} answered {response.status}: {(await response.text())[:3000]}"
                     )
                 answer: dict[str, Any] = await response.json()
                 return answer

@@ -1,5 +1,6 @@
 """`broadcache replica`: a real service to try broadcache on, with a product catalogue as its source."""
 
+import os
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -29,9 +30,12 @@ def replica(
 ) -> None:
     """Run an example replica: GET /products/{id} reads through its cache, PUT writes the source and tells nobody."""
     from ..publisher.server import listen, run, url_of
+    from ..shared.logs import LogSettings
+    from ..shared.settings import read_settings
     from .catalogue import Catalogue, NaiveCatalogue, Source
     from .replica_api import ObservedCache, naive_app, replica_app
 
+    settings = read_settings(LogSettings, os.environ)
     with listen(host, port) as listener:
         name = name or _name_at(host, listener.getsockname()[1])
         products = Source(source)
@@ -41,7 +45,12 @@ def replica(
             cache = ObservedCache(when_incoherent)
             app = replica_app(Catalogue(products, redis_url, cache=cache, replica_id=name), name)
         url = url_of(host, listener)
-        run(app, listener, on_ready=lambda: print(f"{name} listens on {url}", flush=True))
+        run(
+            app,
+            listener,
+            on_ready=lambda: print(f"{name} listens on {url}", flush=True),
+            log_format=settings.log_format,
+        )
 
 
 def _name_at(host: str, port: int) -> str:

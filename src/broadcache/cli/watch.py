@@ -1,34 +1,49 @@
-"""`broadcache watch`: show what is published on a namespace's channel, as it comes."""
+"""`broadcache watch`: show what is published for a namespace, as it comes, and what was before."""
 
 import asyncio
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..shared.invalidation import DEFAULT_NAMESPACE, check_namespace
 from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
-    from .channel import Observer
+    from ..publisher.feed import Observer
 
 __all__ = ["watch"]
 
 
-def watch(namespace: Namespace = DEFAULT_NAMESPACE, redis_url: RedisUrl = REDIS_URL, json: Json = False) -> None:
-    """Follow what is published, live, until Ctrl-C. What was published while the link was lost is not shown."""
+def watch(
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    redis_url: RedisUrl = REDIS_URL,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with what the log has since then: 15m, 2h, 1d, a number of seconds, or 2025-06-30T12:00:00Z."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Follow what is published, live, until Ctrl-C. What is logged while the link is lost is shown when it is back."""
+    from ..publisher.since import since_ms_of
     from .watch_printer import JsonPrinter, TextPrinter
 
     check_namespace(namespace)
+    since_ms = None if since is None else since_ms_of(since, now_ms=time.time_ns() // 1_000_000)
     printer: Observer = JsonPrinter(namespace) if json else TextPrinter(namespace)
-    asyncio.run(_watch(namespace, redis_url, printer))
+    asyncio.run(_watch(namespace, redis_url, since_ms, printer))
 
 
-async def _watch(namespace: str, redis_url: str, printer: "Observer") -> None:
-    """Follow the channel until nobody reads what is printed."""
-    from .channel import Channel
+async def _watch(namespace: str, redis_url: str, since_ms: int | None, printer: "Observer") -> None:
+    """Follow the namespace until nobody reads what is printed."""
+    from ..publisher.feed import Feed
 
-    following = asyncio.create_task(Channel(redis_url, namespace).follow(printer))
+    following = asyncio.create_task(Feed(redis_url, namespace, since_ms=since_ms).follow(printer))
     reader_gone = asyncio.create_task(_stdout_closed())
     try:
         await asyncio.wait([following, reader_gone], return_when=asyncio.FIRST_COMPLETED)

@@ -6,11 +6,13 @@ import time
 from datetime import datetime
 from typing import Any, Final
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from ..publisher.replay import Gap
 from ..shared.errors import LinkLost, MalformedFrame
-from ..shared.invalidation import Invalidation
+from ..shared.invalidation import Invalidation, Position
 from ..shared.log import names_of
 from .printable import printable
 
@@ -31,7 +33,7 @@ class _LinkPrinter:
         """Say that messages arrive from now on."""
         text = f"watching {self._channel} at {label}"
         if self._has_lost:
-            text += ": the link is there again; what was published meanwhile is not shown"
+            text += ": the link is there again; what was logged meanwhile comes first"
         _say(text)
 
     def on_lost(self, error: LinkLost) -> None:
@@ -41,7 +43,7 @@ class _LinkPrinter:
 
 
 class JsonPrinter(_LinkPrinter):
-    """One JSON object a line; `kind` is `invalidation` or `unreadable`.
+    """One JSON object a line; `kind` is `invalidation`, `unreadable` or `gap`.
 
     Shape:  an invalidation has the fields of its wire form, with `seq` called `sequence` as in the API's answers;
             `epoch` and `sequence` are null when it was published past the log.
@@ -51,12 +53,18 @@ class JsonPrinter(_LinkPrinter):
     def on_invalidation(self, invalidation: Invalidation) -> None:
         """Print an invalidation."""
         fields = {name: getattr(invalidation, name) for name in invalidation.__struct_fields__ if name != "seq"}
-        self._print("invalidation", {**fields, "sequence": invalidation.seq})
+        said = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+        self._print("invalidation", {**said, "sequence": invalidation.seq})
 
-    def on_unreadable(self, frame: bytes, error: MalformedFrame) -> None:
+    def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
         """Print what came, as far as it can be shown, and what is wrong with it."""
         shown = frame[:_FRAME_SHOWN_BYTES_MAX].decode(errors="replace")
-        self._print("unreadable", {"frame": shown, "error": str(error)})
+        place = {} if position is None else position._asdict()
+        self._print("unreadable", {"frame": shown, "error": str(error), **place})
+
+    def on_gap(self, gap: Gap) -> None:
+        """Print that something is missing here, and why nobody can tell what."""
+        self._print("gap", gap._asdict())
 
     def _print(self, kind: str, fields: dict[str, Any]) -> None:
         print(json.dumps({"kind": kind, "received_at_ms": time.time_ns() // 1_000_000, **fields}), flush=True)
@@ -82,10 +90,16 @@ class TextPrinter(_LinkPrinter):
         line.append(f"  from {printable(invalidation.source) or 'an unknown source'}", "dim")
         self._print(line)
 
-    def on_unreadable(self, frame: bytes, error: MalformedFrame) -> None:
+    def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
         """Print what is wrong with it."""
         line = Text("unreadable", "bold red")
         line.append(f"  replicas drop everything: {printable(str(error))}", "red")
+        self._print(line)
+
+    def on_gap(self, gap: Gap) -> None:
+        """Print that something is missing here, and why nobody can tell what."""
+        line = Text("gap", "bold yellow")
+        line.append(f"  what was published meanwhile cannot be told: {printable(gap.detail)}", "yellow")
         self._print(line)
 
     def _print(self, line: Text) -> None:

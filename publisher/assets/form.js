@@ -1,0 +1,223 @@
+// Invalidating: a preview while one types, then who has confirmed, replica by replica.
+
+import { ApiProblem, newKey, preview, publish } from "./api.js";
+import { byId, counted, element, listed, milliseconds, setAttribute, setText } from "./text.js";
+
+const CONFIRM_SECONDS = 1;
+const PREVIEW_DELAY_MS = 300;
+
+export class InvalidationForm {
+  constructor() {
+    this.fields = byId("form-fields");
+    this.kind = byId("kind");
+    this.names = byId("names");
+    this.reason = byId("reason");
+    this.send = byId("send");
+    this.preview = byId("preview");
+    this.ticks = new Ticks();
+    this.namespace = "";
+    this.replicas = [];
+    this.sending = null;
+    this.previewing = null;
+    byId("form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#publish();
+    });
+    for (const field of [this.kind, this.names]) field.addEventListener("input", () => this.#changed());
+    this.names.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("form").requestSubmit();
+    });
+  }
+
+  begin(namespace, right) {
+    this.namespace = namespace;
+    this.replicas = [];
+    this.fields.disabled = right !== "rw";
+    byId("form-read-only").hidden = right === "rw";
+    this.ticks.clear();
+    this.#changed();
+  }
+
+  /** Take what is known of the replicas: who was missing may have caught up. */
+  setReplicas(replicas) {
+    const isOther = replicas.map((replica) => replica.replica).join("\n") !== this.replicas.map((replica) => replica.replica).join("\n");
+    this.replicas = replicas;
+    this.ticks.take(replicas);
+    if (isOther) this.#changed();
+  }
+
+  /** What is to be dropped, as the API wants it; null when nothing is named. */
+  #targets() {
+    const kind = this.kind.value;
+    if (kind === "everything") return { everything: true };
+    const names = [...new Set(this.names.value.split("\n").map((name) => name.trim()).filter(Boolean))];
+    return names.length ? { [kind]: names } : null;
+  }
+
+  #changed() {
+    const isEverything = this.kind.value === "everything";
+    byId("names-field").hidden = isEverything;
+    setText(this.send, isEverything ? `Invalidate all of ${this.namespace}` : "Invalidate");
+    this.previewing?.abort();
+    const targets = this.#targets();
+    if (!targets || this.fields.disabled) return setText(this.preview, "");
+    this.previewing = new AbortController();
+    const { signal } = this.previewing;
+    setTimeout(() => signal.aborted || this.#preview(targets, signal), PREVIEW_DELAY_MS);
+  }
+
+  async #preview(targets, signal) {
+    try {
+      const found = await preview({ namespace: this.namespace, ...targets }, signal);
+      if (!signal.aborted) setText(this.preview, previewText(found));
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!(error instanceof ApiProblem)) throw error;
+      const isWithout = error.status === 404 || error.status === 405;
+      setText(this.preview, isWithout ? counted(this.replicas.length, "replica") : `No preview: ${error.message}`);
+    }
+  }
+
+  async #publish() {
+    const targets = this.#targets();
+    if (!targets) {
+      this.ticks.fail("Nothing is named", "Name at least one key, tag or prefix, one a line.");
+      return this.names.focus();
+    }
+    if (this.sending?.isUnderWay) return;
+    const body = { namespace: this.namespace, ...targets, reason: this.reason.value.trim(), confirm: { timeout_seconds: CONFIRM_SECONDS } };
+    // When no answer came, the same request is the same invalidation.
+    const isRepeat = this.sending && !this.sending.isAnswered && JSON.stringify(this.sending.body) === JSON.stringify(body);
+    const sending = { body, key: isRepeat ? this.sending.key : newKey(), isAnswered: false, isUnderWay: true };
+    this.sending = sending;
+    setAttribute(this.send, "aria-busy", "true");
+    this.ticks.begin(titleOf(targets), this.replicas.map((replica) => replica.replica));
+    try {
+      const accepted = await publish(body, sending.key);
+      sending.isAnswered = true;
+      if (body.namespace === this.namespace) this.ticks.finish(accepted);
+    } catch (error) {
+      if (!(error instanceof ApiProblem)) throw error;
+      sending.isAnswered = error.status >= 400 && error.status < 500;
+      const advice = sending.isAnswered ? "" : "\nIt is not known whether it was logged. Send it again: it is published once.";
+      this.ticks.fail(`Not confirmed: ${error.title}`, error.message + advice);
+    } finally {
+      sending.isUnderWay = false;
+      this.send.removeAttribute("aria-busy");
+    }
+  }
+}
+
+function titleOf(targets) {
+  if (targets.everything) return "Everything";
+  const [[kind, names]] = Object.entries(targets);
+  const word = { keys: "Key", tags: "Tag", prefixes: "Prefix" }[kind];
+  return names.length === 1 ? `${word} ${names[0]}` : `${names.length} ${kind}`;
+}
+
+function previewText(found) {
+  const about = found.is_estimate ? "about " : "";
+  const missing = found.missing?.length ? `; not told by ${listed(found.missing)}` : "";
+  return `${counted(found.replicas, "replica")}, ${about}${counted(found.entries, "entry", "entries")}${missing}`;
+}
+
+/** Who has confirmed the invalidation that was sent last. */
+class Ticks {
+  constructor() {
+    this.box = byId("outcome");
+    this.title = byId("outcome-title");
+    this.verdict = byId("outcome-verdict");
+    this.list = byId("ticks");
+    this.clear();
+  }
+
+  clear() {
+    this.rows = new Map();
+    this.accepted = null;
+    this.box.hidden = true;
+    this.list.replaceChildren();
+    setText(this.verdict, "");
+  }
+
+  begin(title, replicas) {
+    this.clear();
+    this.box.hidden = false;
+    setText(this.title, title);
+    setText(this.verdict, "sent; waiting for the replicas");
+    for (const replica of replicas) this.#set(replica, "pending", "…", "");
+  }
+
+  fail(title, detail) {
+    this.clear();
+    this.box.hidden = false;
+    setText(this.title, title);
+    setText(this.verdict, detail);
+  }
+
+  finish(accepted) {
+    const { confirmation } = accepted;
+    this.accepted = accepted;
+    for (const name of [...this.rows.keys()]) {
+      if (!confirmation.replicas.some((replica) => replica.replica === name)) this.#remove(name);
+    }
+    for (const replica of confirmation.replicas) {
+      if (replica.outcome === "confirmed") this.#set(replica.replica, "confirmed", "✓", confirmedText(replica));
+      else this.#set(replica.replica, "missing", "✗", "missing: it may serve the old value, until its bound at most");
+    }
+    this.#tell();
+  }
+
+  /** Tick off who was missing, as soon as its position is not before the invalidation's. */
+  take(replicas) {
+    if (!this.accepted?.logged) return;
+    const { epoch, sequence } = this.accepted;
+    let isChanged = false;
+    for (const { replica, position } of replicas) {
+      const isMissing = this.rows.get(replica)?.dataset.outcome === "missing";
+      if (!isMissing || position?.epoch !== epoch || position.sequence < sequence) continue;
+      this.#set(replica, "confirmed", "✓", "later, by its echo");
+      isChanged = true;
+    }
+    if (isChanged) this.#tell();
+  }
+
+  #tell() {
+    const outcomes = [...this.rows.values()].map((row) => row.dataset.outcome);
+    const confirmed = outcomes.filter((outcome) => outcome === "confirmed").length;
+    const place = placeOf(this.accepted);
+    if (!outcomes.length) return setText(this.verdict, `${place} is in the log; no replica is registered`);
+    setText(this.verdict, `${place} confirmed by ${confirmed} of ${counted(outcomes.length, "replica")}`);
+  }
+
+  #set(name, outcome, mark, text) {
+    let row = this.rows.get(name);
+    if (!row) {
+      row = element("li", { class: "tick" }, element("span", { class: "mark" }), element("span", { class: "name" }, name), element("span", { class: "quiet" }));
+      row.dataset.replica = name;
+      this.rows.set(name, row);
+      this.list.append(row);
+    }
+    row.dataset.outcome = outcome;
+    setText(row.children[0], mark);
+    setText(row.children[2], text);
+  }
+
+  #remove(name) {
+    this.rows.get(name).remove();
+    this.rows.delete(name);
+  }
+}
+
+/** Where it is: in the log, or, when Redis took nothing, with whoever could be called by HTTP. */
+function placeOf({ logged, pending, sequence }) {
+  if (logged) return `#${sequence}`;
+  return pending ? "Waiting for Redis to log it, called by HTTP and" : "Not logged, called by HTTP and";
+}
+
+function confirmedText(replica) {
+  const parts = [milliseconds(replica.latency_ms)];
+  if (replica.dropped !== null) parts.push(`dropped ${counted(replica.dropped, "entry", "entries")}`);
+  if (replica.how && replica.how !== "message") parts.push(`by its ${replica.how === "http" ? "answer over HTTP" : replica.how}`);
+  if (!replica.is_expected) parts.push("came meanwhile");
+  return parts.join(", ");
+}

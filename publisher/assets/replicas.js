@@ -1,0 +1,175 @@
+// The grid of replicas: one card each, changed in place.
+
+import { Sparkline } from "./sparkline.js";
+import { byId, counted, drawing, element, listed, milliseconds, percent, seconds, setAttribute, setText, timeOfDay, whole } from "./text.js";
+
+const SILENT_MS = 2_500; // two echoes of the usual interval, and half a second
+const GONE_SHOWN_MS = 60_000;
+
+/** How bad it is, and a word for it. Nothing is said by colour alone. */
+export function judged(replica) {
+  if (replica.gone_since) return { level: "bad", word: "✗ gone silent" };
+  if (replica.is_coherent) {
+    return replica.behind ? { level: "good", word: "↻ catching up" } : { level: "good", word: "✓ coherent" };
+  }
+  if (replica.state === "coherent") return { level: "bad", word: "✗ overdue" };
+  if (replica.state === "lost") return { level: "bad", word: "✗ lost" };
+  const isWithinBound = replica.staleness_seconds !== null && replica.staleness_seconds < replica.max_staleness_seconds;
+  if (replica.state === "recovering" || replica.state === "connecting") {
+    return { level: isWithinBound || replica.staleness_seconds === null ? "warn" : "bad", word: `↻ ${replica.state}` };
+  }
+  return { level: "bad", word: "? unknown" };
+}
+
+export class ReplicaGrid {
+  constructor() {
+    this.list = byId("replicas");
+    this.summary = byId("replicas-summary");
+    this.news = byId("replicas-news");
+    this.clear();
+  }
+
+  clear() {
+    this.cards = new Map();
+    this.last = [];
+    this.gone = new Map();
+    this.hasLooked = false;
+    this.list.replaceChildren();
+    setText(this.summary, "");
+    setText(this.news, "");
+  }
+
+  /**
+   * Show these replicas, and say who has come and who has gone. Return all that are shown: whoever went without taking
+   * its leave stays for a minute, with `gone_since`, because that is what an operator looks for.
+   */
+  show(present) {
+    const replicas = [...present, ...this.#silent(present)].sort((one, other) => (one.replica < other.replica ? -1 : 1));
+    const names = new Set(replicas.map((replica) => replica.replica));
+    const gone = [...this.cards.keys()].filter((name) => !names.has(name));
+    const come = [...names].filter((name) => !this.cards.has(name));
+    for (const name of gone) {
+      this.cards.get(name).element.remove();
+      this.cards.delete(name);
+    }
+    for (const name of come) this.cards.set(name, new Card(name));
+    for (const replica of replicas) this.cards.get(replica.replica).show(replica);
+    this.#arrange(replicas);
+    this.#tell(replicas, come, gone);
+    this.hasLooked = true;
+    this.last = present;
+    return replicas;
+  }
+
+  /** One that leaves in order is removed at once; of one that is killed, frozen or cut off no echo came for long. */
+  #silent(present) {
+    const names = new Set(present.map((replica) => replica.replica));
+    const now = Date.now();
+    for (const replica of this.last) {
+      const isSilent = !replica.is_coherent || (replica.seen_ms_ago ?? 0) > SILENT_MS;
+      if (!names.has(replica.replica) && isSilent) {
+        this.gone.set(replica.replica, { ...replica, is_coherent: false, gone_since: now });
+      }
+    }
+    for (const [name, replica] of this.gone) {
+      if (names.has(name) || now - replica.gone_since > GONE_SHOWN_MS) this.gone.delete(name);
+    }
+    return this.gone.values();
+  }
+
+  /** Put the replicas in the order they came in, by name, and move only what is elsewhere. */
+  #arrange(replicas) {
+    this.list.querySelector(".empty")?.remove();
+    replicas.forEach((replica, place) => {
+      const { element } = this.cards.get(replica.replica);
+      if (this.list.children[place] !== element) this.list.insertBefore(element, this.list.children[place] ?? null);
+    });
+    if (!replicas.length) {
+      this.list.append(element("li", { class: "empty" }, "None is there. One appears with its first echo, within a second of its start."));
+    }
+  }
+
+  #tell(replicas, come, gone) {
+    const coherent = replicas.filter((replica) => replica.is_coherent).length;
+    const entries = replicas.reduce((sum, replica) => sum + replica.entries, 0);
+    const verdict = coherent === replicas.length ? "all coherent" : `${whole(coherent)} coherent`;
+    setText(this.summary, replicas.length ? `${counted(replicas.length, "replica")}, ${verdict}, ${counted(entries, "entry", "entries")}` : "");
+    if (!this.hasLooked) return;
+    const now = timeOfDay(new Date());
+    if (gone.length) setText(this.news, `${now} ${listed(gone, 3)} left`);
+    else if (come.length) setText(this.news, `${now} ${listed(come, 3)} joined`);
+  }
+}
+
+class Card {
+  constructor(name) {
+    this.state = element("span", { class: "state" });
+    this.staleness = element("span");
+    this.lag = element("span");
+    this.bar = new Bar();
+    this.sparkline = new Sparkline();
+    this.facts = new Map();
+    this.element = element(
+      "li",
+      { class: "replica" },
+      element("div", { class: "top" }, element("h3", {}, name), this.state),
+      element("div", { class: "measure" }, element("span", {}, "stale"), this.bar.element, this.staleness),
+      element("div", { class: "measure" }, element("span", {}, "lag"), this.sparkline.element, this.lag),
+      this.#factList(),
+    );
+    this.element.dataset.replica = name;
+  }
+
+  #factList() {
+    const list = element("dl", { class: "facts" });
+    for (const [name, label, kind] of FACTS) {
+      const value = element("dd", kind ? { class: kind } : {});
+      this.facts.set(name, value);
+      list.append(element("dt", {}, label), value);
+    }
+    return list;
+  }
+
+  show(replica) {
+    const { level, word } = judged(replica);
+    setAttribute(this.element, "data-level", level);
+    setText(this.state, word);
+    if (replica.gone_since) return this.#showGone(replica);
+    this.bar.show(replica.staleness_seconds, replica.max_staleness_seconds);
+    const bound = replica.max_staleness_seconds === null ? "" : ` of ${seconds(replica.max_staleness_seconds)}`;
+    setText(this.staleness, replica.staleness_seconds === null ? "not proven yet" : `${seconds(replica.staleness_seconds)}${bound}`);
+    this.sparkline.add(replica.lag_ms);
+    setText(this.lag, replica.lag_ms === null ? "not measured" : milliseconds(replica.lag_ms));
+    for (const [name, , , describe] of FACTS) setText(this.facts.get(name), describe(replica));
+  }
+
+  #showGone(replica) {
+    this.bar.show(1, 1);
+    setText(this.staleness, `since ${timeOfDay(new Date(replica.gone_since))}`);
+    setText(this.lag, "–");
+  }
+}
+
+const FACTS = [
+  ["position", "position", "", (replica) => (replica.position ? whole(replica.position.sequence) : "–")],
+  ["behind", "behind", "", (replica) => (replica.behind === null ? "–" : whole(replica.behind))],
+  ["entries", "entries", "", (replica) => whole(replica.entries)],
+  ["hits", "hits", "", (replica) => percent(replica.hit_ratio)],
+  ["clears", "clears", "", (replica) => whole(replica.clears_total)],
+  ["replays", "replays", "", (replica) => whole(replica.replays)],
+  ["where", "where", "whole", (replica) => `${replica.host || "?"}, pid ${replica.pid}, ${replica.version || "?"}`],
+];
+
+/** How much of the bound is used up. The text beside it says the same. */
+class Bar {
+  constructor() {
+    this.fill = drawing("rect", { class: "fill", width: 0, height: 8 });
+    const track = drawing("rect", { class: "track", width: 100, height: 8 });
+    this.element = drawing("svg", { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" }, track, this.fill);
+  }
+
+  show(staleness, bound) {
+    const share = staleness === null || !bound ? 0 : Math.min(1, staleness / bound);
+    setAttribute(this.fill, "width", String(Math.round(share * 100)));
+  }
+}

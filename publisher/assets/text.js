@@ -1,0 +1,59 @@
+// Elements and words. What others chose (names, keys, reasons) reaches the page through textContent alone.
+
+export const byId = (id) => document.getElementById(id);
+
+/** Make an element; `content` is text, or elements and texts. */
+export function element(tag, attributes = {}, ...content) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...content);
+  return made;
+}
+
+export function drawing(tag, attributes = {}, ...content) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...content);
+  return made;
+}
+
+/** Change text only if it is another: what is unchanged is neither painted nor read aloud again. */
+export function setText(where, text) {
+  if (where.textContent !== text) where.textContent = text;
+}
+
+export function setAttribute(where, name, value) {
+  if (where.getAttribute(name) !== value) where.setAttribute(name, value);
+}
+
+/** `1 replica`, `3 replicas`, `1,200 entries` */
+export function counted(count, one, many = `${one}s`) {
+  return `${whole(count)} ${count === 1 ? one : many}`;
+}
+
+export const whole = (number) => Math.round(number).toLocaleString("en");
+
+export function seconds(value) {
+  if (value === null) return "unknown";
+  return value < 100 ? `${value.toFixed(1)} s` : `${whole(value / 60)} min`;
+}
+
+export function milliseconds(value) {
+  if (value === null) return "–";
+  const size = Math.abs(value);
+  if (size >= 1_000) return `${(value / 1_000).toFixed(size < 10_000 ? 1 : 0)} s`;
+  return `${size < 10 ? value.toFixed(1) : whole(value)} ms`;
+}
+
+export const percent = (ratio) => (ratio === null ? "–" : `${(ratio * 100).toFixed(ratio > 0.995 && ratio < 1 ? 1 : 0)} %`);
+
+/** The time of day, as the reader's clock has it. */
+export function timeOfDay(date) {
+  return date.toLocaleTimeString("en-GB");
+}
+
+/** `a, b and 3 more` */
+export function listed(names, most = 5) {
+  const shown = names.slice(0, most).join(", ");
+  return names.length > most ? `${shown} and ${whole(names.length - most)} more` : shown;
+}

@@ -1,0 +1,81 @@
+"""The answer of GET /events: a response that goes on until its client, or the publisher, ends."""
+
+import asyncio
+import logging
+from typing import Final
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..shared.invalidation import Position
+from .hub import Client, Hub, HubFull
+from .problems import STREAMS_EXHAUSTED, Problem
+
+__all__ = ["EventStream"]
+
+_RETRY_AFTER_SECONDS: Final = 5
+_RECONNECT_MS: Final = 1_000
+_HEADERS: Final = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    # Proxies such as nginx would collect events until a buffer is full.
+    (b"x-accel-buffering", b"no"),
+]
+
+logger = logging.getLogger(__name__)
+
+
+class EventStream(Response):
+    """Sends one client what the hub has for it. It takes its place at the hub when it is sent, and leaves it then."""
+
+    def __init__(self, hub: Hub, namespace: str, *, after: Position | None) -> None:
+        super().__init__()
+        self._hub = hub
+        self._namespace = namespace
+        self._after = after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and go on until the client leaves, is too slow, or is told the end."""
+        try:
+            async with self._hub.client(self._namespace, self._after) as client:
+                await _send_until_gone(client, receive, send)
+        except HubFull as error:
+            headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
+            await Problem(STREAMS_EXHAUSTED, str(error), headers=headers).response()(scope, receive, send)
+
+
+async def _send_until_gone(client: Client, receive: Receive, send: Send) -> None:
+    tasks = [
+        asyncio.create_task(_send_events(client, send), name="broadcache events to a client"),
+        asyncio.create_task(_disconnected(receive), name="broadcache events until a client leaves"),
+        asyncio.create_task(client.is_cut.wait(), name="broadcache events until a client is cut"),
+    ]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    if client.is_cut.is_set():
+        logger.warning("cut off a client of GET /events that did not read what it was sent")
+    if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
+        raise results[0]
+
+
+async def _send_events(client: Client, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+    await _send_chunk(client, send, b"retry: %d\n\n" % _RECONNECT_MS)
+    while (chunk := await client.next()) is not None:
+        await _send_chunk(client, send, chunk)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _send_chunk(client: Client, send: Send, chunk: bytes) -> None:
+    client.is_sending = True
+    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    client.is_sending = False
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,293 @@
+"""One feed for each namespace that is followed, however many clients follow it."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Final, Literal
+
+from ..shared.errors import BroadcacheError, LinkLost, LogRefused, MalformedFrame
+from ..shared.invalidation import Invalidation, Position
+from ..shared.link import Link
+from ..shared.log import head
+from . import event
+from .event import HEARTBEAT, Event
+from .feed import Feed
+from .replay import BEFORE_THE_FIRST, Gap, read_missed
+
+__all__ = ["Client", "Hub", "HubFull"]
+
+logger = logging.getLogger(__name__)
+
+
+class HubFull(BroadcacheError):
+    """As many clients follow as may, or the publisher is ending."""
+
+
+class Hub:
+    """Follows a namespace as long as a client does, over one subscription that all its clients share.
+
+    Shape:  `clients_max` is how many clients there are at most. A client for which more than `waiting_bytes_max` waits
+            is cut off: it comes back with the id of the last event that it has, and reads the rest from the log.
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        clients_max: int = 100,
+        heartbeat_seconds: float = 15.0,
+        waiting_bytes_max: int = 2**20,
+    ) -> None:
+        self._redis_url = redis_url
+        self._clients_max = clients_max
+        self._heartbeat_seconds = heartbeat_seconds
+        self._waiting_bytes_max = waiting_bytes_max
+        self._rooms: dict[str, _Room] = {}
+        self._clients: set[Client] = set()
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def client(self, namespace: str, after: Position | None) -> AsyncIterator["Client"]:
+        """Follow `namespace`: what comes from now on, or with `after`, what has come since as well.
+
+        Raises: HubFull; InvalidNamespace, InvalidSettings.
+        """
+        if self._is_closed:
+            raise HubFull("expected a publisher that goes on, got one that is ending; come back")
+        if len(self._clients) >= self._clients_max:
+            raise HubFull(
+                f"expected at most {self._clients_max} clients to follow at once, got one more; come back later, or "
+                "raise BROADCACHE_EVENT_CLIENTS_MAX"
+            )
+        room = self._rooms.get(namespace)
+        if room is None:
+            room = self._rooms[namespace] = _Room(Feed(self._redis_url, namespace, client_name="broadcache:events"))
+            room.start()
+        client = Client(room, after, self._heartbeat_seconds, self._waiting_bytes_max)
+        self._clients.add(client)
+        room.visitors += 1
+        try:
+            yield client
+        finally:
+            self._clients.discard(client)
+            room.leave(client)
+            room.visitors -= 1
+            if not room.visitors:
+                # Only the room that it was: another may have been opened for the same namespace.
+                if self._rooms.get(namespace) is room:
+                    del self._rooms[namespace]
+                await room.close()
+
+    async def close(self) -> None:
+        """End every client's events, and take no more. Closing twice is harmless."""
+        self._is_closed = True
+        for client in self._clients:
+            client.end()
+        rooms, self._rooms = self._rooms, {}
+        await asyncio.gather(*[room.close() for room in rooms.values()])
+
+
+class _Room:
+    """A namespace that is followed, and those who listen. The feed tells it of everything."""
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed: Final = feed
+        self.visitors = 0
+        self.lost: Event | None = None
+        self._listening: set[Client] = set()
+        self._has_changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def link(self) -> Link | None:
+        """The link, if there is one and it is not known to be lost."""
+        link = self.feed.link
+        return link if link is not None and link.is_open else None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._follow(), name=f"broadcache events {self.feed.namespace}")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def join(self, client: "Client") -> None:
+        self._listening.add(client)
+
+    def leave(self, client: "Client") -> None:
+        self._listening.discard(client)
+
+    async def changed(self) -> None:
+        """Return when the link has come or gone."""
+        await self._has_changed.wait()
+
+    def wake(self) -> None:
+        """Let those who wait for the link look again."""
+        changed, self._has_changed = self._has_changed, asyncio.Event()
+        changed.set()
+
+    async def _follow(self) -> None:
+        try:
+            await self.feed.follow(self)
+        except Exception:
+            logger.exception("following %s failed", self.feed.namespace)
+            for client in tuple(self._listening):
+                client.cut()
+
+    def on_invalidation(self, invalidation: Invalidation) -> None:
+        self._tell(event.of_invalidation(invalidation))
+
+    def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
+        self._tell(event.of_unreadable(str(error), position))
+
+    def on_gap(self, gap: Gap) -> None:
+        self._tell(event.of_gap(gap))
+
+    def on_link(self, label: str) -> None:
+        self.lost = None
+        self._tell(event.of_link())
+        self.wake()
+
+    def on_lost(self, error: LinkLost) -> None:
+        self.lost = event.of_loss(str(error))
+        self._tell(self.lost)
+        self.wake()
+
+    def _tell(self, told: Event) -> None:
+        for client in tuple(self._listening):
+            client.put(told)
+
+
+class Client:
+    """One who follows: what waits for it, and what it has missed.
+
+    Shape: `is_cut` is set when nobody can wait for it any more: what it has not been sent, it will not be.
+    """
+
+    def __init__(self, room: _Room, after: Position | None, heartbeat_seconds: float, waiting_bytes_max: int) -> None:
+        self.is_cut: Final = asyncio.Event()
+        self.is_sending = False
+        self._room = room
+        self._phase: Literal["waiting", "resuming", "live"] = "waiting"
+        # The link that missed events are read over.
+        self._link: Link | None = None
+        self._knows_of_loss = False
+        # The last event that it has, as far as it came out of the log; None for one that asks for nothing old.
+        self._position = after
+        self._heartbeat_seconds = heartbeat_seconds
+        self._waiting: deque[Event] = deque()
+        self._waiting_bytes_max = waiting_bytes_max
+        self._left_bytes = waiting_bytes_max
+        self._has_news = asyncio.Event()
+        self._is_ended = False
+
+    def put(self, told: Event) -> None:
+        """Have an event wait for this client; cut it off when too much does."""
+        self._left_bytes -= len(told.frame)
+        if self._left_bytes < 0:
+            self.cut()
+        else:
+            self._waiting.append(told)
+            self._has_news.set()
+
+    def cut(self) -> None:
+        """Give the client up."""
+        self._room.leave(self)
+        self._waiting.clear()
+        self.is_cut.set()
+
+    def end(self) -> None:
+        """Let the events end; a client that does not even take what it was sent is not waited for."""
+        if self.is_sending:
+            self.cut()
+        self._is_ended = True
+        self._has_news.set()
+        self._room.wake()
+
+    async def next(self) -> bytes | None:
+        """Return what to send next, events or a sign of life; None when the end has come."""
+        steps = {"waiting": self._await_link, "resuming": self._resume, "live": self._hear}
+        chunk: bytes | None = b""
+        while chunk == b"":
+            chunk = await steps[self._phase]()
+        return chunk
+
+    async def _await_link(self) -> bytes | None:
+        """Wait until the namespace is followed. From then on what comes waits for this client."""
+        link = self._room.link
+        if link is None:
+            if self._is_ended:
+                return None
+            if self._room.lost is not None and not self._knows_of_loss:
+                self._knows_of_loss = True
+                return self._room.lost.frame
+            return b"" if await self._is_in_time(self._room.changed()) else HEARTBEAT
+        self._room.join(self)
+        self._link = link
+        self._knows_of_loss = False
+        if self._position is not None:
+            self._phase = "resuming"
+            return event.of_link().frame
+        self._phase = "live"
+        return event.of_link(self._room.feed.position).frame
+
+    async def _resume(self) -> bytes | None:
+        """Return the next page of what the log has for this client. What is not in it yet waits already."""
+        assert self._link is not None, "there was a link when it began"
+        try:
+            missed, is_all = await self._replayed(self._link)
+        except LinkLost:
+            self._room.leave(self)
+            self._waiting.clear()
+            self._left_bytes = self._waiting_bytes_max
+            self._phase = "waiting"
+            return b""
+        if is_all:
+            self._phase = "live"
+        return b"".join([each.frame for each in missed])
+
+    async def _hear(self) -> bytes | None:
+        """Return the next of what waits, or wait for it."""
+        if self._waiting:
+            told = self._waiting.popleft()
+            self._left_bytes += len(told.frame)
+            return b"" if self._has(told.position) else told.frame
+        if self._is_ended:
+            return None
+        self._has_news.clear()
+        return b"" if await self._is_in_time(self._has_news.wait()) else HEARTBEAT
+
+    async def _replayed(self, link: Link) -> tuple[list[Event], bool]:
+        """Read the next page of what the client has missed; and whether that was all. Raises: LinkLost."""
+        after = self._position
+        assert after is not None, "only a client that resumes has missed something"
+        try:
+            newest = await head(link, self._room.feed.namespace)
+            missed = await read_missed(link, self._room.feed.namespace, after=after, until=newest)
+        except LogRefused as error:
+            return [event.of_gap(Gap("log-refused", str(error)))], True
+        self._position = missed.position
+        told = [
+            event.of_gap(item) if isinstance(item, Gap) else event.of_entry(item, missed.position.epoch)
+            for item in missed.items
+        ]
+        return told, missed.position == (newest or BEFORE_THE_FIRST)
+
+    def _has(self, position: Position | None) -> bool:
+        """Whether it was sent what stands at `position`, out of the log."""
+        ours = self._position
+        if ours is None or position is None:
+            return False
+        return position.epoch == ours.epoch and position.sequence <= ours.sequence
+
+    async def _is_in_time(self, news: Awaitable[object]) -> bool:
+        """Wait for news; return whether they came before the next sign of life is due."""
+        try:
+            async with asyncio.timeout(self._heartbeat_seconds):
+                await news
+        except TimeoutError:
+            return False
+        return True

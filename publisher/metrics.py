@@ -1,0 +1,152 @@
+"""What a publisher tells Prometheus. What each metric means: docs/metrics.md."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from ..shared.exposition import check_can_expose
+from ..shared.histogram import Histogram
+from .observer import Address
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+__all__ = ["PublisherMetrics"]
+
+_PUBLISH_OUTCOMES: Final = ("accepted", "repeat", "fanned out", "refused", "unreachable", "not delivered", "conflict")
+_ADDRESS_RESULTS: Final = ("success", "status", "refused", "timeout", "not tried", "failed")
+# What publisher/exchange.py and broadcaster.py say when there is no answer.
+_RESULT_OF_ERROR: Final = (
+    ("connection refused", "refused"),
+    ("no connection within", "timeout"),
+    ("no answer within", "timeout"),
+    ("not tried", "not tried"),
+)
+
+
+class PublisherMetrics:
+    """Counts what a publisher, its fan-out and its HTTP API do: an `Observer`, and a collector for a registry.
+
+    Shape:  `Publisher(url, observer=metrics)` and `Broadcaster(…, observer=metrics)` tell it; `registry` is what is
+            scraped, one of its own when it is left out. `publisher` is asked for the length of its outbox.
+    Raises: InvalidSettings when prometheus_client is not installed.
+    """
+
+    def __init__(self, registry: "CollectorRegistry | None" = None, *, publisher: object = None) -> None:
+        check_can_expose("the metrics of a publisher")
+        from prometheus_client import CollectorRegistry, ProcessCollector
+
+        self._publisher = publisher
+        self._publishes: Counter[tuple[str, str]] = Counter()
+        self._publish_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self._broadcasts: Counter[tuple[str, str]] = Counter()
+        self._addresses: Counter[tuple[str, str]] = Counter()
+        self._broadcast_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self._requests: Counter[tuple[str, str, str]] = Counter()
+        self.registry: Final = CollectorRegistry() if registry is None else registry
+        if registry is None:
+            ProcessCollector(registry=self.registry)
+        self.registry.register(self)
+
+    # --- what it is told ---------------------------------------------------------------------------------------------
+
+    def published(self, namespace: str, outcome: str, seconds: float) -> None:
+        """Count a publish."""
+        if namespace not in self._publish_seconds:
+            self._publishes.update({(namespace, each): 0 for each in _PUBLISH_OUTCOMES})
+        self._publishes[namespace, outcome] += 1
+        self._publish_seconds[namespace].note(seconds)
+
+    def broadcast(self, service: str, addresses: tuple[Address, ...], seconds: float, *, is_complete: bool) -> None:
+        """Count a broadcast, and what came of each address."""
+        results = [_result_of(address) for address in addresses]
+        is_whole = is_complete and all(result == "success" for result in results)
+        self._add_service(service)
+        self._broadcasts[service, "all" if is_whole else "not all"] += 1
+        self._addresses.update((service, result) for result in results)
+        self._broadcast_seconds[service].note(seconds)
+
+    def not_broadcast(self, service: str, why: str) -> None:
+        """Count a broadcast that called nobody."""
+        self._add_service(service)
+        self._broadcasts[service, "nobody"] += 1
+
+    def answered(self, method: str, route: str, status: int) -> None:
+        """Count an HTTP request."""
+        self._requests[method, route, str(status)] += 1
+
+    def _add_service(self, service: str) -> None:
+        """Begin all its series at once: one that appears with its first event has no rise that an alert could see."""
+        if (service, "all") not in self._broadcasts:
+            self._broadcasts.update({(service, each): 0 for each in ("all", "not all", "nobody")})
+            self._addresses.update({(service, each): 0 for each in _ADDRESS_RESULTS})
+
+    # --- what it tells -----------------------------------------------------------------------------------------------
+
+    def describe(self) -> "Iterable[Metric]":
+        """Name the metrics: for a registry that checks whether two have one name."""
+        return self.collect()
+
+    def collect(self) -> "Iterator[Metric]":
+        """Return the metrics as they are now."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        yield _counter("broadcache_publishes", "Publishes by outcome.", ["namespace", "outcome"], self._publishes)
+        yield _histogram(
+            "broadcache_publish_duration_seconds",
+            "From the call to its outcome, with all attempts.",
+            "namespace",
+            self._publish_seconds,
+        )
+        yield _counter(
+            "broadcache_http_requests",
+            "HTTP requests by route and status.",
+            ["method", "route", "status"],
+            self._requests,
+        )
+        yield _counter(
+            "broadcache_broadcasts", "Broadcasts by whom they reached.", ["service", "reached"], self._broadcasts
+        )
+        yield _counter(
+            "broadcache_broadcast_addresses",
+            "Addresses that were called, by result.",
+            ["service", "result"],
+            self._addresses,
+        )
+        yield _histogram(
+            "broadcache_broadcast_duration_seconds",
+            "From the look-up of a service to the last answer.",
+            "service",
+            self._broadcast_seconds,
+        )
+        yield GaugeMetricFamily(
+            "broadcache_outbox_length",
+            "Invalidations that wait for Redis to come back.",
+            value=getattr(self._publisher, "outbox_length", 0) or 0,
+        )
+
+
+def _counter(name: str, text: str, labels: list[str], counts: "Counter[Any]") -> "Metric":
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in counts.copy().items():
+        family.add_metric(values, count)
+    return family
+
+
+def _histogram(name: str, text: str, label: str, histograms: dict[str, Histogram]) -> "Metric":
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(name, text, labels=[label])
+    for value, histogram in histograms.copy().items():
+        family.add_metric([value], histogram.buckets(), histogram.total)
+    return family
+
+
+def _result_of(address: Address) -> str:
+    if address.status_code is not None:
+        return "success" if 200 <= address.status_code < 300 else "status"
+    error = address.error or ""
+    return next((result for beginning, result in _RESULT_OF_ERROR if error.startswith(beginning)), "failed")

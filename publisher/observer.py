@@ -1,0 +1,110 @@
+"""Who is told of what a publisher does, so that it can be counted. The publisher itself knows no metrics library."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+from ..shared.errors import BroadcacheError, IdempotencyConflict, LinkLost, LogRefused
+from ..shared.log import Receipt
+
+__all__ = ["UNOBSERVED", "Address", "Observer", "Unobserved", "observed", "publish_outcome_of"]
+
+
+class Address(Protocol):
+    """What came of one address of a broadcast."""
+
+    @property
+    def status_code(self) -> int | None:
+        """What it answered; None when there was no answer."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why there was no answer."""
+        ...
+
+
+class Observer(Protocol):
+    """Is told when something has ended, on the event loop on which it happened: it must not block, nor raise."""
+
+    def published(self, namespace: str, outcome: str, seconds: float) -> None:
+        """Take note of a publish. `outcome`: `accepted`, `repeat`, `fanned out`, or of `publish_outcome_of`."""
+        ...
+
+    def broadcast(self, service: str, addresses: tuple[Address, ...], seconds: float, *, is_complete: bool) -> None:
+        """Take note of a broadcast, and of what came of each address."""
+        ...
+
+    def not_broadcast(self, service: str, why: str) -> None:
+        """Take note of a broadcast that called nobody. `why` is the name of the error."""
+        ...
+
+    def answered(self, method: str, route: str, status: int) -> None:
+        """Take note of an HTTP request. `route` is a template, never a path that a client made up."""
+        ...
+
+
+class Unobserved:
+    """An observer that forgets everything."""
+
+    def published(self, namespace: str, outcome: str, seconds: float) -> None:
+        """Forget it."""
+
+    def broadcast(self, service: str, addresses: tuple[Address, ...], seconds: float, *, is_complete: bool) -> None:
+        """Forget it."""
+
+    def not_broadcast(self, service: str, why: str) -> None:
+        """Forget it."""
+
+    def answered(self, method: str, route: str, status: int) -> None:
+        """Forget it."""
+
+
+UNOBSERVED: Final = Unobserved()
+
+
+class Noted(Protocol):
+    """Takes the receipt of a publish."""
+
+    def __call__(self, receipt: Receipt) -> Receipt:
+        """Return it as it came."""
+        ...
+
+
+@contextmanager
+def observed(observer: Observer, namespace: str) -> Iterator[Noted]:
+    """Tell `observer` how what is done within ends. A caller that gives up is not counted: nothing has ended."""
+    began_at = time.perf_counter()
+    outcome = "accepted"
+
+    def noted(receipt: Receipt) -> Receipt:
+        nonlocal outcome
+        outcome = "repeat" if receipt.is_repeat else "accepted"
+        if receipt.position is None:
+            outcome = "fanned out"
+        return receipt
+
+    try:
+        yield noted
+    except BroadcacheError as error:
+        observer.published(namespace, publish_outcome_of(error), time.perf_counter() - began_at)
+        raise
+    observer.published(namespace, outcome, time.perf_counter() - began_at)
+
+
+def publish_outcome_of(error: BroadcacheError) -> str:
+    """Say in a word what came of a publish that raised.
+
+    Shape:  `unreachable` (it is not known whether it was logged), `refused`, `conflict`; `not delivered` for whatever
+            else keeps it from the replicas.
+    """
+    match error:
+        case LinkLost():
+            return "unreachable"
+        case LogRefused():
+            return "refused"
+        case IdempotencyConflict():
+            return "conflict"
+        case _:
+            return "not delivered"

@@ -1,0 +1,113 @@
+"""What a follower of the log has missed: read a page at a time, with a word on each hole that the log cannot fill."""
+
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from ..shared.invalidation import Position
+from ..shared.link import Link
+from ..shared.log import Entry, read_after
+
+__all__ = ["BEFORE_THE_FIRST", "Gap", "GapReason", "Missed", "read_missed"]
+
+BEFORE_THE_FIRST: Final = Position("", 0)
+"""The position of whoever follows a log that has not begun."""
+_PAGE_ENTRIES: Final = 100
+"""How much is read at once: others may share the connection, and a page is what one follower holds in memory."""
+
+GapReason: TypeAlias = Literal["epoch-changed", "log-lost", "log-refused", "log-rewritten", "log-trimmed"]
+
+
+class Gap(NamedTuple):
+    """Something was missed, or may have been, and the log cannot tell what."""
+
+    reason: GapReason
+    detail: str
+
+
+class Missed(NamedTuple):
+    """One page of what was missed, the oldest first, and the position that it leads to."""
+
+    items: list[Entry | Gap]
+    position: Position
+
+
+async def read_missed(
+    link: Link, namespace: str, *, after: Position, until: Position | None, last_id: str = ""
+) -> Missed:
+    """Read the next page of what was logged after `after`, up to the head `until`. Call again until it is reached.
+
+    Shape:  `last_id` is the id of what stood at `after`, when it is known: a failover may have put another there.
+            An entry that is unreadable, or of another place than it says, has no invalidation.
+    Raises: LinkLost; LogRefused.
+    """
+    if until is None:
+        lost = Gap("log-lost", f"expected the log to go on after {_place(after)}, it is gone, and with it what it held")
+        return Missed([lost] if after.epoch else [], BEFORE_THE_FIRST)
+    if after.epoch != until.epoch:
+        changed = Gap(
+            "epoch-changed",
+            f"expected epoch {after.epoch}, got {until.epoch}: what the log held after {_place(after)} is gone",
+        )
+        return await _read(link, namespace, 0, until, [changed] if after.epoch else [])
+    if until.sequence < after.sequence:
+        went_back = (
+            f"expected the log to reach {_place(after)}, it ends at {_place(until)}: the server lost what it had"
+        )
+        return Missed([Gap("log-rewritten", went_back)], until)
+    if last_id and await _was_rewritten(link, namespace, after, last_id):
+        other = f"expected id {last_id} at {_place(after)}, got another: the server lost what it had, and began anew"
+        return Missed([Gap("log-rewritten", other)], until)
+    return await _read(link, namespace, after.sequence, until, [])
+
+
+async def _read(link: Link, namespace: str, sequence: int, until: Position, items: list[Entry | Gap]) -> Missed:
+    if sequence == until.sequence:
+        return Missed(items, until)
+    entries = await read_after(link, namespace, after=sequence, count=_PAGE_ENTRIES)
+    last = sequence
+    for entry in _of_epoch(entries, until):
+        if entry.sequence <= last:
+            continue  # somebody else's, beside an entry of this sequence
+        if entry.sequence > last + 1 and not (items and isinstance(items[-1], Gap)):
+            items.append(_trimmed(last, entry.sequence - 1))
+        items.append(_as_placed(entry, until.epoch))
+        last = entry.sequence
+    if last < until.sequence and (len(entries) < _PAGE_ENTRIES or last == sequence):
+        if not (items and isinstance(items[-1], Gap)):
+            items.append(_trimmed(last, until.sequence))
+        last = until.sequence
+    return Missed(items, Position(until.epoch, last))
+
+
+async def _was_rewritten(link: Link, namespace: str, position: Position, id: str) -> bool:
+    """Whether something else stands at `position` now. What has been trimmed away cannot be told."""
+    found = await read_after(link, namespace, after=position.sequence - 1, count=1)
+    is_there = bool(found) and found[0].sequence == position.sequence
+    return is_there and (found[0].invalidation is None or found[0].invalidation.id != id)
+
+
+def _of_epoch(entries: Sequence[Entry], until: Position) -> list[Entry]:
+    """Return the entries up to `until`; none after one that tells that the log has been begun anew meanwhile."""
+    kept: list[Entry] = []
+    for entry in entries:
+        epoch = entry.invalidation and entry.invalidation.epoch
+        if entry.sequence > until.sequence or (epoch and epoch != until.epoch):
+            break
+        kept.append(entry)
+    return kept
+
+
+def _as_placed(entry: Entry, epoch: str) -> Entry:
+    """Return the entry; what says that it is from another place is nothing that the log has put there."""
+    invalidation = entry.invalidation
+    if invalidation is None or invalidation.position == (epoch, entry.sequence):
+        return entry
+    return Entry(entry.sequence, None)
+
+
+def _trimmed(after: int, until: int) -> Gap:
+    return Gap("log-trimmed", f"expected sequences {after + 1} to {until} in the log, it does not hold them any more")
+
+
+def _place(position: Position) -> str:
+    return f"{position.epoch}:{position.sequence}"

@@ -1,0 +1,53 @@
+"""ASGI middleware that tells an observer of each request: by its route, so that no client can make up series."""
+
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .observer import Observer
+
+__all__ = ["FANOUT_ROUTE", "RequestCounter"]
+
+FANOUT_ROUTE: Final = "/{service}/{port}/{rest}"
+"""What the requests are counted under that are broadcast."""
+_NO_ROUTE: Final = "none"
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+_CLIENT_GONE: Final = 499
+"""What other servers log when a client left before it was answered."""
+
+
+class RequestCounter:
+    """Stands in front of everything else, and counts what is refused as well.
+
+    Shape:  `route` is the template of the route, that of the fan-out for broadcasts, and `none` where there is none,
+            or nobody asked for it: the gate refused. Methods that few use are counted as `other`.
+    """
+
+    def __init__(self, app: ASGIApp, *, observer: Observer) -> None:
+        self._app = app
+        self._observer = observer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on, and count how it was answered."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = _CLIENT_GONE
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._observer.answered(method, _route_of(scope), status)
+
+
+def _route_of(scope: Scope) -> str:
+    if "broadcache.route" in scope:
+        return str(scope["broadcache.route"])
+    return str(getattr(scope.get("route"), "path", _NO_ROUTE))

@@ -1,0 +1,38 @@
+"""Metrics as Prometheus reads them. The only module that asks whether its client library is installed."""
+
+import importlib.util
+import logging
+from typing import TYPE_CHECKING, Final
+
+from .errors import InvalidSettings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+__all__ = ["INSTALL", "can_expose", "check_can_expose", "exposed"]
+
+INSTALL: Final = "pip install 'broadcache[metrics]'"
+
+_log = logging.getLogger("broadcache.metrics")
+
+
+def can_expose(where: str) -> bool:
+    """Whether prometheus_client is installed; if it is not, log that there is no GET /metrics at `where`."""
+    if importlib.util.find_spec("prometheus_client") is not None:
+        return True
+    _log.info("%s has no GET /metrics: prometheus_client is not installed; to have it, %s", where, INSTALL)
+    return False
+
+
+def check_can_expose(what: str) -> None:
+    """Raises: InvalidSettings when prometheus_client, which `what` needs, is not installed."""
+    if importlib.util.find_spec("prometheus_client") is None:
+        raise InvalidSettings(f"expected prometheus_client for {what}, it is not installed: {INSTALL}")
+
+
+def exposed(registry: "CollectorRegistry", accept: str | None) -> tuple[bytes, str]:
+    """Return all metrics of `registry`, in the form that the header Accept asks for, and its media type."""
+    from prometheus_client.exposition import choose_encoder
+
+    encode, media_type = choose_encoder(accept or "")
+    return encode(registry), media_type

@@ -1,0 +1,40 @@
+"""A histogram that costs a few hundred nanoseconds to fill, and that any metrics library can be given."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Final
+
+__all__ = ["LATENCY_SECONDS_BOUNDS", "Histogram"]
+
+LATENCY_SECONDS_BOUNDS: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+"""From what a local network takes to what an outage takes."""
+
+
+class Histogram:
+    """How often a value was at most each of some bounds, and the sum of all values.
+
+    It may be read while another thread fills it: then the sum may be a value ahead of the buckets.
+    """
+
+    __slots__ = ("_bounds", "_counts", "total")
+
+    def __init__(self, bounds: Sequence[float] = LATENCY_SECONDS_BOUNDS) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self.total = 0.0
+
+    def note(self, value: float) -> None:
+        """Count one value, which must not be negative."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return (upper bound, how many values were at most that), the bounds as Prometheus writes them."""
+        count, buckets = 0, []
+        for bound, of_bound in zip((*map(str, self._bounds), "+Inf"), self._counts.copy(), strict=True):
+            count += of_bound
+            buckets.append((bound, float(count)))
+        return buckets

@@ -1,0 +1,28 @@
+"""How late invalidations are applied: from the publisher's clock to the replica's."""
+
+from bisect import bisect_left
+from time import time
+
+from ..shared.histogram import Histogram
+
+__all__ = ["Lag"]
+
+
+class Lag(Histogram):
+    """The time from the sending of an invalidation to the end of its apply, of all that came with a time.
+
+    Two wall clocks take part, the sender's and this machine's. It is for people: nothing is decided by it.
+
+    Units: seconds, with the millisecond that `sent_at_ms` has. A sender whose clock is ahead counts as no lag at all.
+    """
+
+    __slots__ = ()
+
+    def note_sent(self, sent_at_ms: int | None) -> None:
+        """Count one that has just been applied. It is on the path of each message, so `note` is written out here."""
+        if sent_at_ms is not None:
+            seconds = time() - sent_at_ms * 0.001
+            if seconds < 0.0:  # noqa: PLR1730  (a call would be a good part of what all of this costs)
+                seconds = 0.0
+            self._counts[bisect_left(self._bounds, seconds)] += 1
+            self.total += seconds

@@ -1,0 +1,210 @@
+"""What a replica tells Prometheus. Everything is read when it is scraped. What each metric means: docs/metrics.md."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final, get_args
+from weakref import WeakKeyDictionary
+
+from ..shared.exposition import check_can_expose
+from .follower import State
+from .lag import Lag
+from .local_cache import CacheStats, LocalCache
+from .sequencer import Sequencer
+from .subscriber import Subscriber
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+__all__ = ["ReplicaCollector", "register", "unregister"]
+
+_STATES: Final[tuple[State, ...]] = get_args(State)
+_TARGET_KINDS: Final = ("keys", "tags", "prefixes", "everything")
+# Known before they happen: a series that appears with its first event has no rise that an alert could see.
+_OUTCOMES: Final = ("applied", "duplicate", "own", "repeat", "unsequenced", "malformed", "http")
+_REASONS: Final = (
+    *("subscribed", "server changed", "epoch changed", "log lost", "log trimmed", "log went back"),
+    *("malformed", "requested", "invalidation", "clear"),
+)
+_OF_CACHES: Final = {
+    "hits": "Reads that were served from the local cache.",
+    "misses": "Reads that found nothing in the local cache.",
+    "bypassed": "Reads that were sent to the source because the promise could not be kept.",
+    "loads": "Loads from the source.",
+    "shared_loads": "Reads that waited for a load that another one had begun.",
+    "voided_fills": "Loaded values that were not stored: an invalidation came while they were loaded.",
+    "refused_fills": "Loaded values that were not stored: the cache found them too large.",
+    "dropped": "Entries that were dropped by invalidations and clears.",
+}
+
+
+class ReplicaCollector:
+    """Collects the metrics of some subscribers, which are read only when somebody asks.
+
+    Shape:  several caches of one namespace are added up; of staleness the worst counts, of its bounds the least.
+    """
+
+    def __init__(self) -> None:
+        self._subscribers: dict[int, Subscriber] = {}
+
+    def add(self, subscriber: Subscriber) -> None:
+        """Collect those of one more, and have it measure its lag from now on. Adding it twice is harmless."""
+        subscriber.measure_lag()
+        self._subscribers[id(subscriber)] = subscriber
+
+    def remove(self, subscriber: Subscriber) -> bool:
+        """Collect those of one less; return whether any are left."""
+        self._subscribers.pop(id(subscriber), None)
+        return bool(self._subscribers)
+
+    def describe(self) -> "Iterable[Metric]":
+        """Name the metrics without reading any: for a registry that checks whether two have one name."""
+        return self._families({})
+
+    def collect(self) -> "Iterable[Metric]":
+        """Read the metrics."""
+        subscribers = list(self._subscribers.values())
+        return self._families({each: dict(each.sequencers) for each in subscribers})
+
+    def _families(self, watched: "dict[Subscriber, dict[str, Sequencer]]") -> "Iterator[Metric]":
+        yield from _of_subscribers(watched)
+        namespaces = [
+            ((subscriber.replica_id, namespace), sequencer)
+            for subscriber, sequencers in watched.items()
+            for namespace, sequencer in sequencers.items()
+        ]
+        yield from _of_sequencers(namespaces)
+        yield from _of_caches([(labels, sequencer.caches) for labels, sequencer in namespaces])
+
+
+_collectors: "WeakKeyDictionary[CollectorRegistry, ReplicaCollector]" = WeakKeyDictionary()
+
+
+def register(subscriber: Subscriber, registry: "CollectorRegistry | None" = None) -> None:
+    """Have `registry`, or the one that prometheus_client uses by itself, tell of this subscriber.
+
+    Several subscribers may share a registry. Registering one twice is harmless.
+
+    Raises: InvalidSettings when prometheus_client is not installed.
+    """
+    registry = _checked_registry(registry)
+    collector = _collectors.get(registry)
+    if collector is None:
+        collector = _collectors[registry] = ReplicaCollector()
+        registry.register(collector)
+    collector.add(subscriber)
+
+
+def unregister(subscriber: Subscriber, registry: "CollectorRegistry | None" = None) -> None:
+    """Have the registry tell of this subscriber no longer. Harmless when it never did.
+
+    Raises: InvalidSettings when prometheus_client is not installed.
+    """
+    registry = _checked_registry(registry)
+    collector = _collectors.get(registry)
+    if collector is not None and not collector.remove(subscriber):
+        del _collectors[registry]
+        registry.unregister(collector)
+
+
+def _checked_registry(registry: "CollectorRegistry | None") -> "CollectorRegistry":
+    check_can_expose("the metrics of a subscriber")
+    from prometheus_client import REGISTRY
+
+    return REGISTRY if registry is None else registry
+
+
+# --- what each family holds ------------------------------------------------------------------------------------------
+
+
+def _of_subscribers(watched: "dict[Subscriber, dict[str, Sequencer]]") -> "Iterator[Metric]":
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ["replica"]
+    state = GaugeMetricFamily(
+        "broadcache_state", "1 for the state that the subscriber is in.", labels=["replica", "state"]
+    )
+    received = CounterMetricFamily(
+        "broadcache_received", "Messages by what became of them.", labels=["replica", "outcome"]
+    )
+    replayed = CounterMetricFamily("broadcache_replayed", "Messages that were read from the log.", labels=labels)
+    echoes = CounterMetricFamily("broadcache_echoes", "Proofs that the link delivers.", labels=labels)
+    subscriptions = CounterMetricFamily("broadcache_subscriptions", "Subscriptions that were begun.", labels=labels)
+    lost = CounterMetricFamily("broadcache_lost", "Links that were lost or could not be made.", labels=labels)
+    for subscriber in watched:
+        replica, stats, is_in = subscriber.replica_id, subscriber.stats(), subscriber.state
+        for each in _STATES:
+            state.add_metric([replica, each], each == is_in)
+        counts = dict(stats.received)
+        replayed.add_metric([replica], counts.pop("replayed", 0))
+        for outcome, count in (dict.fromkeys(_OUTCOMES, 0) | counts).items():
+            received.add_metric([replica, outcome], count)
+        echoes.add_metric([replica], stats.echoes)
+        subscriptions.add_metric([replica], stats.subscriptions)
+        lost.add_metric([replica], stats.lost)
+    yield from (state, received, replayed, echoes, subscriptions, lost)
+
+
+def _of_sequencers(namespaces: list[tuple[tuple[str, str], Sequencer]]) -> "Iterator[Metric]":
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    labels = ["replica", "namespace"]
+    gaps = CounterMetricFamily("broadcache_gaps", "How often invalidations were found to be missing.", labels=labels)
+    sequence = GaugeMetricFamily(
+        "broadcache_position_sequence", "The sequence of the last invalidation that was applied.", labels=labels
+    )
+    lag = HistogramMetricFamily(
+        "broadcache_lag_seconds", "From the sending of an invalidation to its apply, by two wall clocks.", labels=labels
+    )
+    for names, sequencer in namespaces:
+        gaps.add_metric(names, sequencer.counts["gaps"])
+        sequence.add_metric(names, sequencer.sequence)
+        measured = sequencer.lag or Lag()
+        lag.add_metric(names, measured.buckets(), measured.total)
+    yield from (gaps, sequence, lag)
+
+
+def _of_caches(namespaces: list[tuple[tuple[str, str], tuple[LocalCache, ...]]]) -> "Iterator[Metric]":
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ["replica", "namespace"]
+    counters: dict[str, Any] = {
+        name: CounterMetricFamily(f"broadcache_{name}", text, labels=labels) for name, text in _OF_CACHES.items()
+    }
+    applied = CounterMetricFamily(
+        "broadcache_applied", "Names that were applied, by the kind of target.", labels=[*labels, "kind"]
+    )
+    clears = CounterMetricFamily(
+        "broadcache_clears", "How often everything was dropped, by reason.", labels=[*labels, "reason"]
+    )
+    entries = GaugeMetricFamily("broadcache_entries", "Entries that are held.", labels=labels)
+    coherent = GaugeMetricFamily("broadcache_coherent", "1 while the promise is kept.", labels=labels)
+    staleness = GaugeMetricFamily(
+        "broadcache_staleness_seconds", "The most that a local value can be stale; +Inf: unknown.", labels=labels
+    )
+    bound = GaugeMetricFamily("broadcache_max_staleness_seconds", "The promise: its bound.", labels=labels)
+    for names, caches in namespaces:
+        stats = [cache.stats() for cache in caches]
+        for name, counter in counters.items():
+            counter.add_metric(names, sum(getattr(each, name) for each in stats))
+        for kind, count in _summed("applied", stats, _TARGET_KINDS).items():
+            applied.add_metric([*names, kind], count)
+        for reason, count in _summed("clears", stats, _REASONS).items():
+            clears.add_metric([*names, reason], count)
+        entries.add_metric(names, sum(each.entries for each in stats))
+        coherent.add_metric(names, all(cache.is_coherent for cache in caches))
+        staleness.add_metric(names, max(_staleness_of(cache) for cache in caches))
+        bound.add_metric(names, min(cache.max_staleness_seconds for cache in caches))
+    yield from (*counters.values(), applied, clears, entries, coherent, staleness, bound)
+
+
+def _summed(field: str, stats: list[CacheStats], known: tuple[str, ...]) -> dict[str, int]:
+    total: Counter[str] = Counter(dict.fromkeys(known, 0))
+    for each in stats:
+        total.update(getattr(each, field))
+    return dict(total)
+
+
+def _staleness_of(cache: LocalCache) -> float:
+    return math.inf if cache.staleness_seconds is None else cache.staleness_seconds
