@@ -22,7 +22,7 @@ from .gate import TokenGate
 from .handlers import add_problem_handlers
 from .hub import Hub
 from .metrics import PublisherMetrics
-from .models import Accepted, History, PublishRequest, Replicas
+from .models import Accepted, History, PreviewRequest, PublishRequest, Replicas
 from .observer import UNOBSERVED
 from .page import PAGE_PATHS, page_routes
 from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
@@ -59,6 +59,7 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     app = _new_app(api.lifespan)
     app.state.end_streams = api.hub.close  # what serves it has to tell before it waits for requests to end
     app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
+    app.add_api_route("/invalidations/preview", api.preview, methods=["POST"], **openapi.PREVIEW)
     app.add_api_route("/invalidations", api.history, methods=["GET"], **openapi.HISTORY)
     app.add_api_route("/events", api.events, methods=["GET"], **openapi.EVENTS)
     app.add_api_route("/replicas", api.replicas, methods=["GET"], **openapi.REPLICAS)
@@ -261,6 +262,16 @@ class _Api:
         is_confirmed = receipt.confirmation is None or receipt.confirmation.is_complete
         status = 200 if is_confirmed else self._settings.unconfirmed_status
         return _json(Accepted.of(receipt), status, headers=headers)
+
+    async def preview(self, request: Request) -> Response:
+        check_is_json(request)
+        asked = PreviewRequest.read(await read_body(request, self._settings.request_bytes_max))
+        self._check_is_known(asked.namespace)
+        if not self._publisher.has_log:
+            raise Problem(LOG_MISSING, LOG_MISSING.example)
+        if flaws := asked.flaws():
+            raise Problem(INVALIDATION_INVALID, errors=flaws)
+        return _json(await self._publisher.preview(*asked.targets(), namespace=asked.namespace))
 
     async def history(self, query: Annotated[_HistoryQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)

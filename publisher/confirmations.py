@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 from ..shared.address import RedisAddress
 from ..shared.clock import Clock
@@ -15,11 +15,14 @@ from ..shared.invalidation import Position
 from ..shared.link import Link, Refused
 from ..shared.names import names_of
 from ..shared.presence import Presence
+from ..shared.question import Answer
 from .kept_link import KeptLinks
 
 __all__ = ["Confirmations", "Wait"]
 
 _log = logging.getLogger("broadcache.publisher")
+
+_CHECK_SECONDS: Final = 0.25
 
 
 class Wait:
@@ -122,8 +125,15 @@ class Wait:
             self._is_complete.set()
 
 
+class TakesAnswers(Protocol):
+    """Who has asked replicas something."""
+
+    def take(self, replica: str, answer: Answer) -> None:
+        """Take what a replica answers."""
+
+
 class Confirmations:
-    """Hears the reports of replicas, over links of its own, and hands them to those who wait.
+    """Hears the reports and answers of replicas, over links of its own, and hands them to those who wait.
 
     A link is opened, and a namespace's channel subscribed to, when somebody first waits for it. Both are kept.
     """
@@ -134,6 +144,7 @@ class Confirmations:
         self._namespaces: dict[bytes, str] = {}
         self._heard_over: dict[str, Link] = {}
         self._waits: dict[tuple[str, str], list[Wait]] = {}
+        self._asked: dict[tuple[str, str], TakesAnswers] = {}
 
     async def close(self) -> None:
         """Close the links. Closing twice is harmless."""
@@ -152,6 +163,17 @@ class Confirmations:
             waits.remove(wait)
             if not waits and self._waits.get((namespace, id)) is waits:
                 del self._waits[namespace, id]
+
+    @contextmanager
+    def asking(self, namespace: str, asked: TakesAnswers, ids: Collection[str]) -> Iterator[None]:
+        """Hand what is answered to these questions to `asked`, for as long as the block runs."""
+        keys = [(namespace, id) for id in ids]
+        self._asked.update(dict.fromkeys(keys, asked))
+        try:
+            yield
+        finally:
+            for key in keys:
+                del self._asked[key]
 
     async def listen(self, namespace: str, timeout_seconds: float) -> bool:
         """Hear the reports of a namespace from now on; return whether that could be had in time.
@@ -180,9 +202,22 @@ class Confirmations:
         if (link := self._heard_over.pop(namespace, None)) is not None:
             await link.close()
 
+    async def check(self, namespace: str) -> None:
+        """Give up the link of a namespace if it keeps silent: it has brought nothing that was waited for."""
+        link = self._heard_over.get(namespace)
+        if link is None:
+            return
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                await link.call("PING")
+        except Refused:
+            pass  # whoever refuses is there
+        except (LinkLost, TimeoutError):
+            await self.distrust(namespace)
+
     def _receive(self, channel: bytes, frame: bytes) -> None:
         namespace = self._namespaces.get(channel)
-        if namespace is None or not self._waits:
+        if namespace is None or not (self._waits or self._asked):
             return
         try:
             reports = decode_reports(frame)
@@ -194,3 +229,6 @@ class Confirmations:
             for id in {report.id, report.id.rpartition(".")[0]}:
                 for wait in self._waits.get((namespace, id), ()):
                     wait.take(reports.replica, report)
+        for answer in reports.answers:
+            if (asked := self._asked.get((namespace, answer.id))) is not None:
+                asked.take(reports.replica, answer)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Self, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -40,6 +40,7 @@ __all__ = [
     "ListedPosition",
     "ListedReplica",
     "LoggedInvalidation",
+    "PreviewRequest",
     "PublishRequest",
     "Replicas",
     "UnreadableEntry",
@@ -69,8 +70,8 @@ class ConfirmRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = 1.0
 
 
-class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which entries every replica has to drop: `everything` of a namespace, or at least one key, tag or prefix."""
+class PreviewRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which entries are meant: `everything` of a namespace, or at least one key, tag or prefix."""
 
     namespace: Annotated[
         str,
@@ -101,18 +102,14 @@ class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             extra_json_schema={"maxLength": REASON_BYTES_MAX},
         ),
     ] = ""
-    confirm: Annotated[
-        ConfirmRequest | None,
-        Meta(description="Wait until every replica that is there has applied it, and answer who has."),
-    ] = None
 
     @classmethod
-    def read(cls, body: bytes) -> "PublishRequest":
+    def read(cls, body: bytes) -> Self:
         """Read a request's body. Raises: Problem and nothing else, whatever the bytes; it points at what is wrong."""
         try:
-            return _decoder.decode(body)
+            return msgspec.json.decode(body, type=cls)
         except msgspec.ValidationError as error:
-            raise Problem(INVALIDATION_INVALID, errors=(_flaw_of(str(error), body),)) from None
+            raise Problem(INVALIDATION_INVALID, errors=(_flaw_of(str(error), cls),)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(
                 BODY_UNREADABLE,
@@ -131,10 +128,6 @@ class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.everything:
             targets.append(Everything())
         return targets
-
-    def confirmation(self) -> Confirm | None:
-        """Return how to wait for replicas, if at all. Raises: InvalidSettings; `flaws` says where in the body."""
-        return None if self.confirm is None else Confirm(timeout_seconds=self.confirm.timeout_seconds)
 
     def flaws(self) -> tuple[Flaw, ...]:
         """Return what makes this request an invalid one, each with its place in the body."""
@@ -162,10 +155,7 @@ class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 detail=f"expected at most {REQUEST_NAMES_MAX} keys, tags and prefixes together, got {count}; "
                 "send several requests, or name a tag or a prefix",
             )
-        try:
-            self.confirmation()
-        except InvalidSettings as error:
-            yield Flaw(pointer="/confirm/timeout_seconds", detail=f"{error} at /confirm/timeout_seconds")
+        yield from self._more_flaws()
         texts = [
             *((name, KEY_BYTES_MAX, f"/keys/{place}") for place, name in enumerate(self.keys)),
             *((name, TAG_BYTES_MAX, f"/tags/{place}") for place, name in enumerate(self.tags)),
@@ -178,8 +168,28 @@ class PublishRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             except InvalidTarget as error:
                 yield Flaw(pointer=pointer, detail=str(error))
 
+    def _more_flaws(self) -> Iterator[Flaw]:
+        """Yield those of what a kind of request has besides."""
+        yield from ()
 
-_decoder = msgspec.json.Decoder(PublishRequest)
+
+class PublishRequest(PreviewRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which entries every replica has to drop: `everything` of a namespace, or at least one key, tag or prefix."""
+
+    confirm: Annotated[
+        ConfirmRequest | None,
+        Meta(description="Wait until every replica that is there has applied it, and answer who has."),
+    ] = None
+
+    def confirmation(self) -> Confirm | None:
+        """Return how to wait for replicas, if at all. Raises: InvalidSettings; `flaws` says where in the body."""
+        return None if self.confirm is None else Confirm(timeout_seconds=self.confirm.timeout_seconds)
+
+    def _more_flaws(self) -> Iterator[Flaw]:
+        try:
+            self.confirmation()
+        except InvalidSettings as error:
+            yield Flaw(pointer="/confirm/timeout_seconds", detail=f"{error} at /confirm/timeout_seconds")
 
 
 class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
@@ -385,12 +395,12 @@ def _rfc_3339(unix_ms: int | None) -> str | None:
         return None
 
 
-def _flaw_of(message: str, body: bytes) -> Flaw:
+def _flaw_of(message: str, request: type[msgspec.Struct]) -> Flaw:
     """Say in our words what msgspec found: expected, got, and where as a JSON pointer."""
     problem, _, place = message.partition(" - at `")
     _, is_unknown, unknown = problem.partition("Object contains unknown field `")
     if is_unknown:
-        where = ConfirmRequest if place else PublishRequest
+        where = ConfirmRequest if place else request
         fields = ", ".join(where.__struct_fields__)
         detail = f"expected no fields but {fields}, got {_cut(unknown.removesuffix('`'))!r}"
         return Flaw(pointer="/confirm" if place else "", detail=f"{detail} at /confirm" if place else detail)

@@ -14,13 +14,15 @@ from .models import (
     Accepted,
     History,
     LoggedInvalidation,
+    PreviewRequest,
     PublishRequest,
     Replicas,
     UnreadableEntry,
 )
+from .preview import Preview
 from .problems import Kind, ProblemDocument
 
-__all__ = ["EVENTS", "HISTORY", "LIVE", "METRICS", "PUBLISH", "READY", "REPLICAS", "describe"]
+__all__ = ["EVENTS", "HISTORY", "LIVE", "METRICS", "PREVIEW", "PUBLISH", "READY", "REPLICAS", "describe"]
 
 _REF: Final = "#/components/schemas/{name}"
 _SECURITY_SCHEME: Final = "bearer"
@@ -158,6 +160,17 @@ _REPLICAS_EXAMPLE: Final = {
             "lag_ms": 0.4,
         }
     ],
+}
+_PREVIEW_EXAMPLE: Final = {
+    "namespace": "products",
+    "replicas": 3,
+    "entries": 12,
+    "is_estimate": True,
+    "by_replica": [
+        {"replica": "web-1", "entries": 7, "is_estimate": False},
+        {"replica": "web-2", "entries": 5, "is_estimate": False},
+    ],
+    "missing": ["web-3"],
 }
 _HISTORY_EXAMPLE: Final = {
     "namespace": "products",
@@ -305,6 +318,41 @@ PUBLISH: Final[dict[str, Any]] = {
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": _schema_of(PublishRequest), "examples": _REQUEST_EXAMPLES}},
+        },
+    },
+}
+PREVIEW: Final[dict[str, Any]] = {
+    "operation_id": "preview",
+    "tags": ["invalidations"],
+    "summary": "What would be forgotten",
+    "description": "Asks the replicas that are there how many of their entries the targets name. Nothing is dropped, "
+    "and nothing is logged. Takes up to a second when some do not answer: those are `missing`, as are replicas of "
+    "older versions.",
+    "responses": {
+        200: _answered("How many replicas, and about how many entries.", _schema_of(Preview), _PREVIEW_EXAMPLE),
+        **_problems(
+            problems.BODY_UNREADABLE,
+            problems.TOKEN_INVALID,
+            problems.RIGHT_MISSING,
+            problems.NAMESPACE_UNKNOWN,
+            problems.LOG_MISSING,
+            problems.BODY_TOO_LARGE,
+            problems.MEDIA_TYPE_UNSUPPORTED,
+            problems.INVALIDATION_INVALID,
+            problems.INTERNAL_ERROR,
+            problems.LOG_UNREACHABLE,
+            problems.LOG_REFUSED,
+        ),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": _schema_of(PreviewRequest),
+                    "examples": {name: _REQUEST_EXAMPLES[name] for name in _REQUEST_EXAMPLES if name != "confirmed"},
+                }
+            },
         },
     },
 }
@@ -581,6 +629,8 @@ def _schemas() -> dict[str, Any]:
         UnreadableEntry,
         ProblemDocument,
         BroadcastAnswer,
+        PreviewRequest,
+        Preview,
     ]
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
     schemas["History"]["properties"]["invalidations"]["items"] = {

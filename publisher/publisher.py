@@ -26,6 +26,7 @@ from ..shared.invalidation import (
 from ..shared.link import Link
 from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
 from ..shared.presence import ReplicaPresence, presences, registered, replicas_of
+from ..shared.question import Question, counting
 from ..shared.tracing import publishing
 from .backlog import Pending
 from .confirmations import Confirmations, Wait
@@ -34,6 +35,8 @@ from .history import EXAMINED_MAX, Filter, HistoryPage, read_page
 from .kept_link import KeptLink, KeptLinks
 from .observer import UNOBSERVED, Observer, observed
 from .outbox import OUTBOX_NAMES_MAX, Outbox
+from .preview import Preview
+from .questions import Answers, Questions
 from .second_path import SecondPath
 from .since import unix_ms_of
 
@@ -255,6 +258,32 @@ class Publisher:
         """
         check_namespace(namespace)
         return await self._with_retries(namespace, lambda link: replicas_of(link, namespace))
+
+    async def preview(
+        self, *targets: Target, namespace: str = DEFAULT_NAMESPACE, timeout_seconds: float = 1.0
+    ) -> Preview:
+        """Ask the replicas that are there how many of their entries `targets` name. Nothing is dropped or logged.
+
+        Units:  `timeout_seconds` is how long they are waited for: above 0, at most 60.
+        Raises: InvalidTarget, InvalidNamespace, LinkLost, LogRefused; InvalidSettings, also when there is no log.
+        """
+        questions = counting(invalidation_of(targets, namespace=namespace))
+        return Preview.of(namespace, await self.ask(*questions, namespace=namespace, timeout_seconds=timeout_seconds))
+
+    async def ask(
+        self, *questions: Question, namespace: str = DEFAULT_NAMESPACE, timeout_seconds: float = 1.0
+    ) -> Answers:
+        """Put questions to the replicas that are there, and return what each answers to all of them.
+
+        Units:  as for `preview`.
+        Raises: InvalidNamespace, LinkLost, LogRefused; InvalidSettings, also when there is no log.
+        """
+        check_namespace(namespace)
+        Confirm(timeout_seconds=timeout_seconds)  # the same bounds
+        await self._link_for(namespace)  # without a log nobody can be asked, and it says so
+        assert self._confirmations is not None, "it is there wherever there is a log"
+        asking = Questions(self._confirmations, self._with_retries)
+        return await asking.ask(namespace, questions, timeout_seconds)
 
     async def _confirmed(self, pending: Pending, confirm: Confirm) -> Receipt:
         """Have it delivered, and wait for the replicas."""

@@ -8,6 +8,7 @@ import msgspec
 
 from .errors import InvalidSettings, MalformedFrame
 from .invalidation import Position
+from .question import Answer
 
 __all__ = [
     "CONFIRM_SECONDS_MAX",
@@ -111,19 +112,20 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.epoch == position.epoch and self.seq is not None and self.seq >= position.sequence
 
 
-class Reports(msgspec.Struct, frozen=True, kw_only=True):
-    """One message on the channel for confirmations: what one replica has applied, in that order."""
+class Reports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One message on the channel for confirmations: what one replica has applied, in that order, or what it answers."""
 
     replica: str
     reports: tuple[Report, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
 
 _decoder = msgspec.json.Decoder(Reports)
 
 
-def encode_reports(replica_id: str, reports: Sequence[Report]) -> bytes:
+def encode_reports(replica_id: str, reports: Sequence[Report] = (), answers: Sequence[Answer] = ()) -> bytes:
     """Write one message for the channel `names_of(namespace).confirmed`."""
-    return msgspec.json.encode(Reports(replica=replica_id, reports=tuple(reports)))
+    return msgspec.json.encode(Reports(replica=replica_id, reports=tuple(reports), answers=tuple(answers)))
 
 
 def decode_reports(frame: bytes) -> Reports:

@@ -11,7 +11,8 @@ _CHANNEL: Final = "cache-invalidation"
 
 class Names(NamedTuple):
     """What a namespace is called in Redis. All keys carry the channel as their hash tag, so a cluster keeps them,
-    and the channel if it is sharded, in one slot. So does the channel on which replicas confirm."""
+    and the channel if it is sharded, in one slot. So do the channels on which replicas confirm and are
+    asked."""
 
     channel: str
     head: str
@@ -20,6 +21,7 @@ class Names(NamedTuple):
     registry: str
     presence_prefix: str
     confirmed: str
+    question: str
 
 
 def names_of(namespace: str) -> Names:
@@ -34,4 +36,5 @@ def names_of(namespace: str) -> Names:
         registry=f"{tag}:replicas",
         presence_prefix=f"{tag}:replica:",
         confirmed=f"{tag}:confirmed",
+        question=f"{tag}:question",
     )

@@ -3,18 +3,41 @@
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from itertools import chain, islice
+from typing import Any, Final, NamedTuple
 
+from cachetools import Cache, FIFOCache, LFUCache, LRUCache, RRCache, TLRUCache, TTLCache
+
+from ..shared.invalidation import Invalidation
 from .history import History
 
-__all__ = ["Entries"]
+__all__ = ["MISSING", "Count", "Entries"]
 
 _DROP_AT_ONCE_MAX: Final = 64
 """A tag with at most this many entries has them dropped on the spot; one with more leaves them to the sweep."""
 _EXPIRY_SLICE_ENTRIES: Final = 64
 _INDEX_SLACK: Final = 1_024
 _SET_ATTEMPTS_MAX: Final = 100
+_COUNT_LOOKS_MAX: Final = 1_000
+"""How many entries are looked at to count: an estimate from these must not hold the event loop."""
+_COUNT_STRIDE_MAX: Final = 15_000
+"""How far from either end of the index these are taken: skipping an entry is quick, and yet not for nothing."""
+
+MISSING: Final = object()
+"""Stands for a value that is not there, or that cannot be told."""
+# Cache's own lookup, which every class here shares, leaves the order of entries alone.
+_PEEKS: Final[dict[type, Callable[[Any, str], Any]]] = {
+    dict: dict.__getitem__,
+    **dict.fromkeys((Cache, FIFOCache, LFUCache, LRUCache, RRCache, TLRUCache, TTLCache), Cache.__getitem__),
+}
+
+
+class Count(NamedTuple):
+    """How many entries something names. An estimate is scaled up from those that were looked at."""
+
+    entries: int
+    is_estimate: bool
 
 
 class Entries:
@@ -44,6 +67,8 @@ class Entries:
         self._swept_stamp = 0
         self._rule_stamp = 0
         self._index_max = _INDEX_SLACK
+        # Whether the mapping can be asked for a key without reading its entry, which may make it the newest.
+        self._can_ask = type(mapping).__contains__ is not Mapping.__contains__
 
     @property
     def is_settled(self) -> bool:
@@ -145,6 +170,77 @@ class Entries:
             if self.is_served(key, now) and key in self.mapping:
                 yield key
 
+    def peek(self, key: str) -> Any:
+        """Return the value under `key` without making it the newest; `MISSING` when that cannot be done."""
+        look = _PEEKS.get(type(self.mapping))
+        if look is None:
+            return MISSING
+        try:
+            return look(self.mapping, key)
+        except KeyError:
+            return MISSING
+
+    def count(self, invalidation: Invalidation, now: float, uniform: Callable[[], float]) -> Count:
+        """Count the live entries that an invalidation names, without reading them.
+
+        Exact while no more than `_COUNT_LOOKS_MAX` have to be looked at, else an estimate.
+        """
+        if invalidation.everything and self.is_settled and self.earliest_expiry > now:
+            return Count(len(self.mapping), is_estimate=False)
+        if invalidation.everything or invalidation.prefixes:
+            looked_at, total = self._sampled(uniform)
+        else:
+            looked_at, total = self._named(invalidation)
+        named = self._named_among(looked_at, invalidation)
+        found = sum(1 for key in named if self._is_counted(key, now))
+        is_estimate = total > _COUNT_LOOKS_MAX
+        return Count(round(found * total / len(looked_at)) if is_estimate else found, is_estimate)
+
+    def _named_among(self, looked_at: list[str], invalidation: Invalidation) -> list[str]:
+        """Return those of some keys that an invalidation names. This and its caller are most of what counting costs."""
+        if invalidation.everything:
+            return looked_at
+        prefixes, keys, tags = invalidation.prefixes, frozenset(invalidation.keys), frozenset(invalidation.tags)
+        if not keys and not tags:
+            return [key for key in looked_at if key.startswith(prefixes)]
+        none = ()
+        tags_of = self._tags.get
+        return [
+            key
+            for key in looked_at
+            if key in keys or key.startswith(prefixes) or not tags.isdisjoint(tags_of(key, none))
+        ]
+
+    def _is_counted(self, key: str, now: float) -> bool:
+        if self._can_ask and key not in self.mapping:
+            return False
+        is_live = key in self._stamps or key in self._unswept if self.is_settled else self.is_live(key)
+        return is_live and self._expiries.get(key, math.inf) > now
+
+    def _sampled(self, uniform: Callable[[], float]) -> tuple[list[str], int]:
+        """Return the keys of all entries, or of some, among the oldest and the newest; and how many there are."""
+        total = len(self._unswept) + len(self._stamps)
+        if total <= _COUNT_LOOKS_MAX:
+            return [*self._unswept, *self._stamps], total
+        # Here and there, because keys may come in a pattern: a product and its price, in turns.
+        reach = min(total // 2, _COUNT_STRIDE_MAX)
+        gap = 2 * reach / _COUNT_LOOKS_MAX
+        oldest = islice(chain(self._unswept, self._stamps), reach)
+        newest = islice(chain(reversed(self._stamps), reversed(self._unswept)), reach)
+        looked_at = [*_scattered(oldest, gap, uniform), *_scattered(newest, gap, uniform)]
+        return looked_at, total
+
+    def _named(self, invalidation: Invalidation) -> tuple[list[str], int]:
+        """Return the keys that are named, by themselves or by a tag, or some of them; and how many there are."""
+        tagged = [self._keys_of_tag.get(tag, set()) for tag in invalidation.tags]
+        named: list[Iterable[str]] = [invalidation.keys, *tagged]
+        total = len(invalidation.keys) + sum(map(len, tagged))
+        if total <= _COUNT_LOOKS_MAX:
+            keys = list(set().union(*named))
+            return keys, len(keys)
+        shares = (-(-_COUNT_LOOKS_MAX * len(keys) // total) for keys in [invalidation.keys, *tagged])
+        return [key for keys, share in zip(named, shares, strict=True) for key in islice(keys, share)], total
+
     def expire(self, now: float) -> int:
         """Remove some of the entries whose own expiry has come, in a slice; return how many."""
         removed = 0
@@ -211,3 +307,12 @@ class Entries:
                 keys.discard(key)
                 if not keys:
                     del self._keys_of_tag[tag]
+
+
+def _scattered(keys: Iterator[str], gap: float, uniform: Callable[[], float]) -> Iterator[str]:
+    """Yield some keys, on average one in every `gap`, and no more than were to be looked at on one side."""
+    for _ in range(_COUNT_LOOKS_MAX // 2):
+        key = next(islice(keys, int(uniform() * (2 * gap - 1)), None), None)
+        if key is None:
+            return
+        yield key

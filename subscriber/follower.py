@@ -18,6 +18,7 @@ from ..shared.errors import BroadcacheError, LinkLost
 from ..shared.link import Link, RedisAddress, Refused
 from ..shared.log import Identity, echo, echo_channel_of, head, identity, names_of, read_after
 from ..shared.presence import withdraw
+from .answerer import Answerer
 from .local_cache import LocalCache
 from .presence import Teller
 from .reporter import Reporter
@@ -77,13 +78,18 @@ class Follower:
         self._uniform = uniform
         self._on_change = on_change
         self._of_channel: dict[bytes, Sequencer] = {}
+        self._of_question: dict[bytes, Sequencer] = {}
         # What the server has confirmed on the link that there is, and the namespaces whose position it has told.
         self._subscribed: set[str] = set()
         self._resumed: set[str] = set()
+        # The same for the channels on which replicas are asked; what was refused is not tried again on the same link.
+        self._asked_on: set[str] = set()
+        self._not_asked_on: set[str] = set()
         self._server: Identity | None = None
         self._probe = b""
         self._teller = Teller(replica_id)
         self._reporter = Reporter(replica_id)
+        self._answerer = Answerer(replica_id)
         # The namespaces in which others may find this replica, and what last kept it from being found.
         self._present: set[str] = set()
         self._complaint = ""
@@ -104,7 +110,9 @@ class Follower:
     def add(self, sequencer: Sequencer) -> None:
         """Follow one more namespace, or one whose caches have become more, from now on."""
         self._sequencers[sequencer.namespace] = sequencer
-        self._of_channel[names_of(sequencer.namespace).channel.encode()] = sequencer
+        names = names_of(sequencer.namespace)
+        self._of_channel[names.channel.encode()] = sequencer
+        self._of_question[names.question.encode()] = sequencer
         if self.state == "coherent":
             self._enter("recovering")
         self._has_news.set()
@@ -112,7 +120,8 @@ class Follower:
     def remove(self, namespace: str) -> None:
         """Follow one namespace less."""
         del self._sequencers[namespace]
-        del self._of_channel[names_of(namespace).channel.encode()]
+        names = names_of(namespace)
+        del self._of_channel[names.channel.encode()], self._of_question[names.question.encode()]
         self._resumed.discard(namespace)
         self._has_news.set()
 
@@ -123,6 +132,7 @@ class Follower:
         self._has_probe = asyncio.Event()
         self._is_coherent = asyncio.Event()
         self._reporter.prepare()
+        self._answerer.prepare()
 
     async def wait_coherent(self) -> None:
         """Wait until every namespace has been proven coherent over the link that there is."""
@@ -155,7 +165,10 @@ class Follower:
             timeout_seconds=self._timing.connect_timeout_seconds,
             on_message=self._receive,
         )
-        reporting = asyncio.create_task(self._reporter.send_for_ever(link), name="broadcache report")
+        reporting = [
+            asyncio.create_task(self._reporter.send_for_ever(link), name="broadcache report"),
+            asyncio.create_task(self._answerer.answer_for_ever(link), name="broadcache answer"),
+        ]
         try:
             link.lost.add_done_callback(self._note_loss)
             self._enter("recovering")
@@ -178,17 +191,19 @@ class Follower:
             raise
         finally:
             self.leave("lost")
-            reporting.cancel()
+            for task in reporting:
+                task.cancel()
             try:
                 await link.close()
             finally:
-                await asyncio.wait([reporting])
+                await asyncio.wait(reporting)
 
     async def _recover(self, link: Link) -> Identity:
         """Subscribe, and catch up with what was published since the last subscription ended."""
         async with _deadline(self._timing.echo_timeout_seconds, link.label):
             server = await identity(link)
         self._subscribed = set()
+        self._asked_on, self._not_asked_on = set(), set()
         self._resumed = set()
         if server != self._server:
             # Until an echo has proven the other one, positions are of neither.
@@ -229,8 +244,34 @@ class Follower:
         except Refused as refusal:
             raise LinkLost(f"expected {link.label} to let this user subscribe, got: {refusal}") from refusal
         self._subscribed = wanted
+        await self._listen_for_questions(link, {names_of(namespace).question for namespace in namespaces})
         if gone := self._present.difference(namespaces):
             await self._withdraw(link, gone)
+
+    async def _listen_for_questions(self, link: Link, wanted: set[str]) -> None:
+        """Have the link carry the channels on which this replica is asked, as far as it may.
+
+        To be asked is a courtesy. That a user may not must not cost a replica its link.
+        """
+        missing, too_many = wanted - self._asked_on - self._not_asked_on, self._asked_on - wanted
+        if not missing and not too_many:
+            return
+        changes = [
+            *((link.subscribe, channel) for channel in missing),
+            *((link.unsubscribe, each) for each in too_many),
+        ]
+        async with _deadline(self._timing.echo_timeout_seconds, link.label):
+            # Each by itself: a user may have the right to one and not to another.
+            results = await asyncio.gather(*(change(channel) for change, channel in changes), return_exceptions=True)
+        refusals = {channel: result for (_, channel), result in zip(changes, results, strict=True) if result}
+        for refusal in refusals.values():
+            if not isinstance(refusal, Refused):
+                raise refusal
+        self._not_asked_on |= refusals.keys()
+        self._asked_on = wanted - self._not_asked_on
+        if refusals:
+            reasons = "; ".join({str(refusal) for refusal in refusals.values()})
+            _log.warning("expected %s to let this user hear what is asked, got: %s", link.label, reasons)
 
     async def _withdraw(self, link: Link, namespaces: Iterable[str]) -> None:
         """Have nobody expect this replica any more, if that can be had at once; else it disappears by itself."""
@@ -377,7 +418,9 @@ class Follower:
     def _receive(self, channel: bytes, frame: bytes) -> None:
         sequencer = self._of_channel.get(channel)
         if sequencer is None:
-            if frame == self._probe:
+            if (asked := self._of_question.get(channel)) is not None:
+                self._answerer.take(asked, frame)
+            elif frame == self._probe:
                 self._has_probe.set()
         elif sequencer.receive(frame):
             if sequencer.reports:

@@ -12,8 +12,9 @@ from cachetools import Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache
 
 from ..shared.clock import Clock, monotonic
 from ..shared.errors import InvalidSettings, InvalidTarget
-from ..shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags, Target
-from .entries import Entries
+from ..shared.fingerprint import NO_FINGERPRINT, fingerprint_of
+from ..shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags, Target, invalidation_of
+from .entries import MISSING, Count, Entries
 from .history import History
 from .loads import Loads
 
@@ -431,6 +432,33 @@ class LocalCache(MutableMapping[str, Any]):
                 applied={"keys": self._applied_keys, **self._applied} if self._applied_keys else dict(self._applied),
                 clears=dict(self._clears),
             )
+
+    def count(self, *targets: Target) -> Count:
+        """Return how many live entries `targets` name, and whether that is an estimate. Nothing is dropped or read.
+
+        Exact while 1,000 entries at most have to be looked at, and for everything; of more, some are looked at
+        and the number is scaled up, so that it takes about a millisecond however many there are.
+
+        Raises: InvalidTarget.
+        """
+        return self.count_invalidation(invalidation_of(targets))
+
+    def count_invalidation(self, invalidation: Invalidation) -> Count:
+        """Do the same for what an invalidation names."""
+        with self._lock:
+            return self._entries.count(invalidation, self._clock(), self._uniform)
+
+    def fingerprint(self, key: str) -> str | None:
+        """Return the fingerprint of what a read of `key` would be served now; None when it would find nothing.
+
+        It is no read: nothing is counted, and no entry is made the newest. `NO_FINGERPRINT` for a value that has none,
+        and where the mapping cannot be looked into without a read.
+        """
+        with self._lock:
+            if key not in self:
+                return None
+            value = self._entries.peek(key)
+        return NO_FINGERPRINT if value is MISSING else fingerprint_of(value)
 
     def __repr__(self) -> str:
         state = "coherent" if self.is_coherent else f"incoherent, {self._when_incoherent}"

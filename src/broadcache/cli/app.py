@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .audit import audit
 from .demo import demo
 from .doctor import doctor
 from .fanout import fanout
@@ -25,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, serve, publish, watch, replicas, doctor, fanout, replica):
+for command in (demo, serve, publish, watch, replicas, audit, doctor, fanout, replica):
     app.command()(command)
 
 

@@ -12,6 +12,7 @@ from .exit_codes import FAILED, OK
 from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
+    from ..publisher import Preview
     from ..shared.log import Receipt
 
 __all__ = ["publish"]
@@ -33,17 +34,25 @@ def publish(
     confirm_seconds: Annotated[
         float | None, typer.Option(help="How long to wait for them; implies --confirm. [default: 1]")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Drop nothing: ask the replicas how many entries are meant.")
+    ] = False,
     timeout_seconds: Annotated[float, typer.Option(help="How long to try.")] = 5.0,
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
     """Tell every replica to drop entries. Done (0) means that Redis has logged it; otherwise the exit code is 1.
 
-    With --confirm, done means besides that every replica that is there has applied it.
+    With --confirm, done means besides that every replica that is there has applied it; with --dry-run, that every one
+    of them has answered, and nothing is dropped.
     """
     targets = _targets(key or [], tag or [], prefix or [], everything=everything)
     if not targets:
         raise InvalidTarget("expected at least one of --key, --tag, --prefix or --everything, got none")
+    if dry_run:
+        preview = asyncio.run(_previewed(targets, redis_url, namespace, timeout_seconds))
+        _print_preview(preview, json=json)
+        raise typer.Exit(FAILED if preview.missing else OK)
     wait = None
     if confirm or confirm_seconds is not None:
         wait = Confirm() if confirm_seconds is None else Confirm(timeout_seconds=confirm_seconds)
@@ -85,6 +94,30 @@ async def _published(
 
     async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
         return await publisher.publish(*targets, namespace=namespace, reason=reason, confirm=confirm)
+
+
+async def _previewed(targets: list[Target], redis_url: str, namespace: str, timeout_seconds: float) -> "Preview":
+    from ..publisher import Publisher
+
+    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+        return await publisher.preview(*targets, namespace=namespace)
+
+
+def _print_preview(preview: "Preview", *, json: bool) -> None:
+    """Print what would be dropped: as the answer of `POST /invalidations/preview`, or a line for each replica."""
+    import msgspec
+
+    from .printable import printable
+
+    if json:
+        print(msgspec.json.encode(preview).decode())
+        return
+    for each in preview.by_replica:
+        print(f"  {printable(each.replica)}  {'about ' if each.is_estimate else ''}{each.entries}")
+    for replica in preview.missing:
+        print(f"  {printable(replica)}  no answer in time, or of a version that gives none")
+    about = "about " if preview.is_estimate else ""
+    print(f"nothing was dropped: {preview.replicas} replicas, {about}{preview.entries} entries")
 
 
 def _as_text(receipt: "Receipt") -> str:

@@ -1,0 +1,107 @@
+"""What an audit has found: shares of consistent invalidations, and who was not."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from ..shared.invalidation import Position
+
+__all__ = ["AuditStats", "Inconsistency", "InconsistencyKind", "Metric", "Within"]
+
+InconsistencyKind: TypeAlias = Literal["missing", "behind", "differs"]
+
+
+class Inconsistency(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica that was not consistent with one invalidation, some time after it.
+
+    Shape:  `kind` is `missing` when it did not answer, `behind` when it had not applied the invalidation, `differs`
+            when it had, and would serve another value than `against` says: the source, or most of the replicas; when
+            there is no such majority `expected` is null, and each of those that disagree is named. `position` is the
+            invalidation's place, `replica_position` how far the replica was. `key` is null where only positions can be
+            compared.
+    Units:  `within_seconds` is the timescale at which it was asked.
+    """
+
+    replica: str
+    kind: InconsistencyKind
+    key: str | None
+    position: Position
+    replica_position: Position | None = None
+    within_seconds: float
+    fingerprint: str | None = None
+    expected: str | None = None
+    against: Literal["source", "replicas"] | None = None
+
+
+class Within(msgspec.Struct, frozen=True, kw_only=True):
+    """How many sampled invalidations every replica was consistent with, when it was asked so long after them."""
+
+    seconds: float
+    judged: int = 0
+    consistent: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """The share that was consistent; None when none was judged."""
+        return self.consistent / self.judged if self.judged else None
+
+    @property
+    def nines(self) -> float | None:
+        """The share as a number of nines: 3.0 is 99.9 %. None when none was inconsistent, or none judged."""
+        if self.consistent == self.judged:
+            return None
+        return -math.log10(1 - self.consistent / self.judged)
+
+
+class Metric(NamedTuple):
+    """One number for a metrics system; `kind` is `counter` or `gauge`."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    description: str
+    labels: Mapping[str, str]
+    value: float
+
+
+class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The counters of one audit since it began.
+
+    Shape:  `seen` counts invalidations in the log, `sampled` those that were chosen, `pending` those not yet asked
+            about at every timescale, `left_out` those chosen while too many were pending. `undecided` counts answers
+            that newer invalidations of the same key kept from being compared; `failures` rounds that Redis did not
+            answer, `source_failures` reads of the source that failed. `inconsistencies` are counted by kind.
+    """
+
+    namespace: str
+    seen: int
+    sampled: int
+    pending: int
+    left_out: int
+    undecided: int
+    failures: int
+    source_failures: int
+    within: tuple[Within, ...]
+    inconsistencies: dict[str, int]
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether nothing inconsistent has been found."""
+        return all(each.judged == each.consistent for each in self.within)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield every number, named for Prometheus."""
+        of = {"namespace": self.namespace}
+        for name in ("seen", "sampled", "left_out", "undecided", "failures", "source_failures"):
+            described = f"Audit: {name.replace('_', ' ')}"
+            yield Metric(f"broadcache_audit_{name}_total", "counter", described, of, getattr(self, name))
+        yield Metric("broadcache_audit_pending", "gauge", "Audit: sampled and still asked about", of, self.pending)
+        for each in self.within:
+            labels = {**of, "within": f"{each.seconds:g}"}
+            for name, value in (("judged", each.judged), ("consistent", each.consistent)):
+                described = f"Audit: sampled invalidations that were {name} at a timescale in seconds"
+                yield Metric(f"broadcache_audit_{name}_total", "counter", described, labels, value)
+        for kind, count in self.inconsistencies.items():
+            described = "Audit: replicas found inconsistent, by how"
+            yield Metric("broadcache_audit_inconsistencies_total", "counter", described, {**of, "kind": kind}, count)

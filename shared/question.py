@@ -1,0 +1,104 @@
+"""Questions to all replicas of a namespace: what is asked of them, and what each answers for itself."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from .errors import MalformedFrame
+from .invalidation import Invalidation, Position, new_id
+
+__all__ = ["Answer", "Question", "counting", "decode_question", "encode_question", "looking_up"]
+
+_NAMES_MAX: Final = 500
+"""How many names a question has at most, so that no replica is held by one: more of them are several questions."""
+_NAMES_BYTES_MAX: Final = 48 * 1_024
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What every replica is asked. Nothing is dropped for it. Fields that a reader does not know are skipped.
+
+    Shape:  how many entries `keys`, `tags`, `prefixes` and `everything` name, as in an invalidation; and what is stored
+            under each of `entries`, which are keys. Either may be empty.
+    """
+
+    id: str
+    keys: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    everything: bool = False
+    entries: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> Invalidation | None:
+        """What would be dropped, if it were an order; None when nothing is to be counted."""
+        if not (self.keys or self.tags or self.prefixes or self.everything):
+            return None
+        return Invalidation(keys=self.keys, tags=self.tags, prefixes=self.prefixes, everything=self.everything)
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What one replica answers to one question.
+
+    Shape:  `count` is how many entries of its caches the question names, `is_estimate` whether that was scaled up from
+            a part. `fingerprints` has, for each of the question's `entries`, one of each cache: null when a read would
+            be served nothing, "" when the value has none.
+    """
+
+    id: str
+    position: Position | None = None
+    count: int = 0
+    is_estimate: bool = False
+    fingerprints: tuple[tuple[str | None, ...], ...] = ()
+
+
+_decoder = msgspec.json.Decoder(Question)
+
+
+def counting(invalidation: Invalidation) -> list[Question]:
+    """Return the questions, one or more, how many entries an invalidation would drop."""
+    keys, tags, prefixes = invalidation.keys, invalidation.tags, invalidation.prefixes
+    if len(list(_parts((*keys, *tags, *prefixes)))) <= 1:
+        return [Question(id=new_id(), keys=keys, tags=tags, prefixes=prefixes, everything=invalidation.everything)]
+    return [
+        *(Question(id=new_id(), keys=tuple(part)) for part in _parts(keys)),
+        *(Question(id=new_id(), tags=tuple(part)) for part in _parts(tags)),
+        *(Question(id=new_id(), prefixes=tuple(part)) for part in _parts(prefixes)),
+    ]
+
+
+def looking_up(keys: Sequence[str]) -> list[Question]:
+    """Return the questions, one or more, what is stored under these keys."""
+    return [Question(id=new_id(), entries=tuple(part)) for part in _parts(keys)]
+
+
+def encode_question(question: Question) -> bytes:
+    """Write one message for the channel `names_of(namespace).question`."""
+    return msgspec.json.encode(question)
+
+
+def decode_question(frame: bytes) -> Question:
+    """Read one message of that channel.
+
+    Shape:  UTF-8 JSON object; unknown fields are skipped.
+    Raises: MalformedFrame and nothing else. It is not answered then.
+    Source: docs/wire-format.md, Questions.
+    """
+    try:
+        return _decoder.decode(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedFrame(f"invalid question: {error}; it begins {frame[:60]!r}") from error
+
+
+def _parts(names: Sequence[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    size_bytes = 0
+    for name in names:
+        name_bytes = len(name.encode()) + 3
+        if part and (len(part) >= _NAMES_MAX or size_bytes + name_bytes > _NAMES_BYTES_MAX):
+            yield part
+            part, size_bytes = [], 0
+        part.append(name)
+        size_bytes += name_bytes
+    if part:
+        yield part

@@ -1,0 +1,109 @@
+"""The answerer: answers what is asked of all replicas, and drops nothing for it."""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Final
+
+from ..shared.confirmation import encode_reports
+from ..shared.errors import BroadcacheError, MalformedFrame
+from ..shared.link import Link, Refused
+from ..shared.names import names_of
+from ..shared.question import Answer, Question, decode_question
+from .sequencer import Sequencer
+
+__all__ = ["Answerer"]
+
+_log = logging.getLogger("broadcache.subscriber")
+
+_WAITING_MAX: Final = 1_000
+_SLICE_ENTRIES: Final = 16
+
+
+class Answerer:
+    """Answers over whichever link there is, one question after the other, and lets others run in between.
+
+    Taking never waits. What is more than `_WAITING_MAX` is not answered, and neither is what came over a link that is
+    gone: this replica then shows as missing.
+
+    Shape:  `left_out` counts questions that were not answered.
+    """
+
+    def __init__(self, replica_id: str) -> None:
+        self.left_out = 0
+        self._replica_id = replica_id
+        self._waiting: deque[tuple[Sequencer, bytes]] = deque()
+        self._has_questions = asyncio.Event()
+
+    def prepare(self) -> None:
+        """Get ready to answer in whichever event loop comes next."""
+        self._has_questions = asyncio.Event()
+
+    def take(self, sequencer: Sequencer, frame: bytes) -> None:
+        """Take what was asked of a namespace, for later."""
+        if len(self._waiting) >= _WAITING_MAX:
+            self.left_out += 1
+            return
+        self._waiting.append((sequencer, frame))
+        self._has_questions.set()
+
+    async def answer_for_ever(self, link: Link) -> None:
+        """Answer what is asked, until the link is lost."""
+        self.left_out += len(self._waiting)
+        self._waiting.clear()
+        try:
+            while True:
+                if not self._waiting:
+                    self._has_questions.clear()
+                    await self._has_questions.wait()
+                await self._answer(link, *self._waiting.popleft())
+        except BroadcacheError:
+            return  # the follower knows
+        except Exception:  # noqa: BLE001  (the outermost task: whoever asked sees that no answer came)
+            _log.exception("nothing is answered over this link: an error of our own, please report it")
+
+    async def _answer(self, link: Link, sequencer: Sequencer, frame: bytes) -> None:
+        """Answer one question. Raises: LinkLost."""
+        try:
+            question = decode_question(frame)
+        except MalformedFrame as error:
+            self.left_out += 1
+            _log.warning("a question to %s is not answered: %s", sequencer.namespace, error)
+            return
+        answer = await _answer_to(question, sequencer)
+        publish = "SPUBLISH" if link.is_sharded else "PUBLISH"
+        channel = names_of(sequencer.namespace).confirmed
+        try:
+            await link.call(publish, channel, encode_reports(self._replica_id, answers=[answer]))
+        except Refused as refusal:
+            self.left_out += 1
+            _log.warning("expected %s to let this user answer, got: %s", link.label, refusal)
+
+
+async def _answer_to(question: Question, sequencer: Sequencer) -> Answer:
+    # Before all else: what is looked at later is not older than this place.
+    position = sequencer.position
+    fingerprints: list[tuple[str | None, ...]] = []
+    for place, key in enumerate(question.entries, 1):
+        fingerprints.append(tuple(cache.fingerprint(key) for cache in sequencer.caches))
+        if place % _SLICE_ENTRIES == 0:
+            await asyncio.sleep(0)
+    count, is_estimate = await _count(question, sequencer)
+    return Answer(
+        id=question.id,
+        position=position,
+        count=count,
+        is_estimate=is_estimate,
+        fingerprints=tuple(fingerprints),
+    )
+
+
+async def _count(question: Question, sequencer: Sequencer) -> tuple[int, bool]:
+    named, entries, is_estimate = question.counted, 0, False
+    if named is not None:
+        for cache in sequencer.caches:
+            count = cache.count_invalidation(named)
+            entries += count.entries
+            is_estimate = is_estimate or count.is_estimate
+            await asyncio.sleep(0)
+    return entries, is_estimate
