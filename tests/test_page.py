@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
 from tests.support.browser import ARGUMENTS, CHROMIUM, fleet, replica, serving
 from tests.support.child_replica import KEY
 from tests.support.command_line import ask
@@ -90,12 +90,14 @@ def open_page(browser: Browser, serve: Serve) -> Iterator[Open]:
 
             page.on("console", lambda message: note(f"{message.type}: {message.text} {message.location}"))
             page.on("pageerror", lambda error: note(f"error: {error}"))
-            page.on("requestfailed", lambda request: note(f"failed: {request.url}") if ours(request.url) else None)
+            page.on("requestfailed", lambda request: note(f"failed: {request.url}") if is_broken(request) else None)
             page.goto(address)
             return page
 
-        def ours(address: str) -> bool:
-            return address.endswith((".js", ".css", ".svg", "/"))
+        def is_broken(request: Request) -> bool:
+            """A page that is left, or closed, gives up what it still asks for: that is aborted, not broken."""
+            is_ours = request.url.endswith((".js", ".css", ".svg", "/"))
+            return is_ours and request.failure != "net::ERR_ABORTED"
 
         yield opened
     assert complaints == []
