@@ -1,75 +1,15 @@
 """The second path with all its parts: DNS, the fan-out, real replicas behind a web server, and a Redis that is away."""
 
-import asyncio
-import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-
 import pytest
-from cachetools import TTLCache
-from fastapi import FastAPI
-from tests.support.dns_server import DnsServer
-from tests.support.replicas import FAST, fill
+from tests.support.called_replicas import Replica, fleet
+from tests.support.replicas import fill
 from tests.support.waiting import until
 
-from broadcache.publisher import Confirm, Fanout, Publisher
-from broadcache.publisher.server import new_server
+from broadcache.publisher import Confirm, Publisher
 from broadcache.shared import Keys, LinkLost
 from broadcache.shared.embedded import EmbeddedServer
-from broadcache.subscriber import CacheInvalidationMixin
 
 pytestmark = pytest.mark.anyio
-
-HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
-TOKEN = "swordfish"
-
-
-class Replica(CacheInvalidationMixin):
-    namespace = "products"
-
-    def __init__(self, url: str, name: str) -> None:
-        super().__init__(
-            url,
-            cache=TTLCache(maxsize=100, ttl=600),
-            when_incoherent="serve",  # nothing but HTTP can tell it while Redis is away
-            replica_id=name,
-            replica_token=TOKEN,
-            **FAST,
-        )
-
-
-@asynccontextmanager
-async def serving(replica: Replica, host: str, port: int) -> AsyncIterator[None]:
-    app = FastAPI(lifespan=replica.lifespan)
-    app.include_router(replica.router)
-    is_ready = asyncio.Event()
-    with socket.create_server((host, port)) as listener:
-        server = new_server(app, on_ready=is_ready.set)
-        running = asyncio.create_task(server.serve([listener]))
-        await is_ready.wait()
-        try:
-            yield
-        finally:
-            server.should_exit = True
-            await running
-
-
-@asynccontextmanager
-async def fleet(url: str) -> AsyncIterator[tuple[list[Replica], Fanout]]:
-    """Three replicas on one port, which DNS names, and what calls them."""
-    async with AsyncExitStack() as stack:
-        dns = await stack.enter_async_context(DnsServer())
-        dns.a("web.test", *HOSTS)
-        with socket.create_server((HOSTS[0], 0)) as free:
-            port = free.getsockname()[1]
-        replicas = [Replica(url, f"web-{number}") for number in range(len(HOSTS))]
-        for replica, host in zip(replicas, HOSTS, strict=True):
-            await stack.enter_async_context(serving(replica, host, port))
-        await until(lambda: all(replica.subscriber.state == "coherent" for replica in replicas), "a coherent fleet")
-        yield (
-            replicas,
-            Fanout("web.test", port, token=TOKEN, networks=["127.0.0.0/8"], nameservers=[dns.address]),
-        )
 
 
 def held(replicas: list[Replica], key: str) -> list[object]:

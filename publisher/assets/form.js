@@ -73,8 +73,7 @@ export class InvalidationForm {
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof ApiProblem)) throw error;
-      const isWithout = error.status === 404 || error.status === 405;
-      setText(this.preview, isWithout ? counted(this.replicas.length, "replica") : `No preview: ${error.message}`);
+      setText(this.preview, `No preview: ${error.message}`);
     }
   }
 

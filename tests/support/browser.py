@@ -9,18 +9,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any, Final
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, Final, TypeVar
 
 from cachetools import TTLCache
+from tests.support.called_replicas import NETWORKS, SERVICE, TOKEN, called
 from tests.support.child_replica import ROOT
-from tests.support.replicas import FAST
+from tests.support.replicas import FAST, fill
 
 from broadcache.publisher.api import create_app
 from broadcache.publisher.server import listen, new_server, url_of
 from broadcache.publisher.settings import ApiSettings
 from broadcache.shared.embedded import dying_with_us
 from broadcache.subscriber import LocalCache, Subscriber
+
+T = TypeVar("T")
 
 CHROMIUM: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS: Final = [
@@ -83,12 +86,34 @@ def replica(
 
 
 @contextmanager
-def fleet(url: str, namespace: str, names: list[str]) -> Iterator[None]:
+def fleet(url: str, namespace: str, names: list[str], *, entries: int = 0) -> Iterator[None]:
     """Replicas that share a thread, from when all are coherent; when the block ends they leave in order."""
+    with _in_a_thread(_fleet(url, namespace, names, entries)):
+        yield
+
+
+@contextmanager
+def called_fleet(url: str) -> Iterator[dict[str, Any]]:
+    """Replicas of `products` that can be told by HTTP, too. Yields the settings of a publisher that does."""
+    with _in_a_thread(called(url)) as (_, port, nameserver):
+        yield {
+            "delivery": "redis-then-fanout",
+            "fanout_service": f"{SERVICE}:{port}",
+            "fanout_networks": NETWORKS,
+            "fanout_nameservers": (nameserver,),
+            "replica_token": TOKEN,
+        }
+
+
+@contextmanager
+def _in_a_thread(living: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Hold what lives in an event loop of its own, until the block ends."""
+    held: list[T] = []
     is_ready, is_over = threading.Event(), threading.Event()
 
     async def live() -> None:
-        async with _fleet(url, namespace, names):
+        async with living as it:
+            held.append(it)
             is_ready.set()
             await asyncio.to_thread(is_over.wait)
 
@@ -96,19 +121,22 @@ def fleet(url: str, namespace: str, names: list[str]) -> Iterator[None]:
     thread.start()
     try:
         assert is_ready.wait(30)
-        yield
+        yield held[0]
     finally:
         is_over.set()
         thread.join()
 
 
 @asynccontextmanager
-async def _fleet(url: str, namespace: str, names: list[str]) -> AsyncIterator[None]:
+async def _fleet(url: str, namespace: str, names: list[str], entries: int) -> AsyncIterator[None]:
     options = {**FAST, "echo_interval_seconds": 0.5, "echo_timeout_seconds": 5.0}
+    caches = [LocalCache(TTLCache(maxsize=max(10, entries), ttl=600)) for _ in names]
     async with AsyncExitStack() as stack:
         subscribers = [
-            Subscriber(url, caches={namespace: LocalCache(TTLCache(maxsize=10, ttl=60))}, replica_id=name, **options)
-            for name in names
+            Subscriber(url, caches={namespace: cache}, replica_id=name, **options)
+            for name, cache in zip(names, caches, strict=True)
         ]
         await asyncio.gather(*map(stack.enter_async_context, subscribers))
+        for cache in caches:
+            fill(cache, *(f"product:{number}" for number in range(entries)))
         yield
