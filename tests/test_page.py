@@ -300,6 +300,11 @@ def test_a_preview_says_about_how_much_is_meant_while_one_types_and_drops_nothin
         expect(preview).to_have_text("")
         expect(page.locator("#replicas-summary")).to_contain_text("6,000 entries")
         assert ask("GET", f"{url}/invalidations?namespace={namespace}")[1]["invalidations"] == []
+        page.fill("#names", "any")
+        page.select_option("#kind", "everything")
+        page.click("#send")
+        expect(page.locator("#outcome-verdict")).to_have_text("#1 confirmed by 3 of 3 replicas")
+        expect(preview).to_have_text("3 replicas, 0 entries")
 
 
 def test_a_preview_names_whoever_did_not_answer(

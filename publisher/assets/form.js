@@ -103,6 +103,7 @@ export class InvalidationForm {
     } finally {
       sending.isUnderWay = false;
       this.send.removeAttribute("aria-busy");
+      this.#changed(); // what was counted before is no more
     }
   }
 }
