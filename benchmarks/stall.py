@@ -1,9 +1,10 @@
-"""How long the event loop is held when a prefix, a tag or everything drops 100,000 entries.
+"""How long the event loop is held when a prefix, a tag or everything drops 100,000 entries, or only counts them.
 
 A real Publisher and Subscriber on one loop, and beside them a ticker that does nothing but come round again: the
 longest time between two of its turns, from before the publish until the sweep has given all memory back, is how long
 anything else in the process would have had to wait. Ten of the entries are looked up as soon as the invalidation has
 been applied: none may be there. The peer is the naive way on a bare TTLCache: find what matches, delete it, in one go.
+A dry run is a question and its answer, over the same server; its peer counts what matches.
 
 CPU time of the thread shows what our code does; wall time has in it whatever else the machine did meanwhile, so the
 same ticker on an idle loop, for as long, stands beside it as the floor.
@@ -11,15 +12,16 @@ same ticker on an idle loop, for as long, stands beside it as the floor.
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple
 
 from cachetools import TTLCache
 
 from benchmarks.harness import Effort, Limit, Row, compare
 from broadcache.publisher import Publisher
 from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.invalidation import Everything, Prefixes, Tags, Target
+from broadcache.shared.invalidation import Everything, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import LocalCache, Subscriber
 
 ENTRIES: Final = 100_000
@@ -41,25 +43,35 @@ class Held(NamedTuple):
     cpu: float
 
 
+class Way(NamedTuple):
+    """One thing to do with all entries that match: ours, on the loop, and the naive one, in one go."""
+
+    name: str
+    hold: Callable[[str, Target, str, int], Coroutine[Any, Any, tuple[Held, float]]]
+    peer: str
+    act: Callable[[TTLCache[str, int], list[str]], None]
+
+
 def run(effort: Effort) -> list[Row]:
     entries = effort.pick(full=ENTRIES, quick=ENTRIES // 10)
     rounds = effort.pick(full=5, quick=1)
     rows: list[Row] = []
     with EmbeddedServer() as server:
-        for kind, target in _TARGETS.items():
-            ours: list[Held] = []
-            idle: list[Held] = []
-            naive: list[Held] = []
-            for _ in range(rounds):
-                held, seconds = asyncio.run(_held_by_us(server.url, target, kind, entries))
-                ours.append(held)
-                idle.append(asyncio.run(_held_by_nothing(seconds)))
-                naive.append(_held_by_scan(kind, entries))
-            rows += _rows(f"{kind} of {entries:,}, loop held", ours, naive, idle)
+        for way in (_DROPPING, _COUNTING):
+            for kind, target in _TARGETS.items():
+                turns = [_take_turns(way, server.url, target, kind, entries) for _ in range(rounds)]
+                ours, naive, idle = (list(held) for held in zip(*turns, strict=True))
+                rows += _rows(f"{way.name}{kind} of {entries:,}, loop held", way.peer, ours, naive, idle)
     return rows
 
 
-def _rows(what: str, ours: list[Held], naive: list[Held], idle: list[Held]) -> list[Row]:
+def _take_turns(way: Way, url: str, target: Target, kind: str, entries: int) -> tuple[Held, Held, Held]:
+    """Return how long we held the loop, the naive way, and nothing at all."""
+    ours, seconds = asyncio.run(way.hold(url, target, kind, entries))
+    return ours, _held_by_scan(kind, entries, way.act), asyncio.run(_held_by_nothing(seconds))
+
+
+def _rows(what: str, peer: str, ours: list[Held], naive: list[Held], idle: list[Held]) -> list[Row]:
     def milliseconds(held: list[Held], attribute: str) -> list[float]:
         return [getattr(each, attribute) * _MILLISECONDS for each in held]
 
@@ -67,7 +79,7 @@ def _rows(what: str, ours: list[Held], naive: list[Held], idle: list[Held]) -> l
         compare(
             what,
             milliseconds(ours, "cpu"),
-            "scan and delete, TTLCache",
+            peer,
             milliseconds(naive, "cpu"),
             unit="ms",
             limit=Limit("<", 2.0, of="ours"),
@@ -80,17 +92,7 @@ def _rows(what: str, ours: list[Held], naive: list[Held], idle: list[Held]) -> l
 
 async def _held_by_us(url: str, target: Target, kind: str, entries: int) -> tuple[Held, float]:
     """Return the longest hold, and how many seconds publish and sweep took altogether."""
-    cache = LocalCache(TTLCache(maxsize=entries, ttl=_TTL_SECONDS))
-    async with (
-        asyncio.timeout(_TIMEOUT_SECONDS),
-        Publisher(url) as publisher,
-        Subscriber(url, caches={_NAMESPACE: cache}) as subscriber,
-    ):
-        tags = ("catalogue",) if kind == "tag" else ()
-        for number in range(entries):
-            cache.store(cache.begin_load(f"product:{number}"), number, tags=tags)
-            if not number % 1_000:
-                await asyncio.sleep(0)
+    async with _filled(url, kind, entries) as (publisher, subscriber, cache):
         before = await publisher.head(_NAMESPACE)  # connects, which is none of the sweep's doing
         began = time.perf_counter()
         publishing = asyncio.create_task(publisher.publish(target, namespace=_NAMESPACE))
@@ -105,6 +107,38 @@ async def _held_by_us(url: str, target: Target, kind: str, entries: int) -> tupl
         if cache.stats().entries:
             raise RuntimeError(f"expected the sweep to remove all entries, got {cache.stats()}")
         return ticker.longest, time.perf_counter() - began
+
+
+async def _held_by_a_dry_run(url: str, target: Target, kind: str, entries: int) -> tuple[Held, float]:
+    """Return the longest hold, and how many seconds the question and its answer took altogether."""
+    async with _filled(url, kind, entries) as (publisher, _, _):
+        await publisher.preview(Keys("none"), namespace=_NAMESPACE)  # connects, which is none of the counting's doing
+        began = time.perf_counter()
+        asking = asyncio.create_task(publisher.preview(target, namespace=_NAMESPACE))
+        ticker = Ticker()
+        while not asking.done():
+            await ticker.turn()
+        preview = await asking
+        if preview.entries != entries:
+            raise RuntimeError(f"expected {target} to name all {entries:,} entries, got {preview}")
+        return ticker.longest, time.perf_counter() - began
+
+
+@asynccontextmanager
+async def _filled(url: str, kind: str, entries: int) -> AsyncIterator[tuple[Publisher, Subscriber, LocalCache]]:
+    """A publisher, and a replica whose cache is full."""
+    cache = LocalCache(TTLCache(maxsize=entries, ttl=_TTL_SECONDS))
+    async with (
+        asyncio.timeout(_TIMEOUT_SECONDS),
+        Publisher(url) as publisher,
+        Subscriber(url, caches={_NAMESPACE: cache}) as subscriber,
+    ):
+        tags = ("catalogue",) if kind == "tag" else ()
+        for number in range(entries):
+            cache.store(cache.begin_load(f"product:{number}"), number, tags=tags)
+            if not number % 1_000:
+                await asyncio.sleep(0)
+        yield publisher, subscriber, cache
 
 
 async def _held_by_nothing(seconds: float) -> Held:
@@ -130,7 +164,7 @@ class Ticker:
         self._wall, self._cpu = wall, cpu
 
 
-def _held_by_scan(kind: str, entries: int) -> Held:
+def _held_by_scan(kind: str, entries: int, act: Callable[[TTLCache[str, int], list[str]], None]) -> Held:
     cache: TTLCache[str, int] = TTLCache(maxsize=entries, ttl=_TTL_SECONDS)
     for number in range(entries):
         cache[f"product:{number}"] = number
@@ -141,6 +175,19 @@ def _held_by_scan(kind: str, entries: int) -> Held:
         "everything": lambda: list(cache),
     }
     wall, cpu = time.perf_counter(), time.thread_time()
-    for key in scans[kind]():
-        del cache[key]
+    act(cache, scans[kind]())
     return Held(time.perf_counter() - wall, time.thread_time() - cpu)
+
+
+def _delete(cache: TTLCache[str, int], keys: list[str]) -> None:
+    for key in keys:
+        del cache[key]
+
+
+def _count(cache: TTLCache[str, int], keys: list[str]) -> None:
+    if sum(1 for key in keys if key in cache) != len(cache):
+        raise RuntimeError("expected all entries to match")
+
+
+_DROPPING: Final = Way("", _held_by_us, "scan and delete, TTLCache", _delete)
+_COUNTING: Final = Way("dry run, ", _held_by_a_dry_run, "scan and count, TTLCache", _count)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Generator
 from typing import Final
 
 from ..shared.confirmation import encode_reports
@@ -10,6 +11,7 @@ from ..shared.errors import BroadcacheError, MalformedFrame
 from ..shared.link import Link, Refused
 from ..shared.names import names_of
 from ..shared.question import Answer, Question, decode_question
+from .entries import Count
 from .sequencer import Sequencer
 
 __all__ = ["Answerer"]
@@ -17,7 +19,6 @@ __all__ = ["Answerer"]
 _log = logging.getLogger("broadcache.subscriber")
 
 _WAITING_MAX: Final = 1_000
-_SLICE_ENTRIES: Final = 16
 
 
 class Answerer:
@@ -84,10 +85,9 @@ async def _answer_to(question: Question, sequencer: Sequencer) -> Answer:
     # Before all else: what is looked at later is not older than this place.
     position = sequencer.position
     fingerprints: list[tuple[str | None, ...]] = []
-    for place, key in enumerate(question.entries, 1):
+    for key in question.entries:
         fingerprints.append(tuple(cache.fingerprint(key) for cache in sequencer.caches))
-        if place % _SLICE_ENTRIES == 0:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # values may be large
     count, is_estimate = await _count(question, sequencer)
     return Answer(
         id=question.id,
@@ -102,8 +102,18 @@ async def _count(question: Question, sequencer: Sequencer) -> tuple[int, bool]:
     named, entries, is_estimate = question.counted, 0, False
     if named is not None:
         for cache in sequencer.caches:
-            count = cache.count_invalidation(named)
+            count = await _without_a_stall(cache.counting(named))
             entries += count.entries
             is_estimate = is_estimate or count.is_estimate
-            await asyncio.sleep(0)
     return entries, is_estimate
+
+
+async def _without_a_stall(steps: Generator[None, None, Count]) -> Count:
+    """Take one step after the other, and let others run in between."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            count: Count = ended.value
+            return count
+        await asyncio.sleep(0)

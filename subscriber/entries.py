@@ -3,7 +3,7 @@
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
@@ -20,9 +20,11 @@ _EXPIRY_SLICE_ENTRIES: Final = 64
 _INDEX_SLACK: Final = 1_024
 _SET_ATTEMPTS_MAX: Final = 100
 _COUNT_LOOKS_MAX: Final = 1_000
-"""How many entries are looked at to count: an estimate from these must not hold the event loop."""
-_COUNT_STRIDE_MAX: Final = 15_000
-"""How far from either end of the index these are taken: skipping an entry is quick, and yet not for nothing."""
+"""How many entries are looked at to count."""
+_COUNT_STEP_KEYS: Final = 100
+_COUNT_REACH_MAX: Final = 50_000
+"""How far from either end of the index these are chosen: skipping an entry is quick, and yet not for nothing."""
+_COUNT_STEP_REACH: Final = 12_500
 
 MISSING: Final = object()
 """Stands for a value that is not there, or that cannot be told."""
@@ -180,36 +182,38 @@ class Entries:
         except KeyError:
             return MISSING
 
-    def count(self, invalidation: Invalidation, now: float, uniform: Callable[[], float]) -> Count:
-        """Count the live entries that an invalidation names, without reading them.
+    def counting(
+        self, invalidation: Invalidation, now: float, uniform: Callable[[], float]
+    ) -> Generator[None, None, Count]:
+        """Count the live entries that an invalidation names, without reading them, in short steps.
 
-        Exact while no more than `_COUNT_LOOKS_MAX` have to be looked at, else an estimate.
+        Exact while no more than `_COUNT_LOOKS_MAX` have to be looked at, else an estimate. What changes between two
+        steps may be counted or not.
         """
         if invalidation.everything and self.is_settled and self.earliest_expiry > now:
             return Count(len(self.mapping), is_estimate=False)
-        if invalidation.everything or invalidation.prefixes:
-            looked_at, total = self._sampled(uniform)
-        else:
-            looked_at, total = self._named(invalidation)
-        named = self._named_among(looked_at, invalidation)
-        found = sum(1 for key in named if self._is_counted(key, now))
-        is_estimate = total > _COUNT_LOOKS_MAX
+        choosing = (
+            self._sampled(uniform) if invalidation.everything or invalidation.prefixes else self._named(invalidation)
+        )
+        looked_at, total = yield from choosing
+        found = 0
+        is_named = self._matcher(invalidation)
+        for start in range(0, len(looked_at), _COUNT_STEP_KEYS):
+            yield
+            step = looked_at[start : start + _COUNT_STEP_KEYS]
+            found += sum(1 for key in step if is_named(key) and self._is_counted(key, now))
+        is_estimate = total > len(looked_at)
         return Count(round(found * total / len(looked_at)) if is_estimate else found, is_estimate)
 
-    def _named_among(self, looked_at: list[str], invalidation: Invalidation) -> list[str]:
-        """Return those of some keys that an invalidation names. This and its caller are most of what counting costs."""
+    def _matcher(self, invalidation: Invalidation) -> Callable[[str], bool]:
+        """Return what tells whether an invalidation names a key."""
         if invalidation.everything:
-            return looked_at
+            return lambda key: True
         prefixes, keys, tags = invalidation.prefixes, frozenset(invalidation.keys), frozenset(invalidation.tags)
         if not keys and not tags:
-            return [key for key in looked_at if key.startswith(prefixes)]
-        none = ()
+            return lambda key: key.startswith(prefixes)
         tags_of = self._tags.get
-        return [
-            key
-            for key in looked_at
-            if key in keys or key.startswith(prefixes) or not tags.isdisjoint(tags_of(key, none))
-        ]
+        return lambda key: key in keys or key.startswith(prefixes) or not tags.isdisjoint(tags_of(key, ()))
 
     def _is_counted(self, key: str, now: float) -> bool:
         if self._can_ask and key not in self.mapping:
@@ -217,29 +221,37 @@ class Entries:
         is_live = key in self._stamps or key in self._unswept if self.is_settled else self.is_live(key)
         return is_live and self._expiries.get(key, math.inf) > now
 
-    def _sampled(self, uniform: Callable[[], float]) -> tuple[list[str], int]:
-        """Return the keys of all entries, or of some, among the oldest and the newest; and how many there are."""
+    def _sampled(self, uniform: Callable[[], float]) -> Generator[None, None, tuple[list[str], int]]:
+        """Choose the keys of all entries, or of some: from all over, or of very many from both ends."""
         total = len(self._unswept) + len(self._stamps)
         if total <= _COUNT_LOOKS_MAX:
             return [*self._unswept, *self._stamps], total
         # Here and there, because keys may come in a pattern: a product and its price, in turns.
-        reach = min(total // 2, _COUNT_STRIDE_MAX)
+        reach = min(total // 2, _COUNT_REACH_MAX)
         gap = 2 * reach / _COUNT_LOOKS_MAX
-        oldest = islice(chain(self._unswept, self._stamps), reach)
-        newest = islice(chain(reversed(self._stamps), reversed(self._unswept)), reach)
-        looked_at = [*_scattered(oldest, gap, uniform), *_scattered(newest, gap, uniform)]
+        looked_at: list[str] = []
+        for start in range(0, reach, _COUNT_STEP_REACH):
+            part = slice(start, min(start + _COUNT_STEP_REACH, reach))
+            looked_at += _scattered(chain(self._unswept, self._stamps), part, gap, uniform)
+            yield
+            looked_at += _scattered(chain(reversed(self._stamps), reversed(self._unswept)), part, gap, uniform)
+            yield
         return looked_at, total
 
-    def _named(self, invalidation: Invalidation) -> tuple[list[str], int]:
-        """Return the keys that are named, by themselves or by a tag, or some of them; and how many there are."""
-        tagged = [self._keys_of_tag.get(tag, set()) for tag in invalidation.tags]
-        named: list[Iterable[str]] = [invalidation.keys, *tagged]
-        total = len(invalidation.keys) + sum(map(len, tagged))
-        if total <= _COUNT_LOOKS_MAX:
-            keys = list(set().union(*named))
-            return keys, len(keys)
-        shares = (-(-_COUNT_LOOKS_MAX * len(keys) // total) for keys in [invalidation.keys, *tagged])
-        return [key for keys, share in zip(named, shares, strict=True) for key in islice(keys, share)], total
+    def _named(self, invalidation: Invalidation) -> Generator[None, None, tuple[list[str], int]]:
+        """Choose the keys that are named, by themselves or by a tag, or some of them."""
+        total = len(invalidation.keys) + sum(len(self._keys_of_tag.get(tag, ())) for tag in invalidation.tags)
+        share = min(1.0, _COUNT_LOOKS_MAX / total) if total else 1.0
+        looked_at = list(islice(invalidation.keys, math.ceil(len(invalidation.keys) * share)))
+        for number, tag in enumerate(invalidation.tags, 1):
+            keys = self._keys_of_tag.get(tag, ())
+            looked_at += islice(keys, math.ceil(len(keys) * share))
+            if number % _COUNT_STEP_KEYS == 0:
+                yield
+        if share < 1.0:
+            return looked_at, total
+        looked_at = list(dict.fromkeys(looked_at))
+        return looked_at, len(looked_at)
 
     def expire(self, now: float) -> int:
         """Remove some of the entries whose own expiry has come, in a slice; return how many."""
@@ -309,10 +321,8 @@ class Entries:
                     del self._keys_of_tag[tag]
 
 
-def _scattered(keys: Iterator[str], gap: float, uniform: Callable[[], float]) -> Iterator[str]:
-    """Yield some keys, on average one in every `gap`, and no more than were to be looked at on one side."""
-    for _ in range(_COUNT_LOOKS_MAX // 2):
-        key = next(islice(keys, int(uniform() * (2 * gap - 1)), None), None)
-        if key is None:
-            return
+def _scattered(keys: Iterator[str], part: slice, gap: float, uniform: Callable[[], float]) -> Iterator[str]:
+    """Yield some keys of a part, on average one in every `gap`."""
+    rest = islice(keys, part.start, part.stop)
+    while (key := next(islice(rest, int(uniform() * (2 * gap - 1)), None), None)) is not None:
         yield key
