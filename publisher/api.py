@@ -1,7 +1,7 @@
 """The publisher's HTTP API, and the fan-out beside it or alone."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Final, TypeAlias
 
@@ -11,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
 
 from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
-from ..shared.exposition import can_expose, exposed
+from ..shared.exposition import can_expose, check_can_expose, exposed
 from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, Position, check_namespace
 from . import openapi
+from .audit_stats import AuditStats
+from .audits import Audits
 from .broadcaster import Broadcaster
 from .event import position_of
 from .event_stream import EventStream
@@ -55,7 +57,16 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
         timeout_seconds=settings.publish_timeout_seconds,
         log_length=settings.log_length,
     )
-    api = _Api(settings, fanout, publisher)
+    if settings.audit_namespaces:
+        check_can_expose("what an audit counts (BROADCACHE_AUDIT_NAMESPACES)")
+    audits = Audits(
+        settings.redis_url,
+        settings.audit_namespaces,
+        sample=settings.audit_sample,
+        source_url=settings.audit_source_url,
+        timeout_seconds=settings.publish_timeout_seconds,
+    )
+    api = _Api(settings, fanout, publisher, audits)
     app = _new_app(api.lifespan)
     app.state.end_streams = api.hub.close  # what serves it has to tell before it waits for requests to end
     app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
@@ -67,7 +78,7 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
     app.router.routes += page_routes(settings.namespaces, Tokens(settings.tokens))
     broadcasters = (fanout.broadcaster, None if second_path is None else second_path.broadcaster)
-    return _gated(app, settings, fanout, _add_metrics(app, publisher, *broadcasters))
+    return _gated(app, settings, fanout, _add_metrics(app, publisher, *broadcasters, audits=audits.stats))
 
 
 def create_fanout_app(settings: FanoutSettings) -> FastAPI:
@@ -93,12 +104,15 @@ def _new_app(lifespan: Lifespan) -> FastAPI:
 
 
 def _add_metrics(
-    app: FastAPI, publisher: Publisher | None, *broadcasters: Broadcaster | None
+    app: FastAPI,
+    publisher: Publisher | None,
+    *broadcasters: Broadcaster | None,
+    audits: Callable[[], Iterable[AuditStats]] = tuple,
 ) -> PublisherMetrics | None:
     """Have `app` count what it does and tell Prometheus of it, if its client library is installed."""
     if not can_expose("the publisher"):
         return None
-    metrics = PublisherMetrics(publisher=publisher)
+    metrics = PublisherMetrics(publisher=publisher, audits=audits)
     for broadcaster in filter(None, broadcasters):
         broadcaster.observer = metrics
     if publisher is not None and publisher.observer is UNOBSERVED:
@@ -218,10 +232,11 @@ class _ReplicasQuery(BaseModel):
 class _Api:
     """The endpoints, and what they share."""
 
-    def __init__(self, settings: ApiSettings, fanout: _Fanout, publisher: Publisher) -> None:
+    def __init__(self, settings: ApiSettings, fanout: _Fanout, publisher: Publisher, audits: Audits) -> None:
         self._settings = settings
         self._fanout = fanout
         self._publisher = publisher
+        self._audits = audits
         self._namespaces = frozenset(settings.namespaces)
         self.hub: Final = Hub(
             settings.redis_url,
@@ -231,7 +246,7 @@ class _Api:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        async with self._fanout.broadcaster, self._publisher:
+        async with self._fanout.broadcaster, self._publisher, self._audits:
             try:
                 yield
             finally:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 
@@ -11,6 +11,7 @@ from ..shared.invalidation import Position
 __all__ = ["AuditStats", "Inconsistency", "InconsistencyKind", "Metric", "Within"]
 
 InconsistencyKind: TypeAlias = Literal["missing", "behind", "differs"]
+_KINDS: Final[tuple[str, ...]] = get_args(InconsistencyKind)
 
 
 class Inconsistency(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,13 +35,36 @@ class Inconsistency(msgspec.Struct, frozen=True, kw_only=True):
     expected: str | None = None
     against: Literal["source", "replicas"] | None = None
 
+    def __str__(self) -> str:
+        named = "" if self.key is None else f" of {self.key}"
+        return (
+            f"{self.replica}: {self._what}, {self.within_seconds:g} s after the invalidation{named} "
+            f"at {self.position.sequence}"
+        )
+
+    @property
+    def _what(self) -> str:
+        at = "nowhere" if self.replica_position is None else str(self.replica_position.sequence)
+        if self.kind == "missing":
+            return "did not answer"
+        if self.kind == "behind":
+            return f"has not applied it: it is at {at}"
+        serves = f"is at {at} and serves {self.fingerprint}"
+        if self.expected is None:
+            return f"{serves}, others serve something else"
+        return f"{serves}, {'the source has' if self.against == 'source' else 'most serve'} {self.expected}"
+
 
 class Within(msgspec.Struct, frozen=True, kw_only=True):
-    """How many sampled invalidations every replica was consistent with, when it was asked so long after them."""
+    """How many sampled invalidations every replica was consistent with, when it was asked so long after them.
+
+    Shape:  `inconsistencies` counts the replicas that were not, by kind: one for each invalidation.
+    """
 
     seconds: float
     judged: int = 0
     consistent: int = 0
+    inconsistencies: dict[str, int] = {}
 
     @property
     def share(self) -> float | None:
@@ -52,7 +76,7 @@ class Within(msgspec.Struct, frozen=True, kw_only=True):
         """The share as a number of nines: 3.0 is 99.9 %. None when none was inconsistent, or none judged."""
         if self.consistent == self.judged:
             return None
-        return -math.log10(1 - self.consistent / self.judged)
+        return math.log10(self.judged / (self.judged - self.consistent))
 
 
 class Metric(NamedTuple):
@@ -91,17 +115,24 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
         return all(each.judged == each.consistent for each in self.within)
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield every number, named for Prometheus."""
+        """Yield every number, named for Prometheus, also those that are 0; a share is left out until one is known."""
         of = {"namespace": self.namespace}
         for name in ("seen", "sampled", "left_out", "undecided", "failures", "source_failures"):
             described = f"Audit: {name.replace('_', ' ')}"
             yield Metric(f"broadcache_audit_{name}_total", "counter", described, of, getattr(self, name))
         yield Metric("broadcache_audit_pending", "gauge", "Audit: sampled and still asked about", of, self.pending)
         for each in self.within:
-            labels = {**of, "within": f"{each.seconds:g}"}
-            for name, value in (("judged", each.judged), ("consistent", each.consistent)):
-                described = f"Audit: sampled invalidations that were {name} at a timescale in seconds"
-                yield Metric(f"broadcache_audit_{name}_total", "counter", described, labels, value)
-        for kind, count in self.inconsistencies.items():
-            described = "Audit: replicas found inconsistent, by how"
-            yield Metric("broadcache_audit_inconsistencies_total", "counter", described, {**of, "kind": kind}, count)
+            yield from _metrics_within(each, {**of, "within": f"{each.seconds:g}"})
+
+
+def _metrics_within(within: Within, labels: Mapping[str, str]) -> Iterator[Metric]:
+    for name, value in (("judged", within.judged), ("consistent", within.consistent)):
+        described = f"Audit: sampled invalidations that were {name} at a timescale in seconds"
+        yield Metric(f"broadcache_audit_{name}_total", "counter", described, labels, value)
+    # None was asked about: neither all nor nothing would be true of it.
+    if within.share is not None:
+        described = "Audit: the share that was consistent, of all that were judged"
+        yield Metric("broadcache_audit_consistent_ratio", "gauge", described, labels, within.share)
+    for kind in _KINDS:
+        described, count = "Audit: replicas found inconsistent, by how", within.inconsistencies.get(kind, 0)
+        yield Metric("broadcache_audit_inconsistencies_total", "counter", described, {**labels, "kind": kind}, count)

@@ -6,7 +6,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from ..shared.clock import Clock, monotonic
 from ..shared.errors import BroadcacheError, InvalidSettings
@@ -16,13 +16,11 @@ from ..shared.question import Answer, Question, looking_up
 from .audit_stats import AuditStats, Inconsistency, Within
 from .publisher import Publisher
 from .questions import Answers
+from .source import READS_MAX, Source
 
-__all__ = ["TIMESCALES_SECONDS", "Auditor", "Source"]
+__all__ = ["TIMESCALES_SECONDS", "Auditor"]
 
 _log = logging.getLogger("broadcache.publisher")
-
-Source: TypeAlias = Callable[[str], Awaitable[Any]]
-"""Reads the value of a key from where replicas load it. Raises LookupError when there is none."""
 
 _Signature: TypeAlias = frozenset[tuple[str, str | None, str | None]]
 
@@ -33,8 +31,6 @@ _CHECKS_MAX: Final = 10_000
 _NAMES_MAX: Final = 50_000
 _PREFIXES_MAX: Final = 1_000
 _FINDINGS_MAX: Final = 100
-_READS_MAX: Final = 8
-"""How many reads of the source are under way at once."""
 _READ_ENTRIES_MAX: Final = 5_000
 
 
@@ -66,7 +62,8 @@ class Auditor:
     key is logged, this may only mean that the source has changed and its invalidation is under way. So it is asked
     again `settle_seconds` later, and only what has not changed by then, with no newer invalidation, is inconsistent.
 
-    Shape:  `source` reads a key where replicas load it; without one, replicas are compared with each other.
+    Shape:  `source` reads a key where replicas load it; without one, replicas are compared with each other. `on_found`
+            is told of each inconsistency; it must not block, nor raise.
     Units:  `sample` is the share of invalidations that is chosen, above 0, at most 1. Times count from when the auditor
             has seen an invalidation, which is up to `poll_seconds` later than it was logged.
     Raises: InvalidSettings, InvalidNamespace.
@@ -79,6 +76,7 @@ class Auditor:
         *,
         sample: float = 0.1,
         source: Source | None = None,
+        on_found: Callable[[Inconsistency], None] | None = None,
         timescales_seconds: Sequence[float] = TIMESCALES_SECONDS,
         poll_seconds: float = 0.25,
         settle_seconds: float = 0.5,
@@ -92,7 +90,8 @@ class Auditor:
         if not timescales_seconds or list(timescales_seconds) != sorted({*timescales_seconds}):
             raise InvalidSettings(f"expected timescales_seconds that rise, got {timescales_seconds!r}")
         self._publisher = publisher
-        self._namespace = check_namespace(namespace)
+        self.namespace: Final = check_namespace(namespace)
+        self._on_found = on_found
         self._sample = sample
         self._source = source
         self._timescales = tuple(timescales_seconds)
@@ -104,25 +103,28 @@ class Auditor:
         self._uniform = uniform
         self._head: Position | None = None
         self._has_begun = False
-        self._reading = asyncio.Semaphore(_READS_MAX)
+        self._reading = asyncio.Semaphore(READS_MAX)
         self._newest = _Newest()
         self._checks: list[_Check] = []
         self._judged = [0] * len(self._timescales)
         self._consistent = [0] * len(self._timescales)
         self._counts: Counter[str] = Counter()
-        self._kinds: Counter[str] = Counter()
+        self._kinds: list[Counter[str]] = [Counter() for _ in self._timescales]
         self._findings: deque[Inconsistency] = deque(maxlen=_FINDINGS_MAX)
 
     def stats(self) -> AuditStats:
         """Return the counters."""
         counted = {name: self._counts[name] for name in ("seen", "sampled", "left_out", "undecided")}
         failures = {name: self._counts[name] for name in ("failures", "source_failures")}
-        within = zip(self._timescales, self._judged, self._consistent, strict=True)
+        within = zip(self._timescales, self._judged, self._consistent, self._kinds, strict=True)
         return AuditStats(
-            namespace=self._namespace,
+            namespace=self.namespace,
             pending=len(self._checks),
-            within=tuple(Within(seconds=each[0], judged=each[1], consistent=each[2]) for each in within),
-            inconsistencies=dict(self._kinds),
+            within=tuple(
+                Within(seconds=seconds, judged=judged, consistent=consistent, inconsistencies=dict(kinds))
+                for seconds, judged, consistent, kinds in within
+            ),
+            inconsistencies=dict(sum(self._kinds, Counter[str]())),
             **counted,
             **failures,
         )
@@ -138,14 +140,18 @@ class Auditor:
         Raises: InvalidSettings when the publisher has no log, or is not open.
         """
         ends_at = None if seconds is None else self._clock() + seconds
+        is_away = False
         while True:
             try:
                 await self.step()
+                is_away = False
             except InvalidSettings:
                 raise
             except BroadcacheError as error:
                 self._counts["failures"] += 1
-                _log.warning("nothing is audited for now: %s", error)
+                if not is_away:  # it is tried again all the time, and an outage is one piece of news
+                    _log.warning("nothing is audited for now: %s", error)
+                is_away = True
             if ends_at is not None and self._clock() >= ends_at:
                 return
             await self._sleep(self._poll_seconds)
@@ -163,7 +169,7 @@ class Auditor:
 
     async def _follow(self) -> None:
         """Take note of what has been logged since, and sample from it."""
-        newest = await self._publisher.head(self._namespace)
+        newest = await self._publisher.head(self.namespace)
         last = self._head
         if not self._has_begun or newest is None or (last is not None and newest.epoch != last.epoch):
             # Of another epoch nothing can be compared with what was before.
@@ -176,7 +182,7 @@ class Auditor:
             return
         count = min(newest.sequence - after, _READ_ENTRIES_MAX)
         # Not what comes in meanwhile: as many would be left out at the other end.
-        entries = await self._publisher.history(self._namespace, count=count, before=newest.sequence + 1)
+        entries = await self._publisher.history(self.namespace, count=count, before=newest.sequence + 1)
         now = self._clock()
         for entry in reversed(entries):
             if entry.sequence <= after:
@@ -245,7 +251,7 @@ class Auditor:
         newest = {key: self._newest.of(key) for key in keys}
         source = await self._read_source(keys)
         questions = looking_up(keys) or [Question(id=new_id())]
-        answers = await self._publisher.ask(*questions, namespace=self._namespace, timeout_seconds=self._answer_seconds)
+        answers = await self._publisher.ask(*questions, namespace=self.namespace, timeout_seconds=self._answer_seconds)
         by_replica = {
             # The place of the first answer: what was said later is not older.
             replica: (parts[0].position, dict(_fingerprints(questions, parts)))
@@ -324,8 +330,11 @@ class Auditor:
     def _record(self, check: _Check, found: Sequence[Inconsistency]) -> None:
         self._judged[check.asked] += 1
         self._consistent[check.asked] += not found
-        self._kinds.update(each.kind for each in found)
+        self._kinds[check.asked].update(each.kind for each in found)
         self._findings.extend(found)
+        if self._on_found is not None:
+            for each in found:
+                self._on_found(each)
         check.asked += 1
 
 

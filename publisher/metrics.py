@@ -1,11 +1,12 @@
 """What a publisher tells Prometheus. What each metric means: docs/metrics.md."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ..shared.exposition import check_can_expose
 from ..shared.histogram import Histogram
+from .audit_stats import AuditStats
 from .observer import Address
 
 if TYPE_CHECKING:
@@ -29,15 +30,23 @@ class PublisherMetrics:
     """Counts what a publisher, its fan-out and its HTTP API do: an `Observer`, and a collector for a registry.
 
     Shape:  `Publisher(url, observer=metrics)` and `Broadcaster(…, observer=metrics)` tell it; `registry` is what is
-            scraped, one of its own when it is left out. `publisher` is asked for the length of its outbox.
+            scraped, one of its own when it is left out. `publisher` is asked for the length of its outbox,
+            `audits` for the counters of each audit.
     Raises: InvalidSettings when prometheus_client is not installed.
     """
 
-    def __init__(self, registry: "CollectorRegistry | None" = None, *, publisher: object = None) -> None:
+    def __init__(
+        self,
+        registry: "CollectorRegistry | None" = None,
+        *,
+        publisher: object = None,
+        audits: Callable[[], Iterable[AuditStats]] = tuple,
+    ) -> None:
         check_can_expose("the metrics of a publisher")
         from prometheus_client import CollectorRegistry, ProcessCollector
 
         self._publisher = publisher
+        self._audits = audits
         self._publishes: Counter[tuple[str, str]] = Counter()
         self._publish_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
         self._broadcasts: Counter[tuple[str, str]] = Counter()
@@ -125,6 +134,7 @@ class PublisherMetrics:
             "Invalidations that wait for Redis to come back.",
             value=getattr(self._publisher, "outbox_length", 0) or 0,
         )
+        yield from _audited(self._audits())
 
 
 def _counter(name: str, text: str, labels: list[str], counts: "Counter[Any]") -> "Metric":
@@ -143,6 +153,20 @@ def _histogram(name: str, text: str, label: str, histograms: dict[str, Histogram
     for value, histogram in histograms.copy().items():
         family.add_metric([value], histogram.buckets(), histogram.total)
     return family
+
+
+def _audited(audits: Iterable[AuditStats]) -> "Iterable[Metric]":
+    """Return the families of all audits: each family once, with the labels of every namespace."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for metric in (metric for stats in audits for metric in stats.metrics()):
+        family = families.get(metric.name)
+        if family is None:
+            new = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = families[metric.name] = new(metric.name, metric.description, labels=list(metric.labels))
+        family.add_metric(list(metric.labels.values()), metric.value)
+    return families.values()
 
 
 def _result_of(address: Address) -> str:

@@ -16,6 +16,7 @@ from .delivery import Delivery
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
 from .fanout import Fanout
 from .fanout_policy import FanoutPolicy
+from .source import check_source_url
 from .tokens import Tokens
 
 __all__ = ["ApiSettings", "FanoutSettings", "is_loopback", "lists_of"]
@@ -228,14 +229,25 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
         float,
         Meta(gt=0, le=3_600, description="How long GET /events is silent at most: what stands between cuts idle ones."),
     ] = 15.0
+    audit_namespaces: Annotated[
+        tuple[_Text, ...],
+        Meta(description="The namespaces whose replicas are audited, for /metrics. None: the audit is off."),
+    ] = ()
+    audit_sample: Annotated[
+        float, Meta(gt=0, le=1, description="The share of invalidations that the audit looks into.")
+    ] = 0.1
+    audit_source_url: Annotated[
+        str | None,
+        Meta(
+            description="http://…/{key}, where the source answers the audit with a value as JSON. None: replicas are "
+            "compared with each other."
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for namespace in self.namespaces:
-            try:
-                check_namespace(namespace)
-            except InvalidNamespace as error:
-                raise InvalidSettings(f"BROADCACHE_NAMESPACES: {error}; correct it") from None
+        _check_namespaces(self.namespaces, "BROADCACHE_NAMESPACES")
+        self._check_audit()
         if (self.delivery == "redis") == (self.fanout_service is not None):
             raise InvalidSettings(
                 "BROADCACHE_FANOUT_SERVICE: expected service:port with BROADCACHE_DELIVERY=fanout, "
@@ -248,6 +260,30 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
                 f"BROADCACHE_UNCONFIRMED_STATUS: expected a status whose answer has a body, which says who is missing, "
                 f"got {self.unconfirmed_status}; take 207, or 504 for clients that look no further than for errors"
             )
+
+    def _check_audit(self) -> None:
+        _check_namespaces(self.audit_namespaces, "BROADCACHE_AUDIT_NAMESPACES")
+        if len({*self.audit_namespaces}) < len(self.audit_namespaces):
+            raise InvalidSettings(
+                f"BROADCACHE_AUDIT_NAMESPACES: expected each namespace once, got {','.join(self.audit_namespaces)!r}; "
+                "leave out what is there twice"
+            )
+        unknown = [each for each in self.audit_namespaces if self.namespaces and each not in self.namespaces]
+        if unknown:
+            raise InvalidSettings(
+                f"BROADCACHE_AUDIT_NAMESPACES: expected some of the namespaces {', '.join(self.namespaces)}, got "
+                f"{unknown[0]!r}; correct it, or add it to BROADCACHE_NAMESPACES"
+            )
+        if self.audit_namespaces and self.delivery == "fanout":
+            raise InvalidSettings(
+                "BROADCACHE_AUDIT_NAMESPACES: expected none with BROADCACHE_DELIVERY=fanout, which logs nothing that "
+                f"an audit could follow, got {','.join(self.audit_namespaces)!r}; leave it out"
+            )
+        if self.audit_source_url is not None:
+            try:
+                check_source_url(self.audit_source_url)
+            except InvalidSettings as error:
+                raise InvalidSettings(f"BROADCACHE_AUDIT_SOURCE_URL: {error}; correct it, or leave it out") from None
 
     def second_path(self) -> Fanout | None:
         """Return what calls the replicas; None when nobody does. Raises: InvalidSettings."""
@@ -273,6 +309,14 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
             )
         except BroadcacheError as error:
             raise InvalidSettings(f"BROADCACHE_FANOUT_SERVICE: {error}; got {self.fanout_service!r:.100}") from None
+
+
+def _check_namespaces(namespaces: Sequence[str], variable: str) -> None:
+    for namespace in namespaces:
+        try:
+            check_namespace(namespace)
+        except InvalidNamespace as error:
+            raise InvalidSettings(f"{variable}: {error}; correct it") from None
 
 
 def is_loopback(host: str) -> bool:

@@ -8,23 +8,24 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 from cachetools import LRUCache, TTLCache
 from tests.support.child_replica import child_replica
 from tests.support.command_line import run
+from tests.support.liars import DeafCache, RevivingCache
 from tests.support.replicas import FAST
+from tests.support.source import source_over_http
 from tests.support.waiting import until
 
 from broadcache.publisher import Auditor, AuditStats, Publisher
 from broadcache.publisher.audit_stats import Within
-from broadcache.shared import Everything, Invalidation, InvalidSettings, Keys, Prefixes, Receipt, Tags
+from broadcache.publisher.source import source_at
+from broadcache.shared import Everything, InvalidSettings, Keys, Prefixes, Receipt, Tags
 from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from broadcache.subscriber import LocalCache, Subscriber
@@ -32,24 +33,6 @@ from broadcache.subscriber import LocalCache, Subscriber
 pytestmark = pytest.mark.anyio
 
 NAMESPACE = "products"
-
-
-class DeafCache(LocalCache):
-    """The liar: it hears of invalidations and does nothing."""
-
-    def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
-        if reason != "invalidation":
-            super().apply_invalidation(invalidation, reason=reason)
-
-
-class RevivingCache(LocalCache):
-    """Another liar: it forgets, and then writes the old value back."""
-
-    def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
-        before = {key: self.get(key) for key in invalidation.keys if key in self}
-        super().apply_invalidation(invalidation, reason=reason)
-        for key, value in before.items():
-            self.store(self.begin_load(key), value)
 
 
 class Fleet:
@@ -295,6 +278,7 @@ async def test_a_frozen_replica_is_inconsistent_until_it_has_caught_up(own_serve
         await auditor.step()
         assert shares(auditor.stats()) == [(1.0, 1, 0), (10.0, 1, 1), (60.0, 0, 0)]
         assert auditor.stats().inconsistencies == {"missing": 1}
+        assert [each.inconsistencies for each in auditor.stats().within] == [{"missing": 1}, {}, {}]
 
 
 async def test_targets_without_keys_are_judged_by_positions(redis_url: str) -> None:
@@ -348,15 +332,27 @@ async def test_every_number_is_there_for_a_metric(redis_url: str) -> None:
         auditor = running.auditor(timescales_seconds=(1.0, 10.0))
         await auditor.step()
         await running.publisher.publish(Keys("a"), namespace=NAMESPACE)
+        before = {each.name for each in auditor.stats().metrics()}
         await running.a_second_later(auditor)
         values = {(each.name, each.labels.get("within")): each.value for each in auditor.stats().metrics()}
+        kinds = {
+            (each.labels["kind"], each.labels["within"]): each.value
+            for each in auditor.stats().metrics()
+            if each.name == "broadcache_audit_inconsistencies_total"
+        }
     assert values["broadcache_audit_judged_total", "1"] == values["broadcache_audit_consistent_total", "1"] == 1
     assert values["broadcache_audit_sampled_total", None] == values["broadcache_audit_pending", None] == 1
+    # All are there from the start, but for a share of nothing.
+    assert {name for name, _ in values} - before == {"broadcache_audit_consistent_ratio"}
+    assert values["broadcache_audit_consistent_ratio", "1"] == 1
+    assert ("broadcache_audit_consistent_ratio", "10") not in values
+    assert kinds == {(kind, within): 0 for kind in ("missing", "behind", "differs") for within in ("1", "10")}
 
 
 def test_nines_are_counted_from_the_share() -> None:
     assert Within(seconds=1, judged=1_000, consistent=999).nines == pytest.approx(3.0)
     assert Within(seconds=1, judged=1_000, consistent=1_000).nines is None
+    assert str(Within(seconds=1, judged=7).nines) == "0.0"
     assert (Within(seconds=1).share, Within(seconds=1, judged=4, consistent=3).share) == (None, 0.75)
 
 
@@ -393,30 +389,15 @@ def test_a_fingerprint_is_of_what_a_read_would_be_served() -> None:
 # --- from a shell ----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def source_over_http(values: dict[str, Any]) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            key = unquote(self.path.removeprefix("/"))
-            body = json.dumps(values.get(key)).encode()
-            self.send_response(200 if key in values else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/{{key}}"
-        finally:
-            server.shutdown()
-            thread.join()
+async def test_a_source_is_read_where_its_url_says() -> None:
+    with source_over_http({"products/a/b": 7}) as url:
+        read = source_at(url.replace("{key}", "{namespace}/{key}"), "products")
+        assert await read("a/b") == 7
+        with pytest.raises(LookupError):
+            await read("{namespace}")
 
 
+@pytest.mark.timeout(240)
 async def test_an_audit_from_a_shell_names_who_lies_and_ends_with_1(own_server: EmbeddedServer) -> None:
     values = {"product/42": 2}
     with source_over_http(values) as url:
@@ -442,6 +423,7 @@ async def test_an_audit_from_a_shell_names_who_lies_and_ends_with_1(own_server: 
             assert code == 1, output
             assert "✗ liar: is at " in output
             assert "✗ honest" not in output
+            assert re.search(r"consistent within 0\.1 s: \d+\.\d{4}% \(\d+ of \d+, \d\.\d nines\)", output), output
             del running.caches["liar"]
         async with fleet(own_server.url, honest=LocalCache) as running:
             running.source["product/42"] = 2
@@ -452,6 +434,7 @@ async def test_an_audit_from_a_shell_names_who_lies_and_ends_with_1(own_server: 
 
 
 def test_an_audit_that_is_typed_wrongly_ends_with_2() -> None:
-    for arguments in (("--source-url", "http://source/"), ("--source-url", "file:///{key}"), ("--sample", "0")):
+    wrong_urls = ("http://source/", "file:///{key}", "http://{key}/", "http://[/{key}")
+    for arguments in (*(("--source-url", url) for url in wrong_urls), ("--sample", "0")):
         finished = run("audit", "--seconds", "0", *arguments)
         assert (finished.returncode, finished.stdout) == (2, ""), arguments

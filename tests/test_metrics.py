@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from tests.support.liars import RevivingCache
 from tests.support.pods import Pods, answers, hangs, resets
 from tests.support.redis_probe import redis_probe
 from tests.support.replicas import FAST, fill, new_cache, reached
-from tests.support.waiting import until
+from tests.support.source import source_over_http
+from tests.support.waiting import PATIENCE_SECONDS, until
 
-from broadcache.publisher import Publisher
+from broadcache.publisher import Auditor, Publisher
 from broadcache.publisher.api import create_app, create_fanout_app
 from broadcache.publisher.broadcaster import Broadcaster, Limits, Request
 from broadcache.publisher.discovery import ListDiscovery
@@ -38,7 +41,7 @@ from broadcache.shared.confirmation import Confirm
 from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.histogram import Histogram
 from broadcache.shared.log import names_of
-from broadcache.subscriber import CacheInvalidationMixin, Subscriber
+from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber
 from broadcache.subscriber.lag import Lag
 from broadcache.subscriber.metrics import register, unregister
 
@@ -48,6 +51,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
 ALERTS: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text())
+
+AUDIT = "broadcache_audit_"
 
 Labels = frozenset[tuple[str, str]]
 
@@ -496,6 +501,136 @@ async def test_the_fan_out_alone_tells_of_its_broadcasts() -> None:
     assert scrape.value("broadcache_http_requests_total", route="/{service}/{port}/{rest}", status="200") == 1
 
 
+# --- audits ----------------------------------------------------------------------------------------------------------
+
+
+async def scraped_until(client: httpx2.AsyncClient, is_enough: Callable[[Scrape], object]) -> Scrape:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not is_enough(scrape := await scraped(client)):
+            pass
+        return scrape
+
+
+async def published_until(client: httpx2.AsyncClient, is_enough: Callable[[Scrape], object]) -> Scrape:
+    """Publish invalidations of what no replica has, for an audit to see, until it has seen enough."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            await client.post("/invalidations", json={"namespace": "products", "keys": ["a"]})
+            if is_enough(scrape := await scraped(client)):
+                return scrape
+
+
+def _lacks(cache: LocalCache, key: str) -> bool:
+    return key not in cache
+
+
+@asynccontextmanager
+async def audited_fleet(redis_url: str, **kinds: type[LocalCache]) -> AsyncIterator[httpx2.AsyncClient]:
+    """Replicas that had a value before it was changed and published, and the API that audits them."""
+    values = {"product:42": "old"}
+    async with AsyncExitStack() as stack:
+        caches = {name: kind(TTLCache(maxsize=100, ttl=300)) for name, kind in kinds.items()}
+        for name, cache in caches.items():
+            options = {**FAST, "echo_timeout_seconds": 20.0}
+            await stack.enter_async_context(
+                Subscriber(redis_url, caches={"products": cache}, replica_id=name, **options)
+            )
+            fill(cache, "product:42")
+        settings = ApiSettings(
+            redis_url=redis_url,
+            audit_namespaces=("products", "users"),
+            audit_sample=1,
+            audit_source_url=stack.enter_context(source_over_http(values)),
+        )
+        client = await stack.enter_async_context(served(create_app(settings)))
+        await published_until(client, lambda scrape: scrape.value(f"{AUDIT}seen_total", namespace="products"))
+        values["product:42"] = "new"
+        await client.post("/invalidations", json={"namespace": "products", "keys": ["product:42"]})
+        for cache in caches.values():
+            if type(cache) is LocalCache:
+                await until(partial(_lacks, cache, "product:42"))
+                cache.store(cache.begin_load("product:42"), "new")
+        yield client
+
+
+async def test_an_audit_beside_the_api_counts_the_replica_that_lies_and_logs_who_it_is(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def differs(scrape: Scrape, within: str = "1") -> float:
+        return scrape.value(f"{AUDIT}inconsistencies_total", namespace="products", kind="differs", within=within)
+
+    async with audited_fleet(redis_url, honest=LocalCache, liar=RevivingCache) as client:
+        scrape = await scraped_until(client, differs)
+    of = {"namespace": "products", "within": "1"}
+    judged, consistent = (scrape.value(f"{AUDIT}{name}_total", **of) for name in ("judged", "consistent"))
+    assert scrape.value(f"{AUDIT}consistent_ratio", **of) == consistent / judged < 1
+    assert [scrape.value(f"{AUDIT}inconsistencies_total", kind=kind) for kind in ("missing", "behind")] == [0, 0]
+    assert differs(scrape, "10") == 0
+    [told] = [record.message for record in caplog.records if "the audit of" in record.message]
+    assert re.match(r"the audit of products found liar: is at \d+ and serves \w+, the source has \w+, 1 s after ", told)
+
+
+async def test_a_fleet_that_keeps_its_promise_is_wholly_consistent(redis_url: str) -> None:
+    of = {"namespace": "products", "within": "1"}
+    async with audited_fleet(redis_url, one=LocalCache, two=LocalCache) as client:
+        before = await scraped(client)
+        scrape = await scraped_until(
+            client,
+            lambda scrape: (
+                scrape.value(f"{AUDIT}judged_total", **of)
+                == scrape.value(f"{AUDIT}sampled_total", namespace="products")
+                == scrape.value(f"{AUDIT}seen_total", namespace="products")
+                > 1
+            ),
+        )
+    assert scrape.value(f"{AUDIT}consistent_ratio", **of) == 1
+    assert scrape.value(f"{AUDIT}inconsistencies_total") == 0
+    assert scrape.value(f"{AUDIT}failures_total") == scrape.value(f"{AUDIT}source_failures_total") == 0
+    # All series of all audits are there before anything has happened, each family once.
+    for name in ("judged_total", "consistent_total", "inconsistencies_total"):
+        assert before.value(f"{AUDIT}{name}", namespace="users", within="60") == 0
+    assert len({family.name for family in scrape.families}) == len(scrape.families)
+    with pytest.raises(AssertionError, match="no sample"):
+        scrape.value(f"{AUDIT}consistent_ratio", namespace="users")
+
+
+async def test_nothing_is_audited_unless_it_is_asked_for(redis_url: str) -> None:
+    async with served(create_app(ApiSettings(redis_url=redis_url))) as client:
+        await client.post("/invalidations", json={"keys": ["a"]})
+        assert not [name for name in (await scraped(client)).names if name.startswith(AUDIT)]
+
+
+async def test_an_audit_outlives_a_redis_that_is_away(own_server: EmbeddedServer) -> None:
+    settings = ApiSettings(
+        redis_url=own_server.url, audit_namespaces=("products",), audit_sample=1, publish_timeout_seconds=0.3
+    )
+    async with replica(own_server.url), served(create_app(settings)) as client:
+        own_server.kill()
+        await published_until(client, lambda scrape: scrape.value(f"{AUDIT}failures_total") > 0)
+        assert (await client.get("/health/live")).status_code == 200
+        own_server.start()
+        await published_until(client, lambda scrape: scrape.value(f"{AUDIT}judged_total", within="1") > 0)
+
+
+async def test_an_audit_that_fails_takes_nothing_else_down(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = Auditor.step
+
+    async def failing(auditor: Auditor) -> None:
+        if auditor.namespace == "users":
+            raise RuntimeError("a mistake of ours")
+        await step(auditor)
+
+    monkeypatch.setattr(Auditor, "step", failing)
+    settings = ApiSettings(redis_url=redis_url, audit_namespaces=("users", "products"), audit_sample=1)
+    async with served(create_app(settings)) as client:
+        await published_until(client, lambda scrape: scrape.value(f"{AUDIT}judged_total", namespace="products") > 0)
+        assert (await client.post("/invalidations", json={"keys": ["a"]})).status_code == 200
+    [failed] = [record for record in caplog.records if record.exc_info]
+    assert failed.message.startswith("the audit of users failed")
+
+
 # --- what names the metrics ------------------------------------------------------------------------------------------
 
 _FUNCTIONS_AND_WORDS = {
@@ -522,12 +657,18 @@ async def all_metrics(redis_url: str) -> set[str]:
     """The name of every sample that a replica and a publisher expose, once each has had something to tell."""
     async with Pods(1) as pods:
         settings = ApiSettings(
-            redis_url=redis_url, fanout_allow=("web:80",), fanout_lists=(f"web={pods.hosts[0]}:{pods.port}",)
+            redis_url=redis_url,
+            fanout_allow=("web:80",),
+            fanout_lists=(f"web={pods.hosts[0]}:{pods.port}",),
+            audit_namespaces=("products",),
+            audit_sample=1,
         )
         async with replica(redis_url) as (_, of_replica), served(create_app(settings)) as of_publisher:
-            await of_publisher.post("/invalidations", json={"namespace": "products", "keys": ["a"]})
             await of_publisher.post("/web/80/x")
-            return (await scraped(of_replica)).names | (await scraped(of_publisher)).names
+            of_audit = await published_until(
+                of_publisher, lambda scrape: "broadcache_audit_consistent_ratio" in scrape.names
+            )
+            return (await scraped(of_replica)).names | of_audit.names
 
 
 def names_in(expression: str) -> set[str]:

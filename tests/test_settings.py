@@ -182,6 +182,32 @@ def test_tokens_have_the_right_that_is_written_before_them() -> None:
     assert repr(tokens) == "<3 tokens>"
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"NAMESPACES": "a/b"}, "AUDIT_NAMESPACES: .* got 'a/b'"),
+        ({"NAMESPACES": "users,users"}, "AUDIT_NAMESPACES: expected each namespace once, got 'users,users'"),
+        ({"SAMPLE": "0"}, "AUDIT_SAMPLE: expected float > 0.0, got '0'"),
+        ({"SAMPLE": "1.1"}, "AUDIT_SAMPLE: expected float <= 1.0, got '1.1'"),
+        ({"SOURCE_URL": "file:///{key}"}, "AUDIT_SOURCE_URL: expected http://…/{key}, .* got 'file:///{key}'"),
+        ({"SOURCE_URL": "http://source/"}, "AUDIT_SOURCE_URL: .* got 'http://source/'"),
+        ({"SOURCE_URL": "http://{key}/"}, "AUDIT_SOURCE_URL: .* behind the host, got 'http://{key}/'"),
+    ],
+)
+def test_an_audit_that_is_set_wrongly_is_refused(variables: dict[str, str], said: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"^BROADCACHE_{said}"):
+        read_settings(ApiSettings, {f"BROADCACHE_AUDIT_{name}": text for name, text in variables.items()})
+
+
+def test_only_what_may_be_used_and_is_logged_can_be_audited() -> None:
+    audited = ApiSettings(namespaces=("products", "users"), audit_namespaces=("users",), audit_sample=1)
+    assert audited.audit_namespaces == ("users",)
+    with pytest.raises(InvalidSettings, match=r"some of the namespaces products, got 'users'.*BROADCACHE_NAMESPACES"):
+        ApiSettings(namespaces=("products",), audit_namespaces=("users",))
+    with pytest.raises(InvalidSettings, match=r"BROADCACHE_AUDIT_NAMESPACES: expected none with .*=fanout"):
+        ApiSettings(delivery="fanout", fanout_service="web:80", audit_namespaces=("users",))
+
+
 def test_a_namespace_that_cannot_be_one_is_refused() -> None:
     with pytest.raises(InvalidSettings, match=r"BROADCACHE_NAMESPACES: .* got 'a/b'"):
         ApiSettings(namespaces=("products", "a/b"))

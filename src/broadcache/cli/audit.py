@@ -2,7 +2,6 @@
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote, urlsplit
 
 import typer
 
@@ -13,11 +12,10 @@ from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
     from ..publisher import AuditStats, Inconsistency
-    from ..publisher.auditor import Source
+    from ..publisher.audit_stats import Within
+    from ..publisher.source import Source
 
 __all__ = ["audit"]
-
-_SOURCE_SECONDS = 5.0
 
 
 def audit(
@@ -37,7 +35,7 @@ def audit(
     json: Json = False,
 ) -> None:
     """Sample invalidations, and ask every replica whether it keeps to them. 1: something was inconsistent."""
-    source = None if source_url is None else _source_at(source_url)
+    source = None if source_url is None else _source_at(source_url, namespace)
     stats, findings = asyncio.run(
         _audited(redis_url, namespace, seconds, sample, within, source=source, timeout_seconds=timeout_seconds)
     )
@@ -70,40 +68,23 @@ async def _audited(
         return auditor.stats(), auditor.findings
 
 
-def _source_at(template: str) -> "Source":
-    """Read a key with GET from where `template` says. Raises: InvalidSettings."""
-    if urlsplit(template).scheme not in ("http", "https") or "{key}" not in template:
-        raise InvalidSettings(f"expected --source-url to be http://… with {{key}} in it, got {template!r}")
+def _source_at(source_url: str, namespace: str) -> "Source":
+    """Raises: InvalidSettings."""
+    from ..publisher.source import source_at
 
-    async def read(key: str) -> Any:
-        return await asyncio.to_thread(_get, template.replace("{key}", quote(key, safe="")))
-
-    return read
-
-
-def _get(url: str) -> Any:
-    """Return the JSON at `url`. Raises: LookupError when there is none, OSError, ValueError."""
-    import urllib.error
-    import urllib.request
-
-    import msgspec
-
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=_SOURCE_SECONDS) as response:
-            return msgspec.json.decode(response.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code in (404, 410):
-                raise LookupError(url) from None
-            raise
+        return source_at(source_url, namespace)
+    except InvalidSettings as error:
+        raise InvalidSettings(f"--source-url: {error}") from None
 
 
 def _print_json(stats: "AuditStats", findings: "tuple[Inconsistency, ...]") -> None:
     import msgspec
 
     answer: dict[str, Any] = msgspec.to_builtins(stats)
-    answer["within"] = [{**msgspec.to_builtins(each), "share": each.share} for each in stats.within]
+    answer["within"] = [
+        {**msgspec.to_builtins(each), "share": each.share, "nines": each.nines} for each in stats.within
+    ]
     answer["findings"] = findings
     print(msgspec.json.encode(answer).decode())
 
@@ -113,28 +94,15 @@ def _print_text(stats: "AuditStats", findings: "tuple[Inconsistency, ...]", seco
 
     print(f"{stats.namespace}, {seconds:g} s: {stats.seen} invalidations, {stats.sampled} sampled")
     for each in stats.within:
-        share = "not asked" if each.share is None else f"{each.share:.4%}"
-        print(f"  consistent within {each.seconds:g} s: {share} ({each.consistent} of {each.judged})")
+        print(f"  consistent within {each.seconds:g} s: {_share_of(each)}")
     for finding in findings:
-        print(printable(f"  ✗ {_line_of(finding)}"))
+        print(printable(f"  ✗ {finding}"))
     if stats.undecided:
         print(f"  undecided: {stats.undecided}, of keys that were invalidated all the time")
 
 
-def _line_of(finding: "Inconsistency") -> str:
-    at = "nowhere" if finding.replica_position is None else str(finding.replica_position.sequence)
-    what = {
-        "missing": "did not answer",
-        "behind": f"has not applied it: it is at {at}",
-        "differs": f"is at {at} and serves {finding.fingerprint}, "
-        + (
-            "others serve something else"
-            if finding.expected is None
-            else f"{'the source has' if finding.against == 'source' else 'most serve'} {finding.expected}"
-        ),
-    }[finding.kind]
-    named = "" if finding.key is None else f" of {finding.key}"
-    return (
-        f"{finding.replica}: {what}, {finding.within_seconds:g} s after the invalidation{named} "
-        f"at {finding.position.sequence}"
-    )
+def _share_of(within: "Within") -> str:
+    share = "not asked" if within.share is None else f"{within.share:.4%}"
+    # All of them is no number of nines: it says more of how many were asked about.
+    nines = "" if within.nines is None else f", {within.nines:.1f} nines"
+    return f"{share} ({within.consistent} of {within.judged}{nines})"

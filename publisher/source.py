@@ -1,0 +1,69 @@
+"""The source over HTTP: where replicas load a value, for an audit that holds theirs against it."""
+
+import asyncio
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeAlias
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from ..shared.errors import InvalidSettings
+
+__all__ = ["READS_MAX", "Source", "check_source_url", "source_at"]
+
+Source: TypeAlias = Callable[[str], Awaitable[Any]]
+"""Reads the value of a key from where replicas load it. Raises LookupError when there is none."""
+
+READS_MAX: Final = 8
+"""How many reads of one source are under way at once."""
+_READ_SECONDS: Final = 5.0
+
+
+def check_source_url(template: str) -> str:
+    """Return `template` if it is http://… or https://… with {key} behind the host. Raises: InvalidSettings."""
+    if not _is_source_url(template):
+        raise InvalidSettings(f"expected http://…/{{key}}, with {{key}} behind the host, got {template!r:.200}")
+    return template
+
+
+def source_at(template: str, namespace: str) -> Source:
+    """Read a key with GET from where `template` says, as JSON; 404 and 410 mean that there is none.
+
+    Shape:  {key} and {namespace} in `template` are replaced, percent-encoded.
+    Raises: InvalidSettings.
+    """
+    template = check_source_url(template).replace("{namespace}", quote(namespace, safe=""))
+    # Its own threads: a source that hangs must not take those that look up names for everybody else.
+    threads = ThreadPoolExecutor(READS_MAX, thread_name_prefix="broadcache-audit-source")
+
+    async def read(key: str) -> Any:
+        url = template.replace("{key}", quote(key, safe=""))
+        return await asyncio.get_running_loop().run_in_executor(threads, _get, url)
+
+    return read
+
+
+def _is_source_url(template: str) -> bool:
+    try:
+        url = urlsplit(template)
+        is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+    # What a key holds may choose what is asked for, and never who is asked.
+    return is_url and "{" not in url.netloc and "{key}" in url.path + "?" + url.query
+
+
+def _get(url: str) -> Any:
+    """Return the JSON at `url`. Raises: LookupError when there is none, OSError, ValueError."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=_READ_SECONDS) as response:
+            return msgspec.json.decode(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code in (404, 410):
+                raise LookupError(url) from None
+            raise
