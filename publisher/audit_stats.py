@@ -94,7 +94,8 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
 
     Shape:  `seen` counts invalidations in the log, `sampled` those that were chosen, `pending` those not yet asked
             about at every timescale, `left_out` those chosen while too many were pending. `undecided` counts answers
-            that newer invalidations of the same key kept from being compared; `failures` rounds that Redis did not
+            that newer invalidations of the same key kept from being compared, `unasked` those for which no replica was
+            there; `failures` rounds that Redis did not
             answer, `source_failures` reads of the source that failed. `inconsistencies` are counted by kind.
     """
 
@@ -104,6 +105,7 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
     pending: int
     left_out: int
     undecided: int
+    unasked: int
     failures: int
     source_failures: int
     within: tuple[Within, ...]
@@ -114,10 +116,15 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
         """Whether nothing inconsistent has been found."""
         return all(each.judged == each.consistent for each in self.within)
 
+    @property
+    def found_nobody(self) -> bool:
+        """Whether no replica was there whenever one was to be asked: then nothing is known."""
+        return self.unasked > 0 and not any(each.judged for each in self.within)
+
     def metrics(self) -> Iterator[Metric]:
         """Yield every number, named for Prometheus, also those that are 0; a share is left out until one is known."""
         of = {"namespace": self.namespace}
-        for name in ("seen", "sampled", "left_out", "undecided", "failures", "source_failures"):
+        for name in ("seen", "sampled", "left_out", "undecided", "unasked", "failures", "source_failures"):
             described = f"Audit: {name.replace('_', ' ')}"
             yield Metric(f"broadcache_audit_{name}_total", "counter", described, of, getattr(self, name))
         yield Metric("broadcache_audit_pending", "gauge", "Audit: sampled and still asked about", of, self.pending)

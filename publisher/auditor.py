@@ -114,7 +114,7 @@ class Auditor:
 
     def stats(self) -> AuditStats:
         """Return the counters."""
-        counted = {name: self._counts[name] for name in ("seen", "sampled", "left_out", "undecided")}
+        counted = {name: self._counts[name] for name in ("seen", "sampled", "left_out", "undecided", "unasked")}
         failures = {name: self._counts[name] for name in ("failures", "source_failures")}
         within = zip(self._timescales, self._judged, self._consistent, self._kinds, strict=True)
         return AuditStats(
@@ -228,6 +228,10 @@ class Auditor:
             for check in checks:
                 if self._head is None or self._head.epoch != check.position.epoch:
                     check.asked = len(self._timescales)  # the log it was in is lost
+                    continue
+                if not look.answers and not look.asked.missing:
+                    self._counts["unasked"] += 1  # nobody is no fleet, and no clean one
+                    check.asked += 1
                     continue
                 found = list(self._found(check, look))
                 signature = _signature_of(found)

@@ -291,6 +291,17 @@ async def test_targets_without_keys_are_judged_by_positions(redis_url: str) -> N
         assert shares(auditor.stats()) == [(1.0, 3, 3)]
 
 
+async def test_where_nobody_is_there_nothing_is_called_consistent(redis_url: str) -> None:
+    async with fleet(redis_url) as running:
+        auditor = running.auditor(timescales_seconds=(1.0,))
+        await auditor.step()
+        await running.publisher.publish(Keys("a"), Keys("b"), namespace=NAMESPACE)
+        await running.a_second_later(auditor)
+        stats = auditor.stats()
+        assert (stats.unasked, stats.pending, shares(stats)) == (1, 0, [(1.0, 0, 0)])
+        assert stats.found_nobody
+
+
 async def test_a_log_that_is_lost_is_begun_anew(own_server: EmbeddedServer) -> None:
     async with fleet(own_server.url, one=LocalCache) as running:
         auditor = running.auditor()
@@ -431,6 +442,18 @@ async def test_an_audit_from_a_shell_names_who_lies_and_ends_with_1(own_server: 
             answer = json.loads(output)
             assert (code, answer["findings"], answer["inconsistencies"]) == (0, [], {})
             assert answer["within"][0]["judged"] > 0
+
+
+async def test_an_audit_from_a_shell_where_nobody_is_ends_with_1(own_server: EmbeddedServer) -> None:
+    arguments = ("--namespace", NAMESPACE, "--seconds", "5", "--sample", "1", "--within", "0.1")
+    audit = asyncio.create_task(asyncio.to_thread(run, "audit", *arguments, BROADCACHE_REDIS_URL=own_server.url))
+    async with Publisher(own_server.url) as publisher:
+        while not audit.done():
+            await publisher.publish(Keys("a"), namespace=NAMESPACE)
+            await asyncio.sleep(0.05)
+    finished = await audit
+    assert finished.returncode == 1
+    assert "when no replica was there" in finished.stdout
 
 
 def test_an_audit_that_is_typed_wrongly_ends_with_2() -> None:

@@ -624,7 +624,7 @@ async def test_an_audit_that_fails_takes_nothing_else_down(
 
     monkeypatch.setattr(Auditor, "step", failing)
     settings = ApiSettings(redis_url=redis_url, audit_namespaces=("users", "products"), audit_sample=1)
-    async with served(create_app(settings)) as client:
+    async with replica(redis_url), served(create_app(settings)) as client:
         await published_until(client, lambda scrape: scrape.value(f"{AUDIT}judged_total", namespace="products") > 0)
         assert (await client.post("/invalidations", json={"keys": ["a"]})).status_code == 200
     [failed] = [record for record in caplog.records if record.exc_info]

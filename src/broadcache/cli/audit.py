@@ -34,7 +34,7 @@ def audit(
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
-    """Sample invalidations, and ask every replica whether it keeps to them. 1: something was inconsistent."""
+    """Sample invalidations, and ask every replica whether it keeps to them. 1: one does not, or none is there."""
     source = None if source_url is None else _source_at(source_url, namespace)
     stats, findings = asyncio.run(
         _audited(redis_url, namespace, seconds, sample, within, source=source, timeout_seconds=timeout_seconds)
@@ -43,7 +43,7 @@ def audit(
         _print_json(stats, findings)
     else:
         _print_text(stats, findings, seconds)
-    raise typer.Exit(OK if stats.is_consistent else FAILED)
+    raise typer.Exit(OK if stats.is_consistent and not stats.found_nobody else FAILED)
 
 
 async def _audited(
@@ -97,6 +97,8 @@ def _print_text(stats: "AuditStats", findings: "tuple[Inconsistency, ...]", seco
         print(f"  consistent within {each.seconds:g} s: {_share_of(each)}")
     for finding in findings:
         print(printable(f"  ✗ {finding}"))
+    if stats.unasked:
+        print(f"  not asked: {stats.unasked}, when no replica was there")
     if stats.undecided:
         print(f"  undecided: {stats.undecided}, of keys that were invalidated all the time")
 
