@@ -296,7 +296,7 @@ async def test_a_redis_that_refuses_is_a_redis_that_is_away(
 ) -> None:
     async with (
         redis_probe(own_server.url) as probe,
-        Publisher(own_server.url, delivery=delivery, fanout=fleet, timeout_seconds=0.5) as publisher,
+        Publisher(own_server.url, delivery=delivery, fanout=fleet, timeout_seconds=2.0) as publisher,
     ):
         await probe.call(*broken)
         receipt = await publisher.publish(Keys("k"))

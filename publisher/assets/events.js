@@ -57,6 +57,8 @@ async function readStream(namespace, heard, tell, signal, onLinked) {
   for await (const event of eventsOf(answer.body, stopped)) {
     if (event.id) heard.lastEventId = event.id;
     if (event.type === "linked") {
+      // With no place to resume from, what was logged since the log was read is in neither.
+      if (!heard.lastEventId) heard.catchUp((await readHistory(namespace, RECENT, signal)).invalidations);
       tell("live");
       onLinked();
     } else if (event.type === "lost") {
