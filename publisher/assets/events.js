@@ -53,12 +53,13 @@ async function poll(namespace, heard, tell, signal) {
 
 async function readStream(namespace, heard, tell, signal, onLinked) {
   const stopped = new AbortController();
+  const isResumed = heard.lastEventId !== null;
   const answer = await openEvents(namespace, heard.lastEventId, AbortSignal.any([signal, stopped.signal]));
   for await (const event of eventsOf(answer.body, stopped)) {
     if (event.id) heard.lastEventId = event.id;
     if (event.type === "linked") {
       // With no place to resume from, what was logged since the log was read is in neither.
-      if (!heard.lastEventId) heard.catchUp((await readHistory(namespace, RECENT, signal)).invalidations);
+      if (!isResumed) heard.catchUp((await readHistory(namespace, RECENT, signal)).invalidations);
       tell("live");
       onLinked();
     } else if (event.type === "lost") {
