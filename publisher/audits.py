@@ -105,4 +105,5 @@ class _Teller:
         if len(self._told_at) >= _TOLD_MAX:
             self._told_at.clear()
         self._told_at[about] = now
-        logger.warning("the audit of %s found %s", self._namespace, found)
+        # What a replica or a publisher names itself or a key stays on one line.
+        logger.warning("the audit of %s found %r", self._namespace, str(found))

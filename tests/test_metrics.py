@@ -567,7 +567,9 @@ async def test_an_audit_beside_the_api_counts_the_replica_that_lies_and_logs_who
     assert [scrape.value(f"{AUDIT}inconsistencies_total", kind=kind) for kind in ("missing", "behind")] == [0, 0]
     assert differs(scrape, "10") == 0
     [told] = [record.message for record in caplog.records if "the audit of" in record.message]
-    assert re.match(r"the audit of products found liar: is at \d+ and serves \w+, the source has \w+, 1 s after ", told)
+    assert re.match(
+        r"the audit of products found 'liar: is at \d+ and serves \w+, the source has \w+, 1 s after ", told
+    )
 
 
 async def test_a_fleet_that_keeps_its_promise_is_wholly_consistent(redis_url: str) -> None:
