@@ -7,7 +7,7 @@ is made smaller and printed, ready to be run again: `promise_model.run([…])`.
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -30,12 +30,16 @@ MUTANT_RUNS_MAX = 2_000
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet() -> Iterator[None]:
     """Faults are what these tests are made of: each would write a warning."""
     logger = logging.getLogger("broadcache")
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "level", logging.ERROR)
-    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    level, propagates = logger.level, logger.propagate
+    logger.propagate = False
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.propagate = propagates
+    # Not by the attribute: each logger below remembers what is not logged until it is told.
+    logger.setLevel(level)
 
 
 def run_schedules(count: int) -> None:
