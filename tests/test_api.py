@@ -20,11 +20,12 @@ from tests.support.child_replica import child_replica
 from tests.support.redis_probe import redis_probe
 from tests.support.replicas import FAST
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.web_server import served
 
 from broadcache import __version__
 from broadcache.publisher import Publisher
 from broadcache.publisher.api import create_app
-from broadcache.publisher.server import AddressUnavailable, listen, new_server, url_of
+from broadcache.publisher.server import AddressUnavailable, listen
 from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import InvalidSettings
 from broadcache.shared.embedded import EmbeddedServer
@@ -47,23 +48,6 @@ async def client_of(settings: ApiSettings, publisher: Publisher | None = None) -
         httpx2.AsyncClient(transport=transport, base_url="http://publisher", timeout=30) as client,
     ):
         yield client
-
-
-@asynccontextmanager
-async def served(settings: ApiSettings) -> AsyncIterator[httpx2.AsyncClient]:
-    """The application behind the web server that users run, on a free port."""
-    with listen(settings.listen_host, settings.listen_port) as listener:
-        is_ready = asyncio.Event()
-        server = new_server(create_app(settings), on_ready=is_ready.set)
-        running = asyncio.create_task(server.serve([listener]))
-        await is_ready.wait()
-        try:
-            url = url_of(settings.listen_host, listener)
-            async with httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            await running
 
 
 @pytest.fixture
@@ -256,14 +240,14 @@ async def test_a_method_that_a_path_does_not_have_is_a_problem_that_names_those_
 
 
 async def test_a_body_that_is_too_large_is_refused(redis_url: str) -> None:
-    settings = ApiSettings(redis_url=redis_url, listen_port=0, request_bytes_max=2_048)
+    settings = ApiSettings(redis_url=redis_url, request_bytes_max=2_048)
     body = json.dumps({"keys": ["x" * 1_000] * 3}).encode()
 
     async def in_chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(body), 500):
             yield body[start : start + 500]
 
-    async with served(settings) as client:
+    async with served(create_app(settings)) as client:
         for content in (body, in_chunks()):
             problem = problem_of(await client.post(PATH, content=content, headers=JSON), 413, "body-too-large")
             assert "at most 2048 bytes" in problem["detail"]
@@ -271,9 +255,9 @@ async def test_a_body_that_is_too_large_is_refused(redis_url: str) -> None:
 
 
 async def test_the_largest_body_that_is_allowed_is_published_in_parts_that_stand_together(redis_url: str) -> None:
-    settings = ApiSettings(redis_url=redis_url, listen_port=0, publish_timeout_seconds=20)
+    settings = ApiSettings(redis_url=redis_url, publish_timeout_seconds=20)
     keys = [f"{number:05}".ljust(1_000, "x") for number in range(4_000)]
-    async with served(settings) as client:
+    async with served(create_app(settings)) as client:
         large, *small = await asyncio.gather(
             client.post(PATH, json={"keys": keys}), *[client.post(PATH, json={"keys": ["k"]}) for _ in range(20)]
         )
@@ -289,7 +273,7 @@ async def test_the_largest_body_that_is_allowed_is_published_in_parts_that_stand
 async def test_a_client_that_leaves_in_the_middle_of_a_body_disturbs_nobody(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with served(ApiSettings(redis_url=redis_url, listen_port=0)) as client:
+    async with served(create_app(ApiSettings(redis_url=redis_url))) as client:
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(
             b"POST /invalidations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -350,9 +334,9 @@ async def test_tokens_and_passwords_are_never_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     url = own_server.url.replace("redis://", "redis://default:hunter2@")
-    settings = ApiSettings(redis_url=url, listen_port=0, tokens=("swordfish", "ro:sesame"), publish_timeout_seconds=0.3)
+    settings = ApiSettings(redis_url=url, tokens=("swordfish", "ro:sesame"), publish_timeout_seconds=0.3)
     said = ""
-    async with served(settings) as client:
+    async with served(create_app(settings)) as client:
         for token in ("swordfish", "sesame", "mellon"):
             said += (await client.post(PATH, json={"keys": ["k"]}, headers={"Authorization": f"Bearer {token}"})).text
         own_server.kill()
@@ -525,8 +509,8 @@ async def test_the_highest_sequence_may_be_asked_for(client: httpx2.AsyncClient)
 async def test_while_redis_is_away_nothing_is_reported_accepted_and_afterwards_it_goes_on(
     own_server: EmbeddedServer,
 ) -> None:
-    settings = ApiSettings(redis_url=own_server.url, listen_port=0, publish_timeout_seconds=0.4)
-    async with served(settings) as client:
+    settings = ApiSettings(redis_url=own_server.url, publish_timeout_seconds=0.4)
+    async with served(create_app(settings)) as client:
         assert (await client.post(PATH, json={"keys": ["k"]})).status_code == 200
         own_server.kill()
         for answer in (

@@ -23,11 +23,11 @@ from tests.support.fanout_scene import (
     reply_of,
     request_of,
     scene,
-    web_server,
 )
 from tests.support.pods import Pods, Received, answers, hangs, resets
 from tests.support.tls_proxy import new_authority
 from tests.support.waiting import until
+from tests.support.web_server import web_server
 from tests.test_fanout_policy import (
     IP_LITERALS,
     MALFORMED_PORTS,

@@ -15,10 +15,12 @@ from tests.support.event_client import EventClient, Told, following
 from tests.support.redis_probe import redis_probe
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
-from tests.test_api import PATH, client_of, problem_of, served
+from tests.support.web_server import served
+from tests.test_api import PATH, client_of, problem_of
 from tests.test_topology_acl import allow, rights_in, rights_of
 
 from broadcache.publisher import Publisher
+from broadcache.publisher.api import create_app
 from broadcache.publisher.feed import Feed
 from broadcache.publisher.hub import Hub, HubFull
 from broadcache.publisher.settings import ApiSettings
@@ -38,7 +40,7 @@ HEAD = names_of("default").head
 
 @asynccontextmanager
 async def api(redis_url: str, **settings: Any) -> AsyncIterator[str]:
-    async with served(ApiSettings(redis_url=redis_url, listen_port=0, **settings)) as client:
+    async with served(create_app(ApiSettings(redis_url=redis_url, **settings))) as client:
         yield str(client.base_url)
 
 

@@ -27,6 +27,7 @@ from tests.support.redis_probe import redis_probe
 from tests.support.replicas import FAST, fill, new_cache, reached
 from tests.support.source import source_over_http
 from tests.support.waiting import PATIENCE_SECONDS, until
+from tests.support.web_server import served
 
 from broadcache.publisher import Auditor, Publisher
 from broadcache.publisher.api import create_app, create_fanout_app
@@ -34,7 +35,6 @@ from broadcache.publisher.broadcaster import Broadcaster, Limits, Request
 from broadcache.publisher.discovery import ListDiscovery
 from broadcache.publisher.fanout_policy import FanoutPolicy
 from broadcache.publisher.metrics import PublisherMetrics
-from broadcache.publisher.server import listen, new_server, url_of
 from broadcache.publisher.settings import ApiSettings, FanoutSettings
 from broadcache.shared import Everything, Keys, LinkLost, Prefixes, Tags
 from broadcache.shared.confirmation import Confirm
@@ -87,24 +87,6 @@ class Catalogue(CacheInvalidationMixin):
 
     def __init__(self, redis_url: str, **options: Any) -> None:
         super().__init__(redis_url, cache=TTLCache(maxsize=1_000, ttl=300), **{**FAST, **options})
-
-
-@asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
-    """The application behind the web server that users run, on a free port."""
-    with listen("127.0.0.1", 0) as listener:
-        is_ready = asyncio.Event()
-        server = new_server(app, on_ready=is_ready.set)
-        running = asyncio.create_task(server.serve([listener]))
-        await is_ready.wait()
-        try:
-            async with httpx2.AsyncClient(
-                base_url=url_of("127.0.0.1", listener), timeout=30, trust_env=False
-            ) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            await running
 
 
 @asynccontextmanager

@@ -18,9 +18,9 @@ from tests.support.receipts import position_of
 from tests.support.redis_probe import redis_probe
 from tests.support.replicas import FAST, fill, new_cache, reached
 from tests.support.waiting import until
+from tests.support.web_server import served
 
 from broadcache.publisher import Publisher
-from broadcache.publisher.server import listen, new_server, url_of
 from broadcache.shared import Invalidation, InvalidSettings, Keys, MalformedFrame, Prefixes, Tags
 from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import invalidation_of
@@ -37,23 +37,6 @@ KEYS = ("a", "b", "c")
 SELDOM: dict[str, Any] = {"echo_interval_seconds": 60}
 """An echo would wake up the sweep as well."""
 REPRODUCIBLE = settings(derandomize=True, database=None, deadline=None, max_examples=300)
-
-
-@asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
-    """The application behind a real web server."""
-    with listen("127.0.0.1", 0) as listener:
-        is_ready = asyncio.Event()
-        server = new_server(app, on_ready=is_ready.set)
-        running = asyncio.create_task(server.serve([listener]))
-        await is_ready.wait()
-        try:
-            url = url_of("127.0.0.1", listener)
-            async with httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            await running
 
 
 class Catalogue(CacheInvalidationMixin):

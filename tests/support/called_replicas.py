@@ -1,6 +1,5 @@
 """Replicas behind a web server, which can be told by HTTP and are named by DNS: the second path's other end."""
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,9 +10,9 @@ from fastapi import FastAPI
 from tests.support.dns_server import DnsServer
 from tests.support.replicas import FAST
 from tests.support.waiting import until
+from tests.support.web_server import web_server
 
 from broadcache.publisher import Fanout
-from broadcache.publisher.server import new_server
 from broadcache.subscriber import CacheInvalidationMixin
 
 HOSTS: Final = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
@@ -37,22 +36,6 @@ class Replica(CacheInvalidationMixin):
 
 
 @asynccontextmanager
-async def serving(replica: Replica, host: str, port: int) -> AsyncIterator[None]:
-    app = FastAPI(lifespan=replica.lifespan)
-    app.include_router(replica.router)
-    is_ready = asyncio.Event()
-    with socket.create_server((host, port)) as listener:
-        server = new_server(app, on_ready=is_ready.set)
-        running = asyncio.create_task(server.serve([listener]))
-        await is_ready.wait()
-        try:
-            yield
-        finally:
-            server.should_exit = True
-            await running
-
-
-@asynccontextmanager
 async def fleet(url: str) -> AsyncIterator[tuple[list[Replica], Fanout]]:
     """Three replicas that `SERVICE` names, from when they are coherent, and what calls them."""
     async with called(url) as (replicas, port, nameserver):
@@ -72,6 +55,8 @@ async def called(url: str) -> AsyncIterator[tuple[list[Replica], int, str]]:
             port = free.getsockname()[1]
         replicas = [Replica(url, f"web-{number}") for number in range(len(HOSTS))]
         for replica, host in zip(replicas, HOSTS, strict=True):
-            await stack.enter_async_context(serving(replica, host, port))
+            app = FastAPI(lifespan=replica.lifespan)
+            app.include_router(replica.router)
+            await stack.enter_async_context(web_server(app, host=host, port=port))
         await until(lambda: all(replica.subscriber.state == "coherent" for replica in replicas), "a coherent fleet")
         yield replicas, port, dns.address

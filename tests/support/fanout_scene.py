@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any
 
-from fastapi import FastAPI
 from tests.support.dns_server import DnsServer
 from tests.support.pods import Behaviour, Pods, Received
+from tests.support.web_server import web_server
 from uvicorn import Server
 
 from broadcache.publisher.api import create_fanout_app
 from broadcache.publisher.broadcaster import Request
 from broadcache.publisher.fanout_policy import Destination
-from broadcache.publisher.server import listen, new_server
 from broadcache.publisher.settings import FanoutSettings
 
 SERVICE = "web.test"
@@ -92,21 +91,6 @@ def request_of(method: str, target: str, headers: Sequence[str] = (), body: byte
     if body is not None and not names & {"transfer-encoding", "content-length"}:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, *headers, "", ""]).encode("latin-1") + (body or b"")
-
-
-@asynccontextmanager
-async def web_server(app: FastAPI) -> AsyncIterator[tuple[int, Server]]:
-    """`app` behind the web server that users run, on a free port."""
-    with listen("127.0.0.1", 0) as listener:
-        is_ready = asyncio.Event()
-        server = new_server(app, on_ready=is_ready.set)
-        running = asyncio.create_task(server.serve([listener]))
-        await is_ready.wait()
-        try:
-            yield listener.getsockname()[1], server
-        finally:
-            server.should_exit = True
-            await running
 
 
 @dataclass(frozen=True)
