@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
 from ..shared.exposition import can_expose, check_can_expose, exposed
-from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, Position, check_namespace
+from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, NAMESPACE_PATTERN, Position, check_namespace
 from . import openapi
 from .audit_stats import AuditStats
 from .audits import Audits
@@ -179,7 +179,7 @@ async def _live() -> Response:
 
 
 # Described here and checked by whoever uses it, who says what is wrong with it.
-_Namespace = Annotated[str, Field(json_schema_extra={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"})]
+_Namespace = Annotated[str, Field(json_schema_extra={"pattern": f"^{NAMESPACE_PATTERN}$"})]
 
 
 class _HistoryQuery(BaseModel):
@@ -282,16 +282,14 @@ class _Api:
         check_is_json(request)
         asked = PreviewRequest.read(await read_body(request, self._settings.request_bytes_max))
         self._check_is_known(asked.namespace)
-        if not self._publisher.has_log:
-            raise Problem(LOG_MISSING, LOG_MISSING.example)
+        self._check_has_log()
         if flaws := asked.flaws():
             raise Problem(INVALIDATION_INVALID, errors=flaws)
         return _json(await self._publisher.preview(*asked.targets(), namespace=asked.namespace))
 
     async def history(self, query: Annotated[_HistoryQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
-        if not self._publisher.has_log:
-            raise Problem(LOG_MISSING, LOG_MISSING.example)
+        self._check_has_log()
         _check_is_namespace(query.namespace)
         page = await self._publisher.history_page(
             query.namespace,
@@ -327,6 +325,10 @@ class _Api:
         namespace = self._settings.namespaces[0] if self._namespaces else DEFAULT_NAMESPACE
         await self._publisher.head(namespace)
         return _json({"status": "ready"})
+
+    def _check_has_log(self) -> None:
+        if not self._publisher.has_log:
+            raise Problem(LOG_MISSING, LOG_MISSING.example)
 
     def _check_is_known(self, namespace: str) -> None:
         if self._namespaces and namespace not in self._namespaces:

@@ -45,8 +45,7 @@ class TokenGate:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(given) != 1:
             return _unauthorized(f"{len(given) or 'no'} such headers", error="")
-        scheme, _, token = given[0].partition(b" ")
-        right = self._tokens.right_of(token.strip()) if scheme.lower() == b"bearer" else None
+        right = self._tokens.right_of_header(given[0])
         if right is None:
             return _unauthorized("another", error=', error="invalid_token"')
         reads = scope.get("method") in _READING_METHODS and self._is_reading(scope["path"])

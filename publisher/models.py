@@ -15,6 +15,7 @@ from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
     KEY_BYTES_MAX,
+    NAMESPACE_PATTERN,
     REASON_BYTES_MAX,
     REQUEST_NAMES_MAX,
     TAG_BYTES_MAX,
@@ -77,7 +78,7 @@ class PreviewRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str,
         Meta(
             description="The family of caches that is meant.",
-            extra_json_schema={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+            extra_json_schema={"pattern": f"^{NAMESPACE_PATTERN}$"},
         ),
     ] = DEFAULT_NAMESPACE
     keys: Annotated[

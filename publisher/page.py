@@ -95,8 +95,7 @@ def _route(path: str, file: "_File") -> Route:
 def _right_of(request: Request, tokens: Tokens) -> Right | None:
     if not tokens:
         return "rw"
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return tokens.right_of(token.strip().encode()) if scheme.lower() == "bearer" else None
+    return tokens.right_of_header(request.headers.get("authorization", "").encode("latin-1"))
 
 
 class _File:

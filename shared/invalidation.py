@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_NAMESPACE",
     "ID_BYTES_MAX",
     "KEY_BYTES_MAX",
+    "NAMESPACE_PATTERN",
     "REASON_BYTES_MAX",
     "REQUEST_NAMES_MAX",
     "SOURCE_BYTES_MAX",
@@ -44,7 +45,10 @@ ID_BYTES_MAX: Final = 128
 """The longest id of an invalidation, in bytes of UTF-8. Ids made here are ULIDs, of 26."""
 DEFAULT_NAMESPACE: Final = "default"
 
-_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+NAMESPACE_PATTERN: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""The whole of a namespace, as a regular expression."""
+
+_NAMESPACE = re.compile(NAMESPACE_PATTERN, re.ASCII)
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 

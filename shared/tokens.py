@@ -48,6 +48,11 @@ class Tokens:
     def __repr__(self) -> str:
         return f"<{len(self)} tokens>"
 
+    def right_of_header(self, authorization: bytes) -> Right | None:
+        """Return what the token in `Bearer TOKEN` may do; None when there is none in it, or no valid one."""
+        scheme, _, token = authorization.partition(b" ")
+        return self.right_of(token.strip()) if scheme.lower() == b"bearer" else None
+
     def right_of(self, token: bytes) -> Right | None:
         """Return what `token` may do; None when it is not valid.
 

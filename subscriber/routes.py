@@ -161,10 +161,7 @@ def _objection_to(request: Request, tokens: Tokens) -> Response | None:
 
 def _has_token(request: Request, tokens: Tokens) -> bool:
     given = [value for name, value in request.scope["headers"] if name == b"authorization"]
-    if len(given) != 1:
-        return False
-    scheme, _, token = given[0].partition(b" ")
-    return scheme.lower() == b"bearer" and tokens.right_of(token.strip()) is not None
+    return len(given) == 1 and tokens.right_of_header(given[0]) is not None
 
 
 def _is_cross_site(request: Request) -> bool:
