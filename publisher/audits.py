@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Final, Self
 
 from ..shared.clock import Clock, monotonic
+from ..shared.closing import Closing
 from .audit_stats import AuditStats, Inconsistency
 from .auditor import Auditor
 from .publisher import Publisher
@@ -23,7 +23,7 @@ _QUIET_SECONDS: Final = 60.0
 _TOLD_MAX: Final = 1_000
 
 
-class Audits:
+class Audits(Closing):
     """One auditor for each namespace, from entering until closing. Whatever becomes of them ends nothing else.
 
     They have links of their own to Redis: what an audit reads never stands before a publish.
@@ -65,11 +65,6 @@ class Audits:
             for auditor in self._auditors
         ]
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """End them. Closing twice, or before entering, is harmless."""

@@ -6,10 +6,10 @@ import random
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from ..shared.clock import Clock, monotonic
+from ..shared.closing import Closing
 from ..shared.errors import BroadcacheError, InvalidSettings
 from .discovery import Address, Discovered, Discovery
 from .exchange import Answer, Header, Tls, Untold, exchange
@@ -130,7 +130,7 @@ class Broadcast:
         return sum(outcome.is_success for outcome in self.outcomes)
 
 
-class Broadcaster:
+class Broadcaster(Closing):
     """Sends a request to all addresses of a service. Each has its own outcome: one that is dead spoils no other.
 
     A broadcast that has begun is carried out, whatever becomes of its caller: half of the addresses told is the worst
@@ -166,14 +166,6 @@ class Broadcaster:
         self.observer: Observer = observer
         self._slots = asyncio.Semaphore(self.limits.concurrency)
         self._running: set[asyncio.Task[Any]] = set()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Wait for the broadcasts that are under way: each ends by its deadline. Closing twice is harmless."""

@@ -2,11 +2,11 @@
 
 import ssl
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 
+from ..shared.closing import Closing
 from ..shared.delivery import FanoutReport, Outcome
 from ..shared.errors import BroadcacheError, InvalidSettings
 from .broadcaster import Broadcast, Broadcaster, HostMode, Limits, Request, Scheme
@@ -30,7 +30,7 @@ class _ReplicaAnswer(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(_ReplicaAnswer)
 
 
-class Fanout:
+class Fanout(Closing):
     """Every replica of a service, to be told by HTTP: `Publisher(url, delivery="both", fanout=Fanout("web", 8080))`.
 
     Shape:  `service` is a name in DNS, best of a headless service; `port` a number, or a name that SRV records know.
@@ -78,14 +78,6 @@ class Fanout:
 
     def __repr__(self) -> str:
         return f"Fanout({self.service!r}, {self._destination.port!r})"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Wait for what is under way. Closing twice is harmless."""

@@ -7,11 +7,11 @@ import socket
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import Final, Self, TypeVar, get_args
 
 from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
+from ..shared.closing import Closing
 from ..shared.confirmation import Confirm
 from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused, NotPrimary
 from ..shared.invalidation import (
@@ -54,7 +54,7 @@ _LOOK_SECONDS: Final = 0.25
 """How long such a look may take, also beyond the time that was to be waited."""
 
 
-class Publisher:
+class Publisher(Closing):
     """Publishes over one connection (in a cluster: one for each namespace), which concurrent calls share.
 
     It is made anew when it is lost, and when its server is no primary any more.
@@ -125,11 +125,6 @@ class Publisher:
             self._second_path = self._new_second_path(self._fanout)
         self._is_entered = True
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     @property
     def has_log(self) -> bool:

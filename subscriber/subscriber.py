@@ -18,6 +18,7 @@ from typing import Final, NoReturn, Self
 
 from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
+from ..shared.closing import Closing
 from ..shared.errors import InvalidSettings, LinkLost, LogRefused, MalformedFrame, NotPrimary
 from ..shared.invalidation import Everything, Invalidation, Position, Target, check_namespace, invalidation_of
 from ..shared.log import Receipt, append
@@ -57,7 +58,7 @@ class SubscriberStats:
     lost: int
 
 
-class Subscriber:
+class Subscriber(Closing):
     """Keeps the caches of one replica coherent. An asynchronous context manager; `with` runs it in a thread of its own.
 
     Entering returns as soon as the caches are coherent, and after `start_timeout_seconds` at the latest: a Redis that
@@ -272,11 +273,6 @@ class Subscriber:
             await self.close()
             raise
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Stop, and bypass the caches. Closing twice, or before starting, is harmless."""
