@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Generator
 from typing import Final
 
 from ..shared.confirmation import encode_reports
@@ -102,18 +101,10 @@ async def _count(question: Question, sequencer: Sequencer) -> tuple[int, bool]:
     named, entries, is_estimate = question.counted, 0, False
     if named is not None:
         for cache in sequencer.caches:
-            count = await _without_a_stall(cache.counting(named))
+            count = Count(0, is_estimate=False)
+            for so_far in cache.counting(named):
+                count = so_far
+                await asyncio.sleep(0)
             entries += count.entries
             is_estimate = is_estimate or count.is_estimate
     return entries, is_estimate
-
-
-async def _without_a_stall(steps: Generator[None, None, Count]) -> Count:
-    """Take one step after the other, and let others run in between."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as ended:
-            count: Count = ended.value
-            return count
-        await asyncio.sleep(0)

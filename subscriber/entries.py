@@ -3,7 +3,7 @@
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
@@ -182,28 +182,38 @@ class Entries:
         except KeyError:
             return MISSING
 
-    def counting(
-        self, invalidation: Invalidation, now: float, uniform: Callable[[], float]
-    ) -> Generator[None, None, Count]:
+    def counting(self, invalidation: Invalidation, now: float, uniform: Callable[[], float]) -> Iterator[Count]:
         """Count the live entries that an invalidation names, without reading them, in short steps.
 
-        Exact while no more than `_COUNT_LOOKS_MAX` have to be looked at, else an estimate. What changes between two
-        steps may be counted or not.
+        After each step it yields what is known by then: the last is the answer. It is exact while no more than
+        `_COUNT_LOOKS_MAX` have to be looked at, else an estimate. What changes between two steps may be counted or not.
         """
         if invalidation.everything and self.is_settled and self.earliest_expiry > now:
-            return Count(len(self.mapping), is_estimate=False)
-        choosing = (
-            self._sampled(uniform) if invalidation.everything or invalidation.prefixes else self._named(invalidation)
-        )
-        looked_at, total = yield from choosing
-        found = 0
+            yield Count(len(self.mapping), is_estimate=False)
+            return
+        if invalidation.everything or invalidation.prefixes:
+            total = len(self._unswept) + len(self._stamps)
+            choosing = self._sampled(total, uniform)
+        else:
+            total = len(invalidation.keys) + sum(len(self._keys_of_tag.get(tag, ())) for tag in invalidation.tags)
+            choosing = self._named(total, invalidation)
+        chosen: list[str] = []
+        for keys in choosing:
+            chosen += keys
+            yield Count(0, is_estimate=True)
+        is_estimate = total > _COUNT_LOOKS_MAX
+        if not is_estimate:
+            chosen = list(dict.fromkeys(chosen))  # a key may be named by itself and by several tags
+        # None is left to be chosen, if all are dropped between two steps.
+        scale = total / len(chosen) if is_estimate and chosen else 1
         is_named = self._matcher(invalidation)
-        for start in range(0, len(looked_at), _COUNT_STEP_KEYS):
-            yield
-            step = looked_at[start : start + _COUNT_STEP_KEYS]
+        found = 0
+        for start in range(0, len(chosen), _COUNT_STEP_KEYS):
+            step = chosen[start : start + _COUNT_STEP_KEYS]
             found += sum(1 for key in step if is_named(key) and self._is_counted(key, now))
-        is_estimate = total > len(looked_at)
-        return Count(round(found * total / len(looked_at)) if is_estimate else found, is_estimate)
+            yield Count(round(found * scale), is_estimate)
+        if not chosen:
+            yield Count(0, is_estimate)
 
     def _matcher(self, invalidation: Invalidation) -> Callable[[str], bool]:
         """Return what tells whether an invalidation names a key."""
@@ -221,37 +231,26 @@ class Entries:
         is_live = key in self._stamps or key in self._unswept if self.is_settled else self.is_live(key)
         return is_live and self._expiries.get(key, math.inf) > now
 
-    def _sampled(self, uniform: Callable[[], float]) -> Generator[None, None, tuple[list[str], int]]:
+    def _sampled(self, total: int, uniform: Callable[[], float]) -> Iterator[list[str]]:
         """Choose the keys of all entries, or of some: from all over, or of very many from both ends."""
-        total = len(self._unswept) + len(self._stamps)
         if total <= _COUNT_LOOKS_MAX:
-            return [*self._unswept, *self._stamps], total
+            yield [*self._unswept, *self._stamps]
+            return
         # Here and there, because keys may come in a pattern: a product and its price, in turns.
         reach = min(total // 2, _COUNT_REACH_MAX)
         gap = 2 * reach / _COUNT_LOOKS_MAX
-        looked_at: list[str] = []
         for start in range(0, reach, _COUNT_STEP_REACH):
             part = slice(start, min(start + _COUNT_STEP_REACH, reach))
-            looked_at += _scattered(chain(self._unswept, self._stamps), part, gap, uniform)
-            yield
-            looked_at += _scattered(chain(reversed(self._stamps), reversed(self._unswept)), part, gap, uniform)
-            yield
-        return looked_at, total
+            yield list(_scattered(chain(self._unswept, self._stamps), part, gap, uniform))
+            yield list(_scattered(chain(reversed(self._stamps), reversed(self._unswept)), part, gap, uniform))
 
-    def _named(self, invalidation: Invalidation) -> Generator[None, None, tuple[list[str], int]]:
-        """Choose the keys that are named, by themselves or by a tag, or some of them."""
-        total = len(invalidation.keys) + sum(len(self._keys_of_tag.get(tag, ())) for tag in invalidation.tags)
+    def _named(self, total: int, invalidation: Invalidation) -> Iterator[list[str]]:
+        """Choose the keys that are named, by themselves or by a tag, or the same share of each."""
         share = min(1.0, _COUNT_LOOKS_MAX / total) if total else 1.0
-        looked_at = list(islice(invalidation.keys, math.ceil(len(invalidation.keys) * share)))
-        for number, tag in enumerate(invalidation.tags, 1):
-            keys = self._keys_of_tag.get(tag, ())
-            looked_at += islice(keys, math.ceil(len(keys) * share))
-            if number % _COUNT_STEP_KEYS == 0:
-                yield
-        if share < 1.0:
-            return looked_at, total
-        looked_at = list(dict.fromkeys(looked_at))
-        return looked_at, len(looked_at)
+        yield list(islice(invalidation.keys, math.ceil(len(invalidation.keys) * share)))
+        for start in range(0, len(invalidation.tags), _COUNT_STEP_KEYS):
+            tagged = [self._keys_of_tag.get(tag, ()) for tag in invalidation.tags[start : start + _COUNT_STEP_KEYS]]
+            yield list(chain.from_iterable(islice(keys, math.ceil(len(keys) * share)) for keys in tagged))
 
     def expire(self, now: float) -> int:
         """Remove some of the entries whose own expiry has come, in a slice; return how many."""

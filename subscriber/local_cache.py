@@ -4,7 +4,7 @@ import math
 import random
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast, overload
 
@@ -442,25 +442,21 @@ class LocalCache(MutableMapping[str, Any]):
 
         Raises: InvalidTarget.
         """
-        steps = self.counting(invalidation_of(targets))
-        while True:
-            try:
-                next(steps)
-            except StopIteration as ended:
-                count: Count = ended.value
-                return count
+        *_, count = self.counting(invalidation_of(targets))
+        return count
 
-    def counting(self, invalidation: Invalidation) -> Generator[None, None, Count]:
-        """Do the same for what an invalidation names, in steps of less than a millisecond: others may run between."""
+    def counting(self, invalidation: Invalidation) -> Iterator[Count]:
+        """Do the same for what an invalidation names, in steps of less than a millisecond: others may run between.
+
+        After each step it yields what is known by then: the last is the answer.
+        """
         steps = self._entries.counting(invalidation, self._clock(), self._uniform)
         while True:
             with self._lock:
-                try:
-                    next(steps)
-                except StopIteration as ended:
-                    count: Count = ended.value
-                    return count
-            yield
+                count = next(steps, None)
+            if count is None:
+                return
+            yield count
 
     def fingerprint(self, key: str) -> str | None:
         """Return the fingerprint of what a read of `key` would be served now; None when it would find nothing.

@@ -321,6 +321,19 @@ def test_entries_past_their_own_expiry_and_those_evicted_are_not_counted() -> No
     assert cache.count(Everything()) == (2, False)
 
 
+@pytest.mark.parametrize("target", [Prefixes("product:"), Tags("odd"), Keys(*map("product:{}".format, range(5_000)))])
+@pytest.mark.parametrize("is_swept", [True, False])
+def test_what_is_dropped_between_two_steps_of_counting_is_not_counted(target: Target, is_swept: bool) -> None:
+    cache = large_cache(20_000)
+    steps = cache.counting(invalidation_of([target]))
+    next(steps)
+    cache.apply(Everything())
+    while is_swept and cache.sweep():
+        pass
+    *_, count = steps
+    assert count.entries == 0
+
+
 def test_counting_is_no_reading() -> None:
     cache = LocalCache(LRUCache(maxsize=2))
     cache.confirm_coherent(cache.clock())
