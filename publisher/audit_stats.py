@@ -1,6 +1,7 @@
 """What an audit has found: shares of consistent invalidations, and who was not."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
@@ -8,9 +9,11 @@ import msgspec
 
 from ..shared.invalidation import Position
 
-__all__ = ["AuditStats", "Inconsistency", "InconsistencyKind", "Metric", "Within"]
+__all__ = ["COUNTS", "AuditStats", "Inconsistency", "InconsistencyKind", "Metric", "Within"]
 
 InconsistencyKind: TypeAlias = Literal["missing", "behind", "differs"]
+COUNTS: Final = ("seen", "sampled", "left_out", "undecided", "unasked", "failures", "source_failures")
+"""The counters that are of no timescale."""
 _KINDS: Final[tuple[str, ...]] = get_args(InconsistencyKind)
 
 
@@ -96,7 +99,7 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
             about at every timescale, `left_out` those chosen while too many were pending. `undecided` counts answers
             that newer invalidations of the same key kept from being compared, `unasked` those for which no replica was
             there; `failures` rounds that Redis did not
-            answer, `source_failures` reads of the source that failed. `inconsistencies` are counted by kind.
+            answer, `source_failures` reads of the source that failed.
     """
 
     namespace: str
@@ -109,7 +112,11 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
     failures: int
     source_failures: int
     within: tuple[Within, ...]
-    inconsistencies: dict[str, int]
+
+    @property
+    def inconsistencies(self) -> dict[str, int]:
+        """How many replicas were found inconsistent, by kind, at all timescales together."""
+        return dict(sum((Counter(each.inconsistencies) for each in self.within), Counter[str]()))
 
     @property
     def is_consistent(self) -> bool:
@@ -124,7 +131,7 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
     def metrics(self) -> Iterator[Metric]:
         """Yield every number, named for Prometheus, also those that are 0; a share is left out until one is known."""
         of = {"namespace": self.namespace}
-        for name in ("seen", "sampled", "left_out", "undecided", "unasked", "failures", "source_failures"):
+        for name in COUNTS:
             described = f"Audit: {name.replace('_', ' ')}"
             yield Metric(f"broadcache_audit_{name}_total", "counter", described, of, getattr(self, name))
         yield Metric("broadcache_audit_pending", "gauge", "Audit: sampled and still asked about", of, self.pending)

@@ -5,7 +5,7 @@ import logging
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from ..shared.clock import Clock, monotonic
@@ -13,7 +13,7 @@ from ..shared.errors import BroadcacheError, InvalidSettings
 from ..shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ..shared.invalidation import DEFAULT_NAMESPACE, Invalidation, Position, check_namespace, new_id
 from ..shared.question import Answer, Question, looking_up
-from .audit_stats import AuditStats, Inconsistency, Within
+from .audit_stats import COUNTS, AuditStats, Inconsistency, Within
 from .publisher import Publisher
 from .questions import Answers
 from .source import READS_MAX, Source
@@ -42,6 +42,15 @@ class _Check:
     position: Position
     seen_at: float
     asked: int = 0
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What came of the checks at one timescale."""
+
+    judged: int = 0
+    consistent: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,28 +115,18 @@ class Auditor:
         self._reading = asyncio.Semaphore(READS_MAX)
         self._newest = _Newest()
         self._checks: list[_Check] = []
-        self._judged = [0] * len(self._timescales)
-        self._consistent = [0] * len(self._timescales)
+        self._tallies = [_Tally() for _ in self._timescales]
         self._counts: Counter[str] = Counter()
-        self._kinds: list[Counter[str]] = [Counter() for _ in self._timescales]
         self._findings: deque[Inconsistency] = deque(maxlen=_FINDINGS_MAX)
 
     def stats(self) -> AuditStats:
         """Return the counters."""
-        counted = {name: self._counts[name] for name in ("seen", "sampled", "left_out", "undecided", "unasked")}
-        failures = {name: self._counts[name] for name in ("failures", "source_failures")}
-        within = zip(self._timescales, self._judged, self._consistent, self._kinds, strict=True)
-        return AuditStats(
-            namespace=self.namespace,
-            pending=len(self._checks),
-            within=tuple(
-                Within(seconds=seconds, judged=judged, consistent=consistent, inconsistencies=dict(kinds))
-                for seconds, judged, consistent, kinds in within
-            ),
-            inconsistencies=dict(sum(self._kinds, Counter[str]())),
-            **counted,
-            **failures,
+        within = (
+            Within(seconds=seconds, judged=each.judged, consistent=each.consistent, inconsistencies=dict(each.kinds))
+            for seconds, each in zip(self._timescales, self._tallies, strict=True)
         )
+        counts = {name: self._counts[name] for name in COUNTS}
+        return AuditStats(namespace=self.namespace, pending=len(self._checks), within=tuple(within), **counts)
 
     @property
     def findings(self) -> tuple[Inconsistency, ...]:
@@ -332,9 +331,10 @@ class Auditor:
                     )
 
     def _record(self, check: _Check, found: Sequence[Inconsistency]) -> None:
-        self._judged[check.asked] += 1
-        self._consistent[check.asked] += not found
-        self._kinds[check.asked].update(each.kind for each in found)
+        tally = self._tallies[check.asked]
+        tally.judged += 1
+        tally.consistent += not found
+        tally.kinds.update(each.kind for each in found)
         self._findings.extend(found)
         if self._on_found is not None:
             for each in found:

@@ -85,6 +85,7 @@ def _print_json(stats: "AuditStats", findings: "tuple[Inconsistency, ...]") -> N
     answer["within"] = [
         {**msgspec.to_builtins(each), "share": each.share, "nines": each.nines} for each in stats.within
     ]
+    answer["inconsistencies"] = stats.inconsistencies
     answer["findings"] = findings
     print(msgspec.json.encode(answer).decode())
 
