@@ -1,5 +1,5 @@
-// What was invalidated: first the newest from the log, then each as it is published. EventSource cannot send a token,
-// hence this reader.
+// What was invalidated: each as it is published, and once that is heard, the newest from the log. EventSource cannot send
+// a token, hence this reader.
 
 import { ApiProblem, openEvents, pause, readHistory } from "./api.js";
 
@@ -18,7 +18,6 @@ export async function follow(namespace, { show, tell, signal }) {
   let failures = 0;
   while (true) {
     try {
-      heard.catchUp((await readHistory(namespace, RECENT, signal)).invalidations);
       await readStream(namespace, heard, tell, signal, () => (failures = 0));
     } catch (error) {
       if (signal.aborted) return;
@@ -41,7 +40,7 @@ const isWithoutStream = (problem) => problem.kind.endsWith(":streams-exhausted")
 async function poll(namespace, heard, tell, signal) {
   for (let waited = 0; waited < STREAM_AGAIN_MS; waited += POLL_MS) {
     try {
-      heard.catchUp((await readHistory(namespace, RECENT, signal)).invalidations);
+      await catchUp(namespace, heard, signal);
       tell("polling");
     } catch (error) {
       if (!(error instanceof ApiProblem)) throw error;
@@ -51,15 +50,19 @@ async function poll(namespace, heard, tell, signal) {
   }
 }
 
+async function catchUp(namespace, heard, signal) {
+  heard.catchUp((await readHistory(namespace, RECENT, signal)).invalidations);
+}
+
 async function readStream(namespace, heard, tell, signal, onLinked) {
   const stopped = new AbortController();
-  const isResumed = heard.lastEventId !== null;
   const answer = await openEvents(namespace, heard.lastEventId, AbortSignal.any([signal, stopped.signal]));
   for await (const event of eventsOf(answer.body, stopped)) {
     if (event.id) heard.lastEventId = event.id;
     if (event.type === "linked") {
-      // With no place to resume from, what was logged since the log was read is in neither.
-      if (!isResumed) heard.catchUp((await readHistory(namespace, RECENT, signal)).invalidations);
+      // Not before: what is logged between the reading and the link would be in neither. And once: from then on the
+      // stream resumes where it ended, and tells what came meanwhile.
+      if (!heard.hasReadLog) await catchUp(namespace, heard, signal);
       tell("live");
       onLinked();
     } else if (event.type === "lost") {
@@ -74,12 +77,14 @@ async function readStream(namespace, heard, tell, signal, onLinked) {
 class Heard {
   constructor(show) {
     this.lastEventId = null;
+    this.hasReadLog = false;
     this.show = show;
     this.shown = new Set();
   }
 
   /** Take a page of the log, the newest first. */
   catchUp(entries) {
+    this.hasReadLog = true;
     const newest = entries[0];
     const epoch = entries.find((entry) => entry.epoch)?.epoch;
     if (this.shown.size && entries.length && !entries.some((entry) => this.shown.has(idOf(entry, epoch)))) {
