@@ -56,13 +56,15 @@ async function catchUp(namespace, heard, signal) {
 
 async function readStream(namespace, heard, tell, signal, onLinked) {
   const stopped = new AbortController();
+  let needsLog = heard.lastEventId === null; // one that resumes tells by itself what came meanwhile
   const answer = await openEvents(namespace, heard.lastEventId, AbortSignal.any([signal, stopped.signal]));
   for await (const event of eventsOf(answer.body, stopped)) {
-    if (event.id) heard.lastEventId = event.id;
+    // A place to resume from is none before the log has been read up to it.
+    if (event.id && !needsLog) heard.lastEventId = event.id;
     if (event.type === "linked") {
-      // Not before: what is logged between the reading and the link would be in neither. And once: from then on the
-      // stream resumes where it ended, and tells what came meanwhile.
-      if (!heard.hasReadLog) await catchUp(namespace, heard, signal);
+      // Not before: what is logged between the reading and the link would be in neither.
+      if (needsLog) await catchUp(namespace, heard, signal);
+      needsLog = false;
       tell("live");
       onLinked();
     } else if (event.type === "lost") {
@@ -77,14 +79,12 @@ async function readStream(namespace, heard, tell, signal, onLinked) {
 class Heard {
   constructor(show) {
     this.lastEventId = null;
-    this.hasReadLog = false;
     this.show = show;
     this.shown = new Set();
   }
 
   /** Take a page of the log, the newest first. */
   catchUp(entries) {
-    this.hasReadLog = true;
     const newest = entries[0];
     const epoch = entries.find((entry) => entry.epoch)?.epoch;
     if (this.shown.size && entries.length && !entries.some((entry) => this.shown.has(idOf(entry, epoch)))) {
