@@ -58,6 +58,15 @@ class Fleet:
         self.now += 1.0
         await auditor.step()
 
+    async def changes(self, key: str, auditor: Auditor) -> None:
+        """Change what everybody has under `key`, have everybody load it again, and the auditor ask about it."""
+        self.source[key] = 1
+        await self.load(key)
+        await auditor.step()
+        await self.have_applied(await self.write(key, 2))
+        await self.load(key)
+        await self.a_second_later(auditor)
+
     async def sleep(self, seconds: float) -> None:
         """Return when all that was being written has been published."""
         started = self.started
@@ -172,25 +181,15 @@ async def test_a_replica_that_lies_is_found_by_the_source(redis_url: str, liar: 
 
 async def test_a_replica_that_lies_is_found_by_what_most_others_serve(redis_url: str) -> None:
     async with fleet(redis_url, one=LocalCache, two=LocalCache, liar=RevivingCache) as running:
-        running.source["a"] = 1
-        await running.load("a")
         auditor = running.auditor()
-        await auditor.step()
-        await running.have_applied(await running.write("a", 2))
-        await running.load("a")
-        await running.a_second_later(auditor)
+        await running.changes("a", auditor)
         assert [(each.replica, each.against) for each in auditor.findings] == [("liar", "replicas")]
 
 
 async def test_two_that_disagree_are_both_named(redis_url: str) -> None:
     async with fleet(redis_url, honest=LocalCache, liar=DeafCache) as running:
-        running.source["a"] = 1
-        await running.load("a")
         auditor = running.auditor()
-        await auditor.step()
-        await running.have_applied(await running.write("a", 2))
-        await running.load("a")
-        await running.a_second_later(auditor)
+        await running.changes("a", auditor)
         assert sorted((each.replica, each.expected) for each in auditor.findings) == [("honest", None), ("liar", None)]
 
 
@@ -247,13 +246,8 @@ async def test_a_source_that_fails_is_counted_and_replicas_are_compared(redis_ur
         raise OSError("the source is away")
 
     async with fleet(redis_url, one=LocalCache, two=LocalCache, liar=DeafCache) as running:
-        running.source["a"] = 1
-        await running.load("a")
         auditor = running.auditor(source=failing)
-        await auditor.step()
-        await running.have_applied(await running.write("a", 2))
-        await running.load("a")
-        await running.a_second_later(auditor)
+        await running.changes("a", auditor)
         assert [(each.replica, each.against) for each in auditor.findings] == [("liar", "replicas")]
         assert auditor.stats().source_failures > 0
 
