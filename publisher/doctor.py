@@ -10,7 +10,7 @@ from ..shared.errors import LinkLost
 from ..shared.wire import FRAME_BYTES_MAX
 from .facts import DeliveryFacts, FanoutFacts, LogFacts, NamespaceFacts, PresenceFacts, ServerFacts
 from .findings import Check, Finding
-from .rights import Right
+from .rights import ROLES, Right, Role
 
 __all__ = ["examine_fanout", "examine_namespace", "examine_server", "is_settled", "unreachable"]
 
@@ -27,6 +27,12 @@ _LAG_SECONDS_MAX: Final = 30
 _CLOCK_MS_MAX: Final = 1_000.0
 _NAMES_SHOWN_MAX: Final = 8
 _REDIS_PAGE: Final = "docs/redis.md"
+_WHY_ANSWERS: Final[dict[Role, str]] = {
+    "publisher": "without them it cannot ask who is there: previews, audits and confirmations are refused, or show "
+    "replicas as missing that are there",
+    "replica": "a replica that hears no questions, or may not answer, is missing in previews and audits, and in "
+    "confirmations until an echo tells; its cache works all the same",
+}
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
@@ -300,7 +306,7 @@ def _untold(facts: ServerFacts) -> Iterable[Finding]:
 
 def examine_namespace(facts: NamespaceFacts, *, away_seconds: float) -> list[Finding]:
     """Judge one namespace. `away_seconds` is how long a replica may be away and still catch up from the log."""
-    findings = [*_rights(facts), *_log(facts, away_seconds), *_delivery(facts)]
+    findings = [*_rights(facts), *_answers(facts), *_log(facts, away_seconds), *_delivery(facts)]
     return [*findings, *_replicas(facts)]
 
 
@@ -309,22 +315,45 @@ def _subject(facts: NamespaceFacts) -> str:
 
 
 def _rights(facts: NamespaceFacts) -> Iterable[Finding]:
-    user = f"user {facts.user}" if facts.user else "this user"
     for role in dict.fromkeys(right.role for right in facts.checked):
         check = Check(
             f"rights-{role}",
             _subject(facts),
             f"a {role} that lacks one of them works up to the moment that it needs it",
         )
-        missing = [right for right in facts.missing if right.role == role]
+        missing = [right for right in facts.missing if right.role == role and not right.is_for_answers]
         if missing:
-            yield check.problem(
-                f"{user} may not, as a {role}: {', '.join(map(_as_text, missing))}",
-                f"ACL SETUSER {facts.user or 'USER'} {_rules_of(missing)}",
-                missing_rights=len(missing),
-            )
+            yield check.problem(*_lack(facts, role, missing), missing_rights=len(missing))
         else:
-            yield check.ok(f"{user} has all that a {role} needs")
+            yield check.ok(f"{_user_of(facts)} has all that a {role} needs")
+
+
+def _answers(facts: NamespaceFacts) -> Iterable[Finding]:
+    """Judge the rights that only serve to ask replicas something, and to answer."""
+    for role in ROLES:
+        if not any(right.is_for_answers and right.role == role for right in facts.checked):
+            continue
+        check = Check("asking" if role == "publisher" else "answering", _subject(facts), _WHY_ANSWERS[role])
+        missing = [right for right in facts.missing if right.role == role and right.is_for_answers]
+        if not missing:
+            yield check.ok(f"{_user_of(facts)} may {'ask replicas' if role == 'publisher' else 'answer'}")
+        elif role == "replica":
+            yield check.warning(*_lack(facts, role, missing), missing_rights=len(missing))
+        else:
+            # One that only publishes has no need of them.
+            yield check.info(*_lack(facts, role, missing), missing_rights=len(missing))
+
+
+def _user_of(facts: NamespaceFacts) -> str:
+    return f"user {facts.user}" if facts.user else "this user"
+
+
+def _lack(facts: NamespaceFacts, role: str, missing: Sequence[Right]) -> tuple[str, str]:
+    """Return what is found, and the remedy."""
+    return (
+        f"{_user_of(facts)} may not, as a {role}: {', '.join(map(_as_text, missing))}",
+        f"ACL SETUSER {facts.user or 'USER'} {_rules_of(missing)}",
+    )
 
 
 def _as_text(right: Right) -> str:

@@ -1,8 +1,10 @@
 """The rights that a publisher and a replica need, and how to find out whether one has them without doing anything."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from ..shared.confirmation import encode_reports
 from ..shared.link import Argument, Link, Refused
 from ..shared.log import echo_channel_of
 from ..shared.names import names_of
@@ -34,7 +36,8 @@ class Right(NamedTuple):
 
     Shape:  `name` as ACL rules have it, e.g. `client|setname`. `command` is one that the role runs. `harmless` does
             nothing wherever it is allowed: it is for servers that have to be tried. `reach` is the key or channel, as
-            an ACL rule gives it; empty when there is none.
+            an ACL rule gives it; empty when there is none. `is_for_answers` when the role works without it, and only
+            cannot ask replicas something, or answer.
     """
 
     role: Role
@@ -42,6 +45,7 @@ class Right(NamedTuple):
     command: tuple[Argument, ...]
     harmless: tuple[Argument, ...]
     reach: str = ""
+    is_for_answers: bool = False
 
 
 def rights_of(namespace: str, *, roles: Sequence[Role] = ROLES, is_sharded: bool, me: str) -> list[Right]:
@@ -49,8 +53,9 @@ def rights_of(namespace: str, *, roles: Sequence[Role] = ROLES, is_sharded: bool
 
     Source: docs/redis.md, Rights.
     """
-    of_role = {"publisher": _of_publisher, "replica": _of_replica}
-    return [right for role in roles for right in of_role[role](namespace, "S" if is_sharded else "", me)]
+    of_role = {"publisher": (_of_publisher, _of_asking), "replica": (_of_replica, _of_answering)}
+    sharded = "S" if is_sharded else ""
+    return [right for role in roles for some in of_role[role] for right in some(namespace, sharded, me)]
 
 
 def _of_replica(namespace: str, sharded: str, me: str) -> list[Right]:
@@ -124,11 +129,50 @@ def _of_publisher(namespace: str, sharded: str, me: str) -> list[Right]:
     ]
 
 
+def _of_answering(namespace: str, sharded: str, me: str) -> list[Right]:
+    """What a replica needs to hear questions, and to answer and confirm."""
+    names = names_of(namespace)
+
+    def right(command: str, channel: str, *message: Argument) -> Right:
+        run = (sharded + command, channel, *message)
+        return Right("replica", (sharded + command).lower(), run, run, f"&{channel}", is_for_answers=True)
+
+    return [
+        right("SUBSCRIBE", names.question),
+        # A message that reports nothing, and answers nothing.
+        right("PUBLISH", names.confirmed, encode_reports(me)),
+    ]
+
+
+def _of_asking(namespace: str, sharded: str, me: str) -> list[Right]:
+    """What a publisher needs to see who is there, to ask them, and to hear what they answer and confirm."""
+    names = names_of(namespace)
+    nobody_hears = echo_channel_of(namespace, me)
+
+    def right(command: str, *arguments: Argument, harmless: tuple[Argument, ...] = (), reach: str) -> Right:
+        run = (command, *arguments)
+        return Right("publisher", command.lower(), run, harmless or run, reach, is_for_answers=True)
+
+    return [
+        right("TIME", reach=""),
+        right("ZRANGEBYSCORE", names.registry, 0, 0, reach=_reach_of(namespace)),
+        right("MGET", f"{names.presence_prefix}{me}", reach=_reach_of(namespace)),
+        right(f"{sharded}SUBSCRIBE", names.confirmed, reach=f"&{names.confirmed}"),
+        right(
+            f"{sharded}PUBLISH",
+            names.question,
+            "",
+            harmless=(f"{sharded}PUBLISH", nobody_hears, ""),
+            reach=f"&{names.question}",
+        ),
+    ]
+
+
 async def missing_of(link: Link, rights: Sequence[Right]) -> list[Right]:
     """Return those of `rights` that this user lacks. Nothing is written, and no replica hears of it. Raises: LinkLost.
 
     A server before Redis 7, or one that runs no scripts for this user, is not asked but tried, with commands that do
-    nothing. It does not tell whether a publisher may use the channel, unless a replica's rights are among them.
+    nothing. It does not tell whether a publisher may use its channels, unless a replica's rights are among them.
     """
     arguments = [each for right in rights for each in (len(right.command), *right.command)]
     try:
@@ -148,10 +192,12 @@ async def _is_refused(link: Link, right: Right) -> bool:
             await link.unsubscribe(*map(str, arguments))
         elif right.name.endswith("subscribe"):
             await link.subscribe(*map(str, arguments))
+            with suppress(Refused):
+                await link.unsubscribe(*map(str, arguments))
         else:
             await link.call(name, *arguments)
     except Refused as refusal:
-        is_tried_elsewhere = right.role == "publisher" and right.harmless[1] != right.command[1]
+        is_tried_elsewhere = right.role == "publisher" and right.harmless[1:2] != right.command[1:2]
         return "NOPERM" in str(refusal) and not (is_tried_elsewhere and "channel" in str(refusal))
     return False
 

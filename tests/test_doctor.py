@@ -238,8 +238,65 @@ async def test_a_server_replica_is_no_place_to_publish(own_server: EmbeddedServe
 
 def test_the_rights_that_are_checked_are_those_of_the_page() -> None:
     for role in ("publisher", "replica"):
-        checked = {f"+{right.name}" for right in rights_of("a", is_sharded=False, me="m") if right.role == role}
+        rights = [each for each in rights_of("a", is_sharded=False, me="m") if each.role == role]
+        checked = {f"+{each.name}" for each in rights if not each.is_for_answers}
         assert checked == {rule for rule in page_rights(role) if rule.startswith("+")}
+
+
+ASKING = re.findall(
+    r"needs\s+besides\s+`([^`]+)`.*?needs\s+`([^`]+)`", (PAGES / "redis.md").read_text(encoding="utf-8"), re.DOTALL
+)
+"""The rights that docs/redis.md gives to a publisher that asks, besides."""
+
+
+async def test_the_rights_of_the_page_are_enough_to_ask_and_to_answer(own_server: EmbeddedServer) -> None:
+    [(confirming, asking)] = ASKING
+    url = allow(own_server, [*page_rights("publisher"), *confirming.split(), *asking.split()])
+    assert (await found(url, "asking", roles=["publisher"])).severity == "ok"
+    url = allow(own_server, page_rights("replica"))
+    assert (await found(url, "answering", roles=["replica"])).severity == "ok"
+    # One that only publishes is told, and nothing is wrong with it.
+    url = allow(own_server, page_rights("publisher"))
+    only = await found(url, "asking", roles=["publisher"])
+    assert only.severity == "info"
+    assert (await found(url, "rights-publisher", roles=["publisher"])).severity == "ok"
+
+
+@pytest.mark.parametrize(
+    ("role", "right", "severity"),
+    [
+        ("replica", "&{cache-invalidation*}:question", "warning"),
+        ("replica", "&{cache-invalidation*}:confirmed", "warning"),
+        ("publisher", "&{cache-invalidation*}:question", "info"),
+        ("publisher", "&{cache-invalidation*}:confirmed", "info"),
+        ("publisher", "+mget", "info"),
+    ],
+)
+async def test_a_user_who_may_not_ask_or_answer_is_named_until_it_may(
+    own_server: EmbeddedServer, role: Any, right: str, severity: str
+) -> None:
+    rights = [*page_rights(role), *(rule for some in ASKING[0] for rule in some.split() if role == "publisher")]
+    assert right in rights
+    check = {"publisher": "asking", "replica": "answering"}[role]
+    url = allow(own_server, ["+acl|whoami", *(each for each in rights if each != right)])
+    finding = await found(url, check, roles=[role])
+    assert (finding.severity, finding.measured["missing_rights"]) == (severity, 1)
+    assert right.replace("*", "") in finding.remedy
+    assert "missing" in finding.why
+    assert (await found(url, f"rights-{role}", roles=[role])).severity == "ok"
+    asked(own_server.port, *finding.remedy.split())
+    assert (await found(url, check, roles=[role])).severity == "ok"
+
+
+async def test_a_server_that_cannot_tell_is_tried_for_the_right_to_be_asked(own_server: EmbeddedServer) -> None:
+    def without(*rights: str) -> str:
+        return allow(own_server, [each for each in page_rights("replica") if each not in {"+eval", *rights}])
+
+    assert (await found(without(), "answering", roles=["replica"])).severity == "ok"
+    for right in ("question", "confirmed"):
+        finding = await found(without(f"&{{cache-invalidation*}}:{right}"), "answering", roles=["replica"])
+        assert (finding.severity, finding.measured["missing_rights"]) == ("warning", 1)
+        assert f":{right}" in finding.remedy
 
 
 @pytest.mark.parametrize("role", ["publisher", "replica"])
