@@ -89,6 +89,7 @@ class Loads:
     async def load(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value."""
         loop = asyncio.get_running_loop()
+        within = _within.get()
         while True:
             with self._lock:
                 joined = self._join(key, tags, blocks_thread=False)
@@ -114,10 +115,11 @@ class Loads:
                     raise
                 # Somebody else's load was ended, e.g. with its event loop. That is no reason to end this caller.
             finally:
-                _stop_waiting(load)
+                _stop_waiting(within, load)
 
     def load_sync(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """The same from a thread that may block."""
+        within = _within.get()
         while True:
             with self._lock:
                 load = self._join(key, tags, blocks_thread=True)
@@ -135,7 +137,7 @@ class Loads:
                 if outcome is None:
                     raise
             finally:
-                _stop_waiting(load)
+                _stop_waiting(within, load)
 
     def _join(self, key: str, tags: tuple[str, ...], *, blocks_thread: bool) -> _Load | None:
         """Return the load of `key` that a caller who comes now waits for from now on; None if there is none."""
@@ -242,9 +244,12 @@ def _within_also(load: _Load) -> tuple[_Load, ...]:
     return (*(outer for outer in _within.get() if not outer.is_finished), load)
 
 
-def _stop_waiting(load: _Load) -> None:
-    """Note that the loader this runs in, if any, no longer waits for `load`."""
-    if within := _within.get():
+def _stop_waiting(within: tuple[_Load, ...], load: _Load) -> None:
+    """Note that the loader this began in, if any, no longer waits for `load`.
+
+    Not the one this ends in: a caller whose event loop was closed is collected later, in whatever runs by then.
+    """
+    if within:
         within[-1].waits_for.remove(load)
 
 

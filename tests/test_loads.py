@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import gc
 import itertools
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -308,6 +309,10 @@ async def test_a_load_whose_loop_was_closed_under_it_is_not_joined() -> None:
     assert await answered(cache.get_or_load(KEY, lambda: "own")) == "own"
     for task in abandoned:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is what the test is about
+    del task
+    abandoned.clear()
+    # The caller ends where it is collected: in the loader of a load that it has nothing to do with.
+    await answered(cache.get_or_load("other", gc.collect))
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------
