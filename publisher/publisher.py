@@ -382,7 +382,8 @@ class Publisher(Closing):
     ) -> T:
         """Do `work` over a link, over new ones when it is lost, until there is a result or the time is up."""
         self._check_is_open()
-        last: LinkLost | NotPrimary | None = None
+        lost: LinkLost | None = None
+        refused: NotPrimary | None = None
         attempt = 0
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -392,14 +393,13 @@ class Publisher(Closing):
                     try:
                         return await self._once(namespace, work)
                     except LinkLost as error:
-                        last = error
+                        lost = error
                     except NotPrimary as error:
-                        # What was lost on the way before may have been logged: then that is what there is to say.
-                        last = last if isinstance(last, LinkLost) else error
+                        refused = error
                     except LogRefused as error:
-                        if isinstance(last, LinkLost):
-                            raise LinkLost(f"{last}; and then: {error}") from error
-                        raise
+                        if lost is None:
+                            raise
+                        raise _both(lost, error) from error
                     if on_failure is not None:
                         on_failure()
                     attempt += 1
@@ -407,7 +407,9 @@ class Publisher(Closing):
                     await asyncio.sleep(self._uniform() * ceiling_seconds)
         except TimeoutError:
             label = "Redis" if self._address is None else self._address.label
-            raise last or LinkLost(f"no answer from {label}") from None
+            if lost is not None and refused is not None:
+                raise _both(lost, refused) from None
+            raise lost or refused or LinkLost(f"no answer from {label}") from None
 
     async def _once(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
         kept = await self._link_for(namespace)
@@ -432,6 +434,11 @@ class Publisher(Closing):
                 'expected a publisher that has a log, got one with delivery="fanout" and no url; give it the url'
             )
         return await self._links.of(namespace)
+
+
+def _both(lost: LinkLost, refused: LogRefused) -> LinkLost:
+    """Return what to raise: what was lost on the way may have been logged, so that is what it is."""
+    return LinkLost(f"{lost}; besides: {refused}")
 
 
 def _answered_by_http(receipt: Receipt, wait: Wait) -> Receipt:

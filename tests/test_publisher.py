@@ -253,6 +253,23 @@ async def test_a_read_only_replica_refuses(own_server: EmbeddedServer) -> None:
             await publisher.publish(Keys("k"))
 
 
+async def test_what_was_lost_on_the_way_and_what_was_refused_are_both_told(own_server: EmbeddedServer) -> None:
+    async with (
+        redis_probe(own_server.url) as probe,
+        TcpProxy("127.0.0.1", own_server.port) as proxy,
+        Publisher(proxy.url, timeout_seconds=1.0) as publisher,
+    ):
+        await publisher.publish(Keys("k"))
+        await probe.call("REPLICAOF", "127.0.0.1", "1")
+        proxy.black_hole("to_server")
+        publishing = asyncio.create_task(publisher.publish(Keys("k2")))
+        await proxy.has_discarded(1)
+        proxy.heal()  # which ends the link that lost something
+        # It may have been logged: that comes first, and it is the kind of error.
+        with pytest.raises(LinkLost, match=r"publish again with id=.* besides: .*READONLY"):
+            await publishing
+
+
 async def test_a_user_without_the_right_is_refused_and_no_password_is_shown(own_server: EmbeddedServer) -> None:
     async with redis_probe(own_server.url) as probe:
         await probe.call("ACL", "SETUSER", "limited", "on", ">hunter2", "~other:*", "&*", "+@all")
