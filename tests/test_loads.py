@@ -307,10 +307,8 @@ async def test_a_load_whose_loop_was_closed_under_it_is_not_joined() -> None:
     abandoned: list[asyncio.Task[Any]] = []
     await asyncio.to_thread(begin_and_close)
     assert await answered(cache.get_or_load(KEY, lambda: "own")) == "own"
-    for task in abandoned:
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is what the test is about
-    del task
-    abandoned.clear()
+    while abandoned:
+        abandoned.pop()._log_destroy_pending = False  # type: ignore[attr-defined]  # it is what the test is about
     # The caller ends where it is collected: in the loader of a load that it has nothing to do with.
     await answered(cache.get_or_load("other", gc.collect))
 
