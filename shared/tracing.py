@@ -1,7 +1,7 @@
 """Traces: what links a publish to the applies that it causes, in a process that has set up OpenTelemetry.
 
 OpenTelemetry is never imported here first. Whoever has set a tracer provider has loaded it, and then it is used; where
-nobody has, a publish looks for it in one dictionary, and an apply does not look at all.
+nobody has, a publish only asks whether there is one, and an apply does not look at all.
 """
 
 import logging
@@ -17,12 +17,27 @@ from .invalidation import Invalidation
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-__all__ = ["publishing", "trace_applied"]
+__all__ = ["is_set_up", "publishing", "trace_applied"]
 
 _SCOPE: Final = "broadcache"
 _API: Final = "opentelemetry.trace"
 
 _log = logging.getLogger("broadcache.tracing")
+
+
+def is_set_up() -> bool:
+    """Whether this process has a tracer provider.
+
+    That OpenTelemetry is loaded says little: redis-py loads it wherever it is installed.
+    """
+    if (api := sys.modules.get(_API)) is None:
+        return False
+    try:
+        # What stands in while there is none makes spans that nobody sees, and each takes its time.
+        return not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider)
+    except Exception:  # noqa: BLE001  (one that the environment names and that cannot be made: a publish must not fail by it)
+        _log.debug("the tracer provider cannot be had", exc_info=True)
+        return False
 
 
 @contextmanager
@@ -32,7 +47,7 @@ def publishing(invalidation: Invalidation) -> Iterator[Invalidation]:
     Shape:  the very same invalidation when there is no tracer provider, or it does not sample this span: what is sent
             is then byte for byte what would be sent without OpenTelemetry.
     """
-    span = _publish_span(invalidation) if _API in sys.modules else None
+    span = _publish_span(invalidation) if is_set_up() else None
     if span is None:
         yield invalidation
         return

@@ -34,7 +34,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     yield exporter
     provider.shutdown()
 
@@ -145,8 +145,36 @@ async def test_without_a_tracer_provider_frames_are_what_they_were(redis_url: st
         assert traced is invalidation
 
 
+async def test_where_nobody_has_set_up_a_provider_no_span_is_made(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+
+    def start_span(*arguments: object, **named: object) -> trace.Span:
+        made.append(arguments)
+        return trace.INVALID_SPAN
+
+    monkeypatch.setattr(trace.NoOpTracer, "start_span", start_span)
+    trace.get_tracer("test").start_span("any")
+    assert len(made) == 1, "expected the stand-in to make spans that nobody sees"
+    async with Publisher(redis_url) as publisher:
+        await publisher.publish(Keys("a"))
+    assert len(made) == 1
+
+
+async def test_a_provider_that_cannot_be_had_keeps_nobody_from_publishing(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise RuntimeError("the environment names a provider that is not installed")
+
+    monkeypatch.setattr(trace, "get_tracer_provider", missing)
+    async with Publisher(redis_url) as publisher:
+        assert (await publisher.publish(Keys("a"))).is_logged
+
+
 async def test_a_publish_that_is_not_sampled_sends_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace, "get_tracer", TracerProvider(sampler=ALWAYS_OFF).get_tracer)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: TracerProvider(sampler=ALWAYS_OFF))
     invalidation = invalidation_of([Keys("a")], namespace="products")
     with publishing(invalidation) as traced:
         assert traced is invalidation
@@ -180,7 +208,7 @@ async def test_a_provider_that_fails_keeps_nobody_from_forgetting(
     cache = new_cache()
     async with Subscriber(redis_url, caches={"products": cache}, **FAST) as subscriber:
         fill(cache, "a", "b")
-        monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
         async with Publisher(redis_url) as publisher:
             with publishing(invalidation_of([Keys("a")], namespace="products")) as traced:
                 provider.add_span_processor(Failing())
