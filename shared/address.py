@@ -1,6 +1,8 @@
 """Where Redis is: one server, a primary that sentinels know, or a cluster. Checked once, and shown without secrets."""
 
 import copy
+import functools
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -20,6 +22,13 @@ _PORTS: Final = {"sentinel": 26_379, "cluster": 6_379}
 _NODE: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+))(?::(\d{1,5}))?")
 _FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SHARDED_SINCE_VERSION: Final = 7
+_TRUTHS: Final = {"true": True, "false": False}
+_SENTINELS_WANT_TLS: Final = (
+    "; they are asked over TLS: check that their ports of the URL take it, with certificates for the hosts of the URL; "
+    "docs/redis.md has what to do where they cannot"
+)
+
+_log = logging.getLogger("broadcache.redis")
 
 
 class Connected(NamedTuple):
@@ -39,7 +48,7 @@ class RedisAddress:
 
     Shape:  `redis://[[user]:password@]host[:port][/db]`, `rediss://…` with TLS, or `unix://path`;
             `redis+sentinel://[[user]:password@]sentinel[:port],…/service[/db]`;
-            `redis+cluster://[[user]:password@]host[:port],…`; `rediss+…://` with TLS.
+            `redis+cluster://[[user]:password@]host[:port],…`; `rediss+…://` with TLS, also to the sentinels.
     Raises: InvalidSettings.
     Source: docs/redis.md, and the client library's `parse_url`.
     """
@@ -113,6 +122,7 @@ class RedisAddress:
             for name in ("sentinel_username", "sentinel_password")
             if kind == "sentinel" and name in options
         }
+        is_asked_over_tls = kind == "sentinel" and _is_asked_over_tls(scheme, options)
         if kind == "sentinel" and (not 1 <= len(places) <= 2 or not places[0]):
             raise ValueError("after the sentinels comes /service, the name they have for the primary, and perhaps /db")
         if kind == "cluster" and places not in ([], [""], ["0"]):
@@ -124,15 +134,26 @@ class RedisAddress:
         self._connection_class, self._arguments = _read_one(
             f"{scheme}://{user}{at}{nodes[0]}/{database}?{urlencode(options)}"
         )
-        if kind == "sentinel":
-            from redis.asyncio.connection import Connection
-
-            self._topology = Sentinels(
-                Nodes(nodes, lambda node: Connection(**{**sentinel_options, **_automatisms_off(), **node._asdict()})),
-                places[0],
-            )
-        else:
+        if kind == "cluster":
             self._topology = Cluster(Nodes(nodes, lambda node: self._new_connection("broadcache", node)))
+            return
+        from redis.asyncio.connection import Connection
+
+        connection_class: type[AbstractConnection] = Connection
+        if is_asked_over_tls:
+            # A sentinel decides who is sent the password of the data servers, so it is checked as they are.
+            connection_class = self._connection_class
+            sentinel_options |= {name: value for name, value in self._arguments.items() if name.startswith("ssl_")}
+        elif scheme == "rediss":
+            _warn_of_sentinels_in_clear(self.label)
+        self._topology = Sentinels(
+            Nodes(
+                nodes,
+                lambda node: connection_class(**{**sentinel_options, **_automatisms_off(), **node._asdict()}),
+                advice=_SENTINELS_WANT_TLS if is_asked_over_tls else "",
+            ),
+            places[0],
+        )
 
     def _new_connection(self, client_name: str, node: Node | None = None) -> "AbstractConnection":
         arguments: dict[str, Any] = {**self._arguments, **_automatisms_off(), "client_name": client_name}
@@ -175,6 +196,29 @@ def _node_of(text: str, default_port: int) -> Node:
     if found is None or int(found[3] or 0) > 65_535:
         raise ValueError("between // and / come servers such as 10.0.0.1:26379,10.0.0.2:26379")
     return Node(found[1] or found[2], int(found[3] or default_port))
+
+
+def _is_asked_over_tls(scheme: str, options: dict[str, str]) -> bool:
+    """Take `sentinel_tls` out of `options`, and return whether sentinels are asked over TLS. Raises: ValueError."""
+    written = options.pop("sentinel_tls", None)
+    if written is None:
+        return scheme == "rediss"
+    if scheme != "rediss":
+        raise ValueError("sentinel_tls belongs to rediss+sentinel: write rediss+sentinel, or leave sentinel_tls out")
+    if written not in _TRUTHS:
+        raise ValueError("sentinel_tls is true or false")
+    return _TRUTHS[written]
+
+
+@functools.cache
+def _warn_of_sentinels_in_clear(label: str) -> None:
+    """Warn once for each address, however many publishers and subscribers use it."""
+    _log.warning(
+        "the sentinels of %s are asked without TLS (sentinel_tls=false): another host of their network can name a "
+        "server of its own as the primary, and be sent the password; enable TLS on the sentinels, then leave "
+        "sentinel_tls out",
+        label,
+    )
 
 
 def _automatisms_off() -> dict[str, Any]:

@@ -32,11 +32,17 @@ class Node(NamedTuple):
 
 
 class Nodes:
-    """Servers any one of which can answer. One that did not is asked last the next time."""
+    """Servers any one of which can answer. One that did not is asked last the next time.
 
-    def __init__(self, nodes: Sequence[Node], new_connection: Callable[[Node], "AbstractConnection"]) -> None:
+    Shape: `advice` ends the error when none of them answered.
+    """
+
+    def __init__(
+        self, nodes: Sequence[Node], new_connection: Callable[[Node], "AbstractConnection"], *, advice: str = ""
+    ) -> None:
         self._nodes = list(nodes)
         self._new_connection = new_connection
+        self._advice = advice
 
     async def ask(
         self, *command: str | int, wanted: str, answer_of: Callable[[Any, Node], T | None], first: Node | None = None
@@ -64,7 +70,7 @@ class Nodes:
             if node in self._nodes:
                 self._nodes.remove(node)
                 self._nodes.append(node)
-        raise LinkLost(f"expected {wanted}, got: {'; '.join(problems)}")
+        raise LinkLost(f"expected {wanted}, got: {'; '.join(problems)}{self._advice}")
 
 
 class Sentinels:

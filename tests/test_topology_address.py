@@ -44,6 +44,9 @@ def test_an_address_shows_itself_without_its_secrets(url: str, shown: str | None
         ("redis+sentinel://10.0.0.1,,10.0.0.2/orders", "between // and / come servers"),
         ("redis+cluster://:hunter2@10.0.0.1:7000/1", "a cluster has one database: leave out"),
         ("redis+cluster://10.0.0.1:7000?sentinel_password=hunter2", "unexpected keyword argument 'sentinel_password'"),
+        ("redis+sentinel://:hunter2@10.0.0.1/orders?sentinel_tls=true", "sentinel_tls belongs to rediss+sentinel"),
+        ("rediss+sentinel://:hunter2@10.0.0.1/orders?sentinel_tls=no", "sentinel_tls is true or false"),
+        ("rediss+cluster://:hunter2@10.0.0.1?sentinel_tls=false", "unexpected keyword argument 'sentinel_tls'"),
         ("redis+clusters://:hunter2@10.0.0.1", "one of the following schemes"),
     ],
 )
