@@ -74,12 +74,17 @@ class Limits:
             )
 
 
+def _no_objection(answer: Answer) -> str | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What is sent to each address.
 
     Shape:  `target` is path and query, byte for byte. `headers` are those of the request, without Host and framing.
             `is_idempotent` allows to send it again after it may have arrived. `original_host` is the caller's Host.
+            `objection_to` returns why an answer of 200 to 299 is no success; None when it is one, as by default.
     """
 
     method: str
@@ -89,11 +94,14 @@ class Request:
     body: bytes = b""
     is_idempotent: bool = False
     original_host: bytes = b""
+    objection_to: Callable[[Answer], str | None] = _no_objection
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of one address. `status_code` is None, and `error` says why, when there was no answer.
+
+    Shape: with a status of 200 to 299, `error` is the request's objection to the answer.
 
     Units: `latency_ms` is from its turn to its answer, over all attempts.
     """
@@ -107,8 +115,8 @@ class Outcome:
 
     @property
     def is_success(self) -> bool:
-        """Whether it answered with a status of 200 to 299."""
-        return self.status_code is not None and 200 <= self.status_code < 300
+        """Whether it answered with a status of 200 to 299, to which the request has no objection."""
+        return self.error is None and self.status_code is not None and 200 <= self.status_code < 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,7 @@ class Broadcast:
 
     @property
     def succeeded(self) -> int:
-        """How many answered with a status of 200 to 299."""
+        """How many answered with success."""
         return sum(outcome.is_success for outcome in self.outcomes)
 
 
@@ -270,7 +278,9 @@ class Broadcaster(Closing):
             latency_ms = (self._clock() - began_at) * 1_000
         if answer is None:
             return Outcome(url, None, error, latency_ms, attempts)
-        return Outcome(url, answer.status_code, None, latency_ms, attempts, answer.body)
+        is_success = 200 <= answer.status_code < 300
+        objection = request.objection_to(answer) if is_success else None
+        return Outcome(url, answer.status_code, objection, latency_ms, attempts, answer.body)
 
     async def _pause(self, attempts: int, answer: Answer | None, ends_at: float) -> bool:
         """Wait before the next attempt; return whether there is to be one."""

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -12,6 +13,7 @@ from ..shared.errors import BroadcacheError, InvalidSettings
 from .broadcaster import Broadcast, Broadcaster, HostMode, Limits, Request, Scheme
 from .broadcaster import Outcome as Called
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
+from .exchange import Answer
 from .fanout_policy import FanoutPolicy
 from .observer import UNOBSERVED, Observer
 
@@ -20,13 +22,28 @@ __all__ = ["Fanout"]
 _PATH: Final = "/cache-invalidation"
 
 
+_SHOWN_MAX: Final = 60
+"""How much of an answer that is not a replica's an error shows: enough to see what answered."""
+_APPLIED: Final = frozenset({"applied", "repeat"})
+"""What a replica answers that has applied the invalidation; `repeat` is what older ones say when they had before."""
+
+
+class _Posted(msgspec.Struct, frozen=True):
+    """The part of a frame that a replica's answer repeats."""
+
+    id: str
+
+
 class _ReplicaAnswer(msgspec.Struct, frozen=True):
-    """What a publisher wants to know of a replica's answer. Whatever else is in it is skipped."""
+    """The part of a replica's answer that a publisher uses. All other fields are skipped."""
 
     replica: str | None = None
+    outcome: str | None = None
+    id: str | None = None
     dropped: int | None = None
 
 
+_posted_decoder = msgspec.json.Decoder(_Posted)
 _decoder = msgspec.json.Decoder(_ReplicaAnswer)
 
 
@@ -84,7 +101,9 @@ class Fanout(Closing):
         await self.broadcaster.close()
 
     async def tell(self, frames: Sequence[bytes]) -> FanoutReport:
-        """POST each of `frames`, those of one invalidation, to every replica; who took all of them has taken it.
+        """POST each of `frames`, those of one invalidation, to every replica.
+
+        An address has taken the invalidation when a replica answered there, to each frame, that it has applied it.
 
         Raises: nothing: what goes wrong is in the report.
         """
@@ -97,23 +116,26 @@ class Fanout(Closing):
                 target=self._target,
                 headers=self._headers,
                 body=frame,
-                is_idempotent=True,  # a replica knows the id of what it has applied
+                is_idempotent=True,  # applied twice, it costs a load
+                objection_to=partial(
+                    _objection_to, _posted_decoder.decode(frame).id, self.broadcaster.limits.answer_bytes_max
+                ),
             )
             try:
                 told.append(await self.broadcaster.broadcast(request))
             except BroadcacheError as error:
                 problem = str(error)
                 break
-        return self._report(told, problem)
+        return self._report(told, len(frames), problem)
 
-    def _report(self, told: Sequence[Broadcast], problem: str | None) -> FanoutReport:
+    def _report(self, told: Sequence[Broadcast], frames: int, problem: str | None) -> FanoutReport:
         by_address: dict[str, list[Called]] = {}
         for broadcast in told:
             for outcome in broadcast.outcomes:
                 by_address.setdefault(outcome.url, []).append(outcome)
-        # Who came up after the first frame has not been told of it.
-        outcomes = tuple(_outcome_of(url, each, len(told)) for url, each in by_address.items())
-        succeeded = sum(outcome.error is None and outcome.status_code is not None for outcome in outcomes)
+        # An address that came up after the first frame was not sent it; no address is sent what follows a problem.
+        outcomes = tuple(_outcome_of(url, each, frames) for url, each in by_address.items())
+        succeeded = sum(outcome.is_success for outcome in outcomes)
         return FanoutReport(
             service=self.service,
             total=len(outcomes),
@@ -132,24 +154,60 @@ def _outcome_of(url: str, calls: Sequence[Called], frames: int) -> Outcome:
     decisive = next((call for call in calls if not call.is_success), calls[-1])
     error = decisive.error
     if decisive.is_success and len(calls) < frames:
-        error = f"told only {len(calls)} of {frames} parts"
+        error = f"expected {frames} parts to be sent to it, got {len(calls)}; publish again"
     elif error is None and not decisive.is_success:
         error = f"answered {decisive.status_code}"
-    answers = [_answer_of(call.body) for call in calls]
+    answers = [answer for call in calls if call.is_success and (answer := _answer_of(call.body))]
     dropped = [answer.dropped for answer in answers if answer.dropped is not None]
+    last = _answer_of(decisive.body) or _ReplicaAnswer()
     return Outcome(
         address=url,
         status_code=decisive.status_code,
         error=error,
         latency_ms=round(sum(call.latency_ms for call in calls), 3),
         attempts=sum(call.attempts for call in calls),
-        replica=answers[-1].replica,
+        replica=last.replica,
+        outcome=last.outcome,
         dropped=sum(dropped) if dropped else None,
     )
 
 
-def _answer_of(body: bytes) -> _ReplicaAnswer:
+def _objection_to(id: str, answer_bytes_max: int, answer: Answer) -> str | None:
+    """Return why this answer of 200 to 299 does not say that a replica has applied the invalidation of this id."""
+    told = _answer_of(answer.body)
+    if told is None or not told.replica or told.outcome is None:
+        return (
+            f"expected the answer of a replica (a JSON object with replica, outcome and id), got {answer.status_code} "
+            f"and {_shown(answer.body, answer_bytes_max)}; check that service, port and path are those of the replicas"
+        )
+    who = f"replica {told.replica[:_SHOWN_MAX]!r}"
+    if told.outcome == "cleared":
+        return None  # everything, so this too
+    if told.outcome == "not followed":
+        return (
+            f"expected {who} to have applied it, got 'not followed': it holds nothing of this namespace; have the "
+            "fan-out call the service whose replicas follow the namespace"
+        )
+    if told.outcome not in _APPLIED:
+        return f"expected {who} to have applied it, got outcome {told.outcome[:_SHOWN_MAX]!r}; publish again"
+    if told.id != id:
+        return (
+            f"expected {who} to have applied id {id!r}, got id {told.id and told.id[:_SHOWN_MAX]!r}; check what stands "
+            "between the publisher and the replica"
+        )
+    return None
+
+
+def _shown(body: bytes, answer_bytes_max: int) -> str:
+    if not body:
+        return "an empty body"
+    cut = f", cut at the limit of {answer_bytes_max} bytes" if len(body) >= answer_bytes_max else ""
+    return f"{len(body)} bytes{cut}, which begin {body[:_SHOWN_MAX].decode('utf-8', 'replace')!r}"
+
+
+def _answer_of(body: bytes) -> _ReplicaAnswer | None:
+    """Return a replica's answer; None when it is something else."""
     try:
         return _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _ReplicaAnswer()  # a path that something else answers
+        return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["PublisherMetrics"]
 
 _PUBLISH_OUTCOMES: Final = ("accepted", "repeat", "fanned out", "refused", "unreachable", "not delivered", "conflict")
-_ADDRESS_RESULTS: Final = ("success", "status", "refused", "timeout", "not tried", "failed")
+_ADDRESS_RESULTS: Final = ("success", "status", "not applied", "refused", "timeout", "not tried", "failed")
 # What publisher/exchange.py and broadcaster.py say when there is no answer.
 _RESULT_OF_ERROR: Final = (
     ("connection refused", "refused"),
@@ -171,6 +171,8 @@ def _audited(audits: Iterable[AuditStats]) -> "Iterable[Metric]":
 
 def _result_of(address: Address) -> str:
     if address.status_code is not None:
-        return "success" if 200 <= address.status_code < 300 else "status"
+        if not 200 <= address.status_code < 300:
+            return "status"
+        return "success" if address.error is None else "not applied"
     error = address.error or ""
     return next((result for beginning, result in _RESULT_OF_ERROR if error.startswith(beginning)), "failed")

@@ -21,7 +21,7 @@ class Address(Protocol):
 
     @property
     def error(self) -> str | None:
-        """Why there was no answer."""
+        """Why there was no answer, or why an answer of 200 to 299 is no success."""
         ...
 
 

@@ -91,6 +91,7 @@ _FANNED_OUT_EXAMPLE: Final = {
                 "attempts": 1,
                 "replica": "cache-replicas-0",
                 "dropped": 1,
+                "outcome": "applied",
             }
         ],
         "problem": None,

@@ -1,4 +1,4 @@
-"""What became of a fan-out: which replicas were called, and what each of them answered."""
+"""The report of a fan-out: which replicas were called, and what each of them answered."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -15,8 +15,10 @@ _UNREACHED_SHOWN_MAX: Final = 5
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the call of one address.
 
-    Shape:  `address` is the full URL that was called. `status_code` is None when there was no answer: `error` says why.
-            `replica` is who answered, as the answer names itself, and `dropped` how many entries it dropped.
+    Shape:  `address` is the full URL that was called. `status_code` is None when there was no answer. `error` is None
+            when a replica has applied the invalidation, and otherwise says what was expected and what came.
+            `replica` and `outcome` are the answer's own: the name of the replica, and what it says it did, e.g.
+            `applied` or `not followed`. `dropped` is how many entries it dropped.
     Units:  `latency_ms` is the time from the call to the answer; `attempts` counts the calls.
     """
 
@@ -27,6 +29,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     replica: str | None = None
     dropped: int | None = None
+    outcome: str | None = None
+
+    @property
+    def is_success(self) -> bool:
+        """Whether a replica at this address has applied the invalidation."""
+        return self.error is None and self.status_code is not None and 200 <= self.status_code < 300
 
 
 class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,13 +71,9 @@ class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
         return f"fan-out reached {self.succeeded} of {self.total} replicas of {self.service}{unreached}{unsure}"
 
     def _unreached(self) -> Iterator[str]:
-        outcomes = [outcome for outcome in self.outcomes if not _is_success(outcome)]
+        outcomes = [outcome for outcome in self.outcomes if not outcome.is_success]
         for place, outcome in enumerate(islice(outcomes, _UNREACHED_SHOWN_MAX)):
             why = outcome.error or f"status {outcome.status_code}"
             yield f"{', ' if place else '; unreached: '}{outcome.address} ({why})"
         if len(outcomes) > _UNREACHED_SHOWN_MAX:
             yield f" and {len(outcomes) - _UNREACHED_SHOWN_MAX} more"
-
-
-def _is_success(outcome: Outcome) -> bool:
-    return outcome.status_code is not None and 200 <= outcome.status_code < 300

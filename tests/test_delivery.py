@@ -45,7 +45,7 @@ SECOND_PATHS: list[Delivery] = ["redis-then-fanout", "both"]
 
 
 class Pod:
-    """The least of a replica's HTTP end: hears frames, and answers when and what it is told to."""
+    """The least of a replica's HTTP end: hears frames, and answers as a replica does, or with a status."""
 
     def __init__(self) -> None:
         self.heard: list[Invalidation] = []
@@ -82,7 +82,10 @@ class Pod:
             self.heard.append(msgspec.json.decode(await reader.readexactly(length), type=Invalidation))
             self.on_heard()
             await self.may_answer.wait()
-            writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % self.status)
+            told = {"replica": f"pod-{self.port}", "outcome": "applied", "id": self.heard[-1].id}
+            body = msgspec.json.encode(told) if self.status == 200 else b""
+            head = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % (self.status, len(body))
+            writer.write(head + body)
             await writer.drain()
         finally:
             self._serving.discard(task)

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support.liars import RevivingCache
-from tests.support.pods import Pods, answers, hangs, resets
+from tests.support.pods import Pods, answers, as_replica, hangs, resets
 from tests.support.redis_probe import redis_probe
 from tests.support.replicas import FAST, fill, new_cache, reached
 from tests.support.source import source_over_http
@@ -443,6 +443,8 @@ async def test_a_publish_that_only_the_second_path_delivers_is_counted_with_its_
     own_server: EmbeddedServer,
 ) -> None:
     async with Pods(2) as pods:
+        for pod in pods.all:
+            pod.behaviour = as_replica()
         settings = ApiSettings(
             redis_url=own_server.url,
             delivery="redis-then-fanout",

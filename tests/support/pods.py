@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
-__all__ = ["Behaviour", "Pod", "Pods", "Received", "answers", "hangs", "resets", "says"]
+__all__ = ["Behaviour", "Pod", "Pods", "Received", "answers", "as_replica", "hangs", "resets", "says"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,24 @@ def answers(status: int = 200, body: bytes = b"", *headers: str) -> Behaviour:
     async def behave(received: Received, writer: asyncio.StreamWriter) -> None:
         shown = b"" if received.method == "HEAD" else body
         writer.write(f"HTTP/1.1 {status} Any\r\nContent-Length: {len(body)}\r\n{lines}\r\n".encode() + shown)
+
+    return behave
+
+
+def as_replica(outcome: object = "applied", *, replica: str = "", **fields: object) -> Behaviour:
+    """Answer a posted frame as a replica does: with its id. `fields` take the place of what it would say."""
+
+    async def behave(received: Received, writer: asyncio.StreamWriter) -> None:
+        id = json.loads(received.body)["id"] if received.body else None
+        answer = {
+            "replica": replica or "web",
+            "state": "coherent",
+            "outcome": outcome,
+            "id": id,
+            "dropped": 1,
+            **fields,
+        }
+        await answers(200, json.dumps(answer).encode())(received, writer)
 
     return behave
 

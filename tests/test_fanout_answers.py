@@ -1,0 +1,171 @@
+"""What counts as taken by the fan-out of an invalidation: the answer of a replica that has applied it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from tests.support.called_replicas import fleet
+from tests.support.pods import Behaviour, Pods, Received, answers, as_replica, says
+
+from broadcache.publisher import Confirm, Fanout, Publisher
+from broadcache.publisher.broadcaster import Limits
+from broadcache.publisher.metrics import PublisherMetrics
+from broadcache.shared import Keys, NotDelivered
+from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.invalidation import invalidation_of
+from broadcache.shared.wire import encode_unsequenced
+
+pytestmark = pytest.mark.anyio
+
+LARGE = Keys(*[f"{number:04}".ljust(1_000, "x") for number in range(200)])
+
+
+@pytest.fixture
+async def pods() -> AsyncIterator[Pods]:
+    async with Pods(2) as running:
+        for number, pod in enumerate(running.all):
+            pod.behaviour = as_replica(replica=f"web-{number}")
+        yield running
+
+
+def fanout_of(pods: Pods, **more: Any) -> Fanout:
+    return Fanout("web", 80, addresses=[f"{host}:{pods.port}" for host in pods.hosts], **more)
+
+
+@pytest.mark.parametrize("outcome", ["applied", "repeat"])
+async def test_an_address_has_taken_it_when_a_replica_has_applied_this_very_id(pods: Pods, outcome: str) -> None:
+    pods[1].behaviour = as_replica(outcome, replica="web-1")
+    async with Publisher(None, delivery="fanout", fanout=fanout_of(pods)) as publisher:
+        receipt = await publisher.publish(Keys("a"), confirm=Confirm())
+    assert receipt.fanout is not None
+    assert receipt.fanout.is_delivered
+    assert [(each.replica, each.outcome, each.error) for each in receipt.fanout.outcomes] == [
+        ("web-0", "applied", None),
+        ("web-1", outcome, None),
+    ]
+    assert receipt.confirmation is not None
+    assert receipt.confirmation.confirmed == ("web-0", "web-1")
+
+
+async def test_a_replica_that_cleared_has_dropped_it_whatever_id_it_names(pods: Pods) -> None:
+    pods[1].behaviour = as_replica("cleared", id=None)
+    async with Publisher(None, delivery="fanout", fanout=fanout_of(pods)) as publisher:
+        receipt = await publisher.publish(Keys("a"))
+    assert receipt.fanout is not None
+    assert receipt.fanout.is_delivered
+
+
+async def test_the_parts_of_a_large_one_are_each_answered_for(pods: Pods) -> None:
+    async with Publisher(None, delivery="fanout", fanout=fanout_of(pods)) as publisher:
+        receipt = await publisher.publish(LARGE, id="large")
+        assert receipt.fanout is not None
+        assert receipt.fanout.is_delivered
+        pods[1].behaviour = as_replica(replica="web-1", id="large.1")
+        with pytest.raises(NotDelivered, match=r"to have applied id 'large\.2', got id 'large\.1'"):
+            await publisher.publish(LARGE, id="large")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        (answers(200), "got 200 and an empty body; check that service, port and path are those of the replicas"),
+        (answers(204), "got 204 and an empty body"),
+        (answers(200, b"<html>Welcome to nginx!</html>"), "got 200 and 30 bytes, which begin '<html>Welcome"),
+        (answers(200, b'"ok"'), "expected the answer of a replica (a JSON object with replica, outcome and id)"),
+        (answers(200, b'{"status":"ok"}'), "expected the answer of a replica"),
+        (answers(200, b"[" * 50_000), "expected the answer of a replica"),
+        (answers(200, b"\xff\xfe"), "expected the answer of a replica"),
+        (as_replica(replica="web-1", outcome=7), "expected the answer of a replica"),
+        (
+            as_replica("not followed", replica="web-1"),
+            "expected replica 'web-1' to have applied it, got 'not followed'",
+        ),
+        (as_replica("queued", replica="web-1"), "expected replica 'web-1' to have applied it, got outcome 'queued'"),
+        (as_replica(replica="web-1", id="another"), "got id 'another'"),
+        (as_replica(replica="web-1", id=None), "got id None"),
+        (as_replica(replica="web-1", more="x" * 65_536), "65536 bytes, cut at the limit of 65536 bytes, which begin"),
+        (says(b'HTTP/1.1 200 X\r\nContent-Length: 99\r\n\r\n{"replica":"web-1"'), "and 18 bytes, which begin"),
+    ],
+    ids=lambda value: value[:40].replace(" ", "-") if isinstance(value, str) else "",
+)
+async def test_any_other_answer_is_no_success_confirms_nothing_and_says_what_was_expected(
+    redis_url: str, pods: Pods, behaviour: Behaviour, said: str
+) -> None:
+    pods[1].behaviour = behaviour
+    async with Publisher(None, delivery="fanout", fanout=fanout_of(pods)) as publisher:
+        with pytest.raises(NotDelivered) as caught:
+            await publisher.publish(Keys("a"), id="order-7", confirm=Confirm())
+    report = caught.value.report
+    assert report is not None
+    assert (report.total, report.succeeded, report.failed, report.is_delivered) == (2, 1, 1, False)
+    assert [each.is_success for each in report.outcomes] == [True, False]
+    assert said in (report.outcomes[1].error or "")
+    assert f"reached 1 of 2 replicas of web; unreached: http://{pods[1].host}:{pods.port}/" in report.summary()
+    assert said in str(caught.value)
+    # With a log it is accepted, and the answer confirms nothing.
+    async with Publisher(redis_url, delivery="both", fanout=fanout_of(pods)) as publisher:
+        receipt = await publisher.publish(Keys("a"), id="order-7", confirm=Confirm(timeout_seconds=0.1))
+    assert receipt.is_logged
+    assert receipt.confirmation is not None
+    assert receipt.confirmation.confirmed == ("web-0",)
+
+
+async def test_not_followed_is_told_apart_from_a_stranger(pods: Pods) -> None:
+    pods[0].behaviour = as_replica("not followed", replica="web-0")
+    pods[1].behaviour = answers(200, b"hello")
+    report = await fanout_of(pods).tell(encode_unsequenced(invalidation_of([Keys("a")])))
+    assert [(each.replica, each.outcome) for each in report.outcomes] == [("web-0", "not followed"), (None, None)]
+
+
+async def test_a_real_replica_that_does_not_follow_the_namespace_has_not_taken_it(own_server: EmbeddedServer) -> None:
+    async with (
+        fleet(own_server.url) as (_, fanout),
+        Publisher(own_server.url, delivery="redis-then-fanout", fanout=fanout, timeout_seconds=0.5) as publisher,
+    ):
+        own_server.pause()
+        try:
+            assert (await publisher.publish(Keys("a"), namespace="products")).pending
+            with pytest.raises(NotDelivered, match="got 'not followed'"):
+                await publisher.publish(Keys("a"), namespace="prices")
+        finally:
+            own_server.resume()
+
+
+async def test_parts_that_were_not_sent_are_not_taken(pods: Pods) -> None:
+    fanout = fanout_of(pods)
+
+    applies = as_replica(replica="web-0")
+
+    async def behave(received: Received, writer: asyncio.StreamWriter) -> None:
+        # From the second part on, as many broadcasts are under way as there may be.
+        object.__setattr__(fanout.broadcaster.limits, "broadcasts_max", 0)
+        await applies(received, writer)
+
+    pods[0].behaviour = behave
+    report = await fanout.tell(encode_unsequenced(invalidation_of([LARGE], id="large")))
+    assert report.problem is not None
+    assert (report.total, report.succeeded) == (2, 0)
+    assert "expected 4 parts to be sent to it, got 1; publish again" in (report.outcomes[0].error or "")
+
+
+async def test_the_metrics_count_it_as_not_applied(pods: Pods) -> None:
+    registry = CollectorRegistry()
+    pods[1].behaviour = answers(200)
+    fanout = fanout_of(pods, observer=PublisherMetrics(registry))
+    await fanout.tell(encode_unsequenced(invalidation_of([Keys("a")])))
+    for result, count in {"success": 1, "not applied": 1, "status": 0}.items():
+        labels = {"service": "web", "result": result}
+        assert registry.get_sample_value("broadcache_broadcast_addresses_total", labels) == count
+    assert registry.get_sample_value("broadcache_broadcasts_total", {"service": "web", "reached": "all"}) == 0
+
+
+async def test_what_a_replica_answers_is_read_up_to_the_limit(pods: Pods) -> None:
+    pods[1].behaviour = as_replica(replica="web-1")
+    fanout = fanout_of(pods, limits=Limits(answer_bytes_max=40))
+    report = await fanout.tell(encode_unsequenced(invalidation_of([Keys("a")])))
+    assert (report.succeeded, report.failed) == (0, 2)
+    assert "40 bytes, cut at the limit of 40 bytes" in (report.outcomes[1].error or "")
+    assert json.loads(pods[1].received[0].body)["keys"] == ["a"]
