@@ -23,6 +23,7 @@ from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
 from .hub import Hub
+from .idempotency import Scopes, id_of
 from .metrics import PublisherMetrics
 from .models import Accepted, History, PreviewRequest, PublishRequest, Replicas
 from .observer import UNOBSERVED
@@ -30,7 +31,7 @@ from .page import PAGE_PATHS, page_routes
 from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
 from .request_counter import RequestCounter
-from .requests import check_is_json, id_of, idempotency_key_of, read_body
+from .requests import check_is_json, idempotency_key_of, read_body
 from .settings import ApiSettings, FanoutSettings
 from .since import since_ms_of
 from .tokens import Tokens
@@ -238,6 +239,7 @@ class _Api:
         self._publisher = publisher
         self._audits = audits
         self._namespaces = frozenset(settings.namespaces)
+        self._scopes = Scopes(Tokens(settings.tokens), source=publisher.source)
         self.hub: Final = Hub(
             settings.redis_url,
             clients_max=settings.event_clients_max,
@@ -257,6 +259,10 @@ class _Api:
         asked = PublishRequest.read(await read_body(request, self._settings.request_bytes_max))
         self._check_is_known(asked.namespace)
         idempotency_key = idempotency_key_of(request)
+        id = scope = None
+        if idempotency_key is not None:
+            scope = await self._scopes.scope_of(request)
+            id = id_of(scope, asked.namespace, idempotency_key)
         try:
             confirm = asked.confirmation()
         except InvalidSettings:
@@ -266,7 +272,8 @@ class _Api:
                 *asked.targets(),
                 namespace=asked.namespace,
                 reason=asked.reason,
-                id=idempotency_key and id_of(asked.namespace, idempotency_key),
+                id=id,
+                scope=scope,
                 receipt_seconds=self._settings.idempotency_seconds if idempotency_key else None,
                 confirm=confirm,
             )

@@ -21,13 +21,15 @@ _WIDENED: Final = "widened: the outbox of the publisher was full"
 class Pending(NamedTuple):
     """An invalidation that is still to be logged.
 
-    Shape: `ask_first` asks Redis something right before it is logged, over the same link.
+    Shape: `ask_first` asks Redis something right before it is logged, over the same link. `scope` is whose id it is:
+           the source's when None.
     Units: `receipt_seconds` is how long the log remembers its id.
     """
 
     invalidation: Invalidation
     receipt_seconds: float
     ask_first: Callable[[Link], Awaitable[None]] | None = None
+    scope: str | None = None
 
 
 class Backlog:

@@ -217,7 +217,8 @@ _IDEMPOTENCY_KEY: Final = {
     "in": "header",
     "required": False,
     "description": "Makes a retry safe: the same key with the same targets is published once, and answered as the "
-    "first time. 1 to 255 printable ASCII characters, e.g. a UUID.",
+    "first time. It belongs to the token that it comes with: other tokens may use the same key. 1 to 255 printable "
+    "ASCII characters, e.g. a UUID.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
     "example": "5f0e7c3a-8a47-4d5c-9a62-0b6f4a3f7c11",
 }

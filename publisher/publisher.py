@@ -16,6 +16,7 @@ from ..shared.confirmation import Confirm
 from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused, NotPrimary
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
+    SCOPE_BYTES_MAX,
     SOURCE_BYTES_MAX,
     Position,
     Target,
@@ -62,7 +63,8 @@ class Publisher(Closing):
     An asynchronous context manager. Entering does not connect: a publisher outlives a Redis that is away, and each
     `publish` says whether it was logged.
 
-    Shape:  `source` tells replicas and operators who published; the host's name when it is left out. With a `delivery`
+    Shape:  `source` tells replicas and operators who published, and an `id` is remembered for its source; the host's
+            name when it is left out. With a `delivery`
             other than "redis", `fanout` is what calls the replicas; with "fanout" alone `url` may be None.
             `observer` is told what comes of each publish.
     Units:  `timeout_seconds` is how long one `publish` tries, `log_length` about how many invalidations of a namespace
@@ -157,6 +159,7 @@ class Publisher(Closing):
         namespace: str = DEFAULT_NAMESPACE,
         reason: str = "",
         id: str | None = None,
+        scope: str | None = None,
         receipt_seconds: float | None = None,
         confirm: Confirm | None = None,
     ) -> Receipt:
@@ -170,6 +173,8 @@ class Publisher(Closing):
         by the log or taken by every replica, and the receipt says which; what was not logged waits in the outbox.
 
         Shape:  one too large for one message is split, logged atomically, and the receipt has the last position.
+                `scope` is whose `id` it is, the publisher's `source` when left out: the same id of another scope is
+                another invalidation. Only its hash goes to Redis.
         Units:  `receipt_seconds` is how long the id is remembered, by default at least half a minute.
         Raises: InvalidTarget (for a reason or an id that is too long as well), InvalidNamespace; LinkLost when it is
                 not known whether it was logged; LogRefused when it was not, NotPrimary when no primary was found that
@@ -177,6 +182,8 @@ class Publisher(Closing):
                 IdempotencyConflict when the id was used for other targets.
         """
         self._check_is_open()
+        if scope is not None:
+            check_text(scope, SCOPE_BYTES_MAX, "scope")
         invalidation = invalidation_of(
             targets, namespace=namespace, reason=reason, source=self.source, id=id, confirm=confirm is not None
         )
@@ -184,9 +191,9 @@ class Publisher(Closing):
             receipt_seconds = max(_RECEIPT_SECONDS_MIN, 2 * self._timeout_seconds)
         if self.observer is UNOBSERVED and not is_set_up():
             # Nobody looks: a publish takes a fraction of a millisecond, in which both would be felt.
-            return await self._carried_out(Pending(invalidation, receipt_seconds), confirm)
+            return await self._carried_out(Pending(invalidation, receipt_seconds, scope=scope), confirm)
         with observed(self.observer, namespace) as noted, publishing(invalidation) as traced:
-            return noted(await self._carried_out(Pending(traced, receipt_seconds), confirm))
+            return noted(await self._carried_out(Pending(traced, receipt_seconds, scope=scope), confirm))
 
     async def history(
         self,
@@ -378,6 +385,7 @@ class Publisher(Closing):
         return partial(
             append,
             invalidation=pending.invalidation,
+            scope=pending.scope,
             log_length=self._log_length,
             receipt_seconds=pending.receipt_seconds,
         )

@@ -1,6 +1,5 @@
 """What an endpoint wants to know of a request before it reads what the body says."""
 
-import hashlib
 import re
 from typing import Final
 
@@ -8,7 +7,7 @@ from starlette.requests import Request
 
 from .problems import BODY_TOO_LARGE, IDEMPOTENCY_KEY_INVALID, MEDIA_TYPE_UNSUPPORTED, Problem
 
-__all__ = ["check_is_json", "id_of", "idempotency_key_of", "read_body"]
+__all__ = ["check_is_json", "idempotency_key_of", "read_body"]
 
 _IDEMPOTENCY_KEY: Final = re.compile(r"[ -~]{1,255}", re.ASCII)
 
@@ -72,8 +71,3 @@ def idempotency_key_of(request: Request) -> str | None:
             f"{keys[0]!r:.60}; send a UUID, for example",
         )
     return keys[0]
-
-
-def id_of(namespace: str, idempotency_key: str) -> str:
-    """Return the id of the invalidation that this key stands for: everybody may read ids, and none tells its key."""
-    return hashlib.blake2b(f"{namespace} {idempotency_key}".encode(), digest_size=20).hexdigest()

@@ -2,7 +2,7 @@
 --
 -- KEYS  head      hash {epoch, seq} of the namespace
 --       log       stream; the id of an entry is <seq>-0, its one field `f` is the frame as it was published
---       receipt   what this script answered for this invalidation id, kept a while so that a retry is logged once
+--       receipt   what this script answered for this id of this scope, kept a while so that a retry is logged once
 -- ARGV  channel
 --       epoch     taken only when the namespace has none: it lives and dies with the sequence
 --       log length (about this many entries are kept), receipt lifetime in ms

@@ -17,6 +17,7 @@ __all__ = [
     "NAMESPACE_PATTERN",
     "REASON_BYTES_MAX",
     "REQUEST_NAMES_MAX",
+    "SCOPE_BYTES_MAX",
     "SOURCE_BYTES_MAX",
     "TAG_BYTES_MAX",
     "Everything",
@@ -43,6 +44,8 @@ SOURCE_BYTES_MAX: Final = 128
 """The longest source, in bytes of UTF-8."""
 ID_BYTES_MAX: Final = 128
 """The longest id of an invalidation, in bytes of UTF-8. Ids made here are ULIDs, of 26."""
+SCOPE_BYTES_MAX: Final = 1_024
+"""The longest scope of an id, in bytes of UTF-8."""
 DEFAULT_NAMESPACE: Final = "default"
 
 NAMESPACE_PATTERN: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"

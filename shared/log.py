@@ -11,7 +11,7 @@ from .delivery import FanoutReport
 from .errors import IdempotencyConflict, MalformedFrame
 from .invalidation import Invalidation, Position, new_id
 from .link import Argument, Link, Refused
-from .names import names_of
+from .names import Names, names_of
 from .refusals import refused as _refused
 from .wire import decode, encode_tails
 
@@ -109,11 +109,14 @@ async def append(
     link: Link,
     invalidation: Invalidation,
     *,
+    scope: str | None = None,
     log_length: int = LOG_LENGTH,
     receipt_seconds: float = 60.0,
 ) -> Receipt:
     """Log `invalidation` and publish it, in one atomic step. Calling again with the same id logs nothing more.
 
+    Shape:  `scope` is whose id it is, the invalidation's source when it is left out. The same id of another scope is
+            another invalidation. Only its hash is written to Redis.
     Units:  `receipt_seconds` is how long the id is remembered, and a retry is safe.
     Raises: LinkLost when it is not known whether it was logged: call again with the same invalidation.
             LogRefused when Redis refused, and NotPrimary when another server may not;
@@ -131,7 +134,7 @@ async def append(
         *encode_tails(invalidation),
     )
     try:
-        answer = await _run(link, _APPEND, (names.head, names.log, names.receipt_prefix + invalidation.id), arguments)
+        answer = await _run(link, _APPEND, (names.head, names.log, _receipt_key(names, invalidation, scope)), arguments)
     except Refused as refusal:
         raise _refused(f"log an invalidation of {invalidation.namespace!r}", refusal) from refusal
     epoch, sequence, receivers, is_repeat, fingerprint_before = answer
@@ -143,6 +146,13 @@ async def append(
     return Receipt(
         invalidation.id, invalidation.namespace, Position(epoch.decode(), sequence), receivers, bool(is_repeat)
     )
+
+
+def _receipt_key(names: Names, invalidation: Invalidation, scope: str | None) -> str:
+    whose = invalidation.source if scope is None else scope
+    # Of one length, so that where the id begins is no question, whatever is in it.
+    digest = hashlib.blake2b(whose.encode(), digest_size=16).hexdigest()
+    return f"{names.receipt_prefix}{digest}:{invalidation.id}"
 
 
 async def head(link: Link, namespace: str) -> Position | None:

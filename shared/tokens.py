@@ -50,19 +50,32 @@ class Tokens:
 
     def right_of_header(self, authorization: bytes) -> Right | None:
         """Return what the token in `Bearer TOKEN` may do; None when there is none in it, or no valid one."""
-        scheme, _, token = authorization.partition(b" ")
-        return self.right_of(token.strip()) if scheme.lower() == b"bearer" else None
+        digest = self.digest_of_header(authorization)
+        return None if digest is None else self._rights[digest]
 
     def right_of(self, token: bytes) -> Right | None:
-        """Return what `token` may do; None when it is not valid.
+        """Return what `token` may do; None when it is not valid."""
+        digest = self._valid(token)
+        return None if digest is None else self._rights[digest]
+
+    def digest_of_header(self, authorization: bytes) -> bytes | None:
+        """Return the digest of the token in `Bearer TOKEN`; None when there is none in it, or no valid one.
+
+        It is as secret as the token: a short token can be guessed from it.
+        """
+        scheme, _, token = authorization.partition(b" ")
+        return self._valid(token.strip()) if scheme.lower() == b"bearer" else None
+
+    def _valid(self, token: bytes) -> bytes | None:
+        """Return the digest of `token`; None when it is not valid.
 
         All tokens are compared, as digests and each in constant time: how long it takes tells nothing about them.
         """
         digest = _digest(token)
-        found: Right | None = None
-        for known, right in self._rights.items():
+        found: bytes | None = None
+        for known in self._rights:
             if hmac.compare_digest(known, digest):
-                found = right
+                found = known
         return found
 
 

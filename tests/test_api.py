@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from tests.support.web_server import served
 from broadcache import __version__
 from broadcache.publisher import Publisher
 from broadcache.publisher.api import create_app
+from broadcache.publisher.idempotency import id_of
 from broadcache.publisher.server import AddressUnavailable, listen
 from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import InvalidSettings
@@ -386,7 +388,8 @@ async def test_a_key_is_remembered_as_long_as_was_asked_for(redis_url: str) -> N
         redis_probe(redis_url) as probe,
     ):
         answer = await client.post(PATH, json={"keys": ["k"]}, headers={"Idempotency-Key": "order-7"})
-        left_ms = await probe.call("PTTL", names_of("default").receipt_prefix + answer.json()["id"])
+        [receipt] = await probe.call("KEYS", f"*:receipt:*:{answer.json()['id']}")
+        left_ms = await probe.call("PTTL", receipt)
     assert 900_000 < left_ms <= 1_000_000
 
 
@@ -404,6 +407,65 @@ async def test_a_key_means_something_else_in_another_namespace(client: httpx2.As
         for namespace in ("products", "users")
     ]
     assert ids[0] != ids[1]
+
+
+async def test_a_key_belongs_to_its_token_and_no_client_voids_what_another_publishes(redis_url: str) -> None:
+    settings = ApiSettings(redis_url=redis_url, tokens=("swordfish", "sesame"))
+    async with client_of(settings) as client:
+        answers = [
+            await client.post(
+                PATH,
+                json={"keys": [key]},
+                headers={"Idempotency-Key": "order-7", "Authorization": f"Bearer {token}"},
+            )
+            for token, key in (("swordfish", "k"), ("sesame", "k"), ("sesame", "k"), ("swordfish", "k"))
+        ]
+        other = await client.post(
+            PATH,
+            json={"keys": ["other"]},
+            headers={"Idempotency-Key": "order-7", "Authorization": "Bearer sesame"},
+        )
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, None, "true", "true"]
+    first, second, *_ = (answer.json()["id"] for answer in answers)
+    assert first != second
+    assert await log_length_of(redis_url) == 2
+    problem_of(other, 422, "idempotency-conflict")
+
+
+async def test_a_retry_may_go_to_another_process_of_the_api(redis_url: str) -> None:
+    answers = []
+    headers = {"Idempotency-Key": "order-7", "Authorization": "Bearer swordfish"}
+    for host, tokens in (("pod-1", ("swordfish",)), ("pod-2", ("new", "rw:swordfish"))):
+        settings = ApiSettings(redis_url=redis_url, tokens=tokens)
+        async with client_of(settings, Publisher(redis_url, source=host)) as client:
+            answers.append(await client.post(PATH, json={"keys": ["k"]}, headers=headers))
+    assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, "true"]
+    assert await log_length_of(redis_url) == 1
+
+
+async def test_without_tokens_a_key_belongs_to_the_source_of_the_publisher(redis_url: str) -> None:
+    answers = []
+    for source in ("desk-1", "desk-2", "desk-1"):
+        async with client_of(ApiSettings(redis_url=redis_url), Publisher(redis_url, source=source)) as client:
+            answers.append(await client.post(PATH, json={"keys": ["k"]}, headers={"Idempotency-Key": "order-7"}))
+    assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, None, "true"]
+
+
+async def test_no_quick_hash_of_a_token_is_written_to_redis(redis_url: str) -> None:
+    headers = {"Idempotency-Key": "order-7", "Authorization": "Bearer swordfish"}
+    async with (
+        client_of(ApiSettings(redis_url=redis_url, tokens=("swordfish",))) as client,
+        redis_probe(redis_url) as probe,
+    ):
+        answer = await client.post(PATH, json={"keys": ["k"]}, headers=headers)
+        [receipt] = await probe.call("KEYS", "*:receipt:*")
+    written = receipt.decode() + answer.text
+    assert "swordfish" not in written
+    digest = hashlib.sha256(b"swordfish")
+    for scope in ("swordfish", digest.hexdigest(), digest.digest().decode("latin-1"), "token swordfish"):
+        assert hashlib.blake2b(scope.encode(), digest_size=16).hexdigest() not in written
+        assert id_of(scope, "default", "order-7") not in written
 
 
 async def test_the_longest_key_is_taken(client: httpx2.AsyncClient) -> None:

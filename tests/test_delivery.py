@@ -587,6 +587,27 @@ async def test_a_publish_that_is_under_way_when_the_publisher_closes_goes_by_htt
         assert "closed with 1 invalidations that Redis has not logged" in caplog.text
 
 
+async def test_an_id_of_another_scope_keeps_nothing_that_waits_from_the_log(
+    own_server: EmbeddedServer, fleet: Fleet
+) -> None:
+    async with Publisher(own_server.url, source="prices") as prices:
+        await prices.publish(Keys("logged before"), id="change-7")
+        await prices.publish(Keys("a"), id="change-8")
+        async with Publisher(own_server.url, source="desk", delivery="both", fanout=fleet) as publisher:
+            # Frozen, and not killed: its receipts are still there afterwards.
+            own_server.pause()
+            try:
+                for id, key, scope in (("change-7", "a", "one"), ("change-7", "b", "two"), ("change-8", "a", None)):
+                    assert (await publisher.publish(Keys(key), id=id, scope=scope)).pending
+            finally:
+                own_server.resume()
+            await until(lambda: publisher.outbox_length == 0)
+            logged = [entry.invalidation for entry in await publisher.history() if entry.invalidation is not None]
+    # The first may have been left to the last, which covers it.
+    logged_here = {(each.id, each.keys) for each in logged if each.source == "desk"}
+    assert logged_here >= {("change-7", ("b",)), ("change-8", ("a",))}
+
+
 async def test_closing_while_redis_is_away_tells_what_is_lost(
     own_server: EmbeddedServer, fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -338,3 +338,40 @@ def test_a_url_that_is_none_is_refused_without_its_password() -> None:
     with pytest.raises(InvalidSettings, match="expected a URL") as caught:
         Publisher("http://user:hunter2@example.test")
     assert "hunter2" not in str(caught.value)
+
+
+# Whose id it is
+
+
+async def test_an_id_that_two_publishers_use_stands_for_two_invalidations(redis_url: str) -> None:
+    async with (
+        Publisher(redis_url, source="orders") as orders,
+        Publisher(redis_url, source="prices") as prices,
+    ):
+        first = await orders.publish(Keys("a"), id="change-7")
+        second = await prices.publish(Keys("a"), id="change-7")
+        assert [receipt.is_repeat for receipt in (first, second)] == [False, False]
+        assert [position_of(receipt).sequence for receipt in (first, second)] == [1, 2]
+        # Nor does one stand in the way of the other's with other targets.
+        await orders.publish(Keys("b"), id="change-8")
+        assert position_of(await prices.publish(Keys("c"), id="change-8")).sequence == 4
+
+
+async def test_a_publisher_that_was_restarted_repeats_its_own_ids(redis_url: str) -> None:
+    receipts = []
+    for _ in range(2):
+        async with Publisher(redis_url, source="orders") as publisher:
+            receipts.append(await publisher.publish(Keys("a"), id="change-7"))
+    assert [receipt.is_repeat for receipt in receipts] == [False, True]
+    assert receipts[0].position == receipts[1].position
+
+
+async def test_those_who_share_a_publisher_have_scopes_of_their_own(redis_url: str) -> None:
+    async with Publisher(redis_url) as publisher:
+        scopes = ("orders", "prices", None, "orders")
+        receipts = [await publisher.publish(Keys("a"), id="change-7", scope=scope) for scope in scopes]
+        assert [receipt.is_repeat for receipt in receipts] == [False, False, False, True]
+        with pytest.raises(IdempotencyConflict):
+            await publisher.publish(Keys("b"), id="change-7", scope="orders")
+        with pytest.raises(InvalidTarget, match="not empty, got '' at scope"):
+            await publisher.publish(Keys("b"), id="change-7", scope="")

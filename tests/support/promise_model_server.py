@@ -228,7 +228,7 @@ class Network:
 
     def _append(self, keys: list[str], arguments: list[Argument]) -> list[Any]:
         namespace = self._namespace_of_head[keys[0]]
-        id = keys[2].removeprefix(names_of(namespace).receipt_prefix)
+        id = keys[2].removeprefix(names_of(namespace).receipt_prefix).partition(":")[2]
         fingerprint, tails = arguments[4], [each for each in arguments[5:] if isinstance(each, bytes)]
         return [*self.append(namespace, id, tails), str(fingerprint).encode()]
 
