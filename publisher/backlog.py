@@ -22,7 +22,8 @@ class Pending(NamedTuple):
     """An invalidation that is still to be logged.
 
     Shape: `ask_first` asks Redis something right before it is logged, over the same link. `scope` is whose id it is:
-           the source's when None.
+           the source's when None. `stands_for_others` when others were left to it: if the log had this id already,
+           from before, it has not logged what they stood for, and it takes a new id.
     Units: `receipt_seconds` is how long the log remembers its id.
     """
 
@@ -30,6 +31,7 @@ class Pending(NamedTuple):
     receipt_seconds: float
     ask_first: Callable[[Link], Awaitable[None]] | None = None
     scope: str | None = None
+    stands_for_others: bool = False
 
 
 class Backlog:
@@ -65,8 +67,7 @@ class Backlog:
         namespace = pending.invalidation.namespace
         if len(self._namespaces.keys() | {namespace}) > self.names_max:
             return False
-        self._drop_covered(pending.invalidation)
-        self._insert(pending)
+        self._insert(self._in_place_of_covered(pending))
         if self.names_count > self.names_max:
             self._widen()
         return True
@@ -94,11 +95,11 @@ class Backlog:
             self._pending[ticket] = pending
 
     def rename(self, ticket: int) -> None:
-        """Give this one another id, if it is still held: its own was used for something else."""
+        """Give this one another id, if it is still held: its own was used before."""
         pending = self._pending.get(ticket)
         if pending is not None:
             renamed = msgspec.structs.replace(pending.invalidation, id=new_id())
-            self._pending[ticket] = pending._replace(invalidation=renamed)
+            self._pending[ticket] = pending._replace(invalidation=renamed, stands_for_others=False)
 
     def clear(self) -> None:
         """Forget all of it."""
@@ -113,14 +114,20 @@ class Backlog:
         self._namespaces.setdefault(invalidation.namespace, _Waiting()).add(self._last_ticket, invalidation)
         self.names_count += _names_count_of(invalidation)
 
-    def _drop_covered(self, newer: Invalidation) -> None:
-        waiting = self._namespaces.get(newer.namespace)
+    def _in_place_of_covered(self, newer: Pending) -> Pending:
+        """Drop what `newer` covers, and return it as what is held instead."""
+        waiting = self._namespaces.get(newer.invalidation.namespace)
         if waiting is None:
-            return
-        coverage = Coverage.of(newer)
-        for ticket in waiting.candidates(newer):
-            if coverage.covers(self._pending[ticket].invalidation):
+            return newer
+        coverage = Coverage.of(newer.invalidation)
+        for ticket in waiting.candidates(newer.invalidation):
+            older = self._pending[ticket]
+            if coverage.covers(older.invalidation):
                 self.remove(ticket)
+                is_same = (older.scope, older.invalidation.id) == (newer.scope, newer.invalidation.id)
+                if older.stands_for_others or not is_same:
+                    newer = newer._replace(stands_for_others=True)
+        return newer
 
     def _widen(self) -> None:
         """Make it coarser until half of it is free, so that it is not done for each invalidation anew."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ..shared.errors import IdempotencyConflict
+from ..shared.log import Receipt
 from .backlog import Backlog, Pending
 
 __all__ = ["OUTBOX_NAMES_MAX", "Outbox"]
@@ -115,8 +116,8 @@ class Outbox:
         batch = self._backlog.first(_BATCH)
         answers = await asyncio.gather(*[self._log(pending) for _, pending in batch], return_exceptions=True)
         has_progress = False
-        for (ticket, _), answer in zip(batch, answers, strict=True):
-            if isinstance(answer, IdempotencyConflict):
+        for (ticket, pending), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, IdempotencyConflict) or _has_announced_nothing(pending, answer):
                 self._backlog.rename(ticket)
             elif isinstance(answer, BaseException):
                 logger.debug("the outbox could not log: %s", answer)
@@ -141,3 +142,8 @@ class Outbox:
             more,
         )
         self._backlog.clear()
+
+
+def _has_announced_nothing(pending: Pending, answer: object) -> bool:
+    """Whether the log had the id from before, while others, which are newer than that, were left to this one."""
+    return pending.stands_for_others and isinstance(answer, Receipt) and answer.is_repeat

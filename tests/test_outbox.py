@@ -23,7 +23,8 @@ from broadcache.shared import (
     Tags,
     Target,
 )
-from broadcache.shared.invalidation import invalidation_of
+from broadcache.shared.invalidation import Position, invalidation_of
+from broadcache.shared.log import Receipt
 
 pytestmark = pytest.mark.anyio
 
@@ -156,7 +157,7 @@ class FakeLog:
         self.logged: list[Invalidation] = []
         self.targets_by_id: dict[str, tuple[Any, ...]] = {}
 
-    async def append(self, pending: Pending) -> None:
+    async def append(self, pending: Pending) -> Receipt:
         self.attempts += 1
         invalidation = pending.invalidation
         fault = self.faults.pop(0) if self.faults else "none"
@@ -170,10 +171,12 @@ class FakeLog:
         targets = (invalidation.keys, invalidation.tags, invalidation.prefixes, invalidation.everything)
         if self.targets_by_id.setdefault(invalidation.id, targets) != targets:
             raise IdempotencyConflict("other targets")
-        if invalidation.id not in {each.id for each in self.logged}:
+        is_repeat = invalidation.id in {each.id for each in self.logged}
+        if not is_repeat:
             self.logged.append(invalidation)
         if fault == "answer lost":
             raise LinkLost("gone, and it was logged")
+        return Receipt(invalidation.id, invalidation.namespace, Position("E", len(self.logged)), 0, is_repeat)
 
 
 async def at_once(seconds: float) -> None:
@@ -198,6 +201,41 @@ async def test_an_id_that_was_used_for_something_else_is_replaced() -> None:
     await until(lambda: not len(outbox))
     [logged] = log.logged
     assert (logged.keys, logged.id != "taken") == (("a",), True)
+    await outbox.close(1)
+
+
+async def test_a_repeat_of_what_was_logged_before_voids_nothing_newer_that_was_left_to_it() -> None:
+    log = FakeLog()
+    before = pending_of(Keys("a"), id="before")
+    await log.append(before)
+    outbox = Outbox(log.append, sleep=at_once)
+    outbox.offer(pending_of(Keys("a"), id="newer"))
+    outbox.offer(before)
+    await until(lambda: not len(outbox))
+    first, second = log.logged
+    assert (first.id, second.keys, second.id != "before") == ("before", ("a",), True)
+    await outbox.close(1)
+
+
+@pytest.mark.parametrize("faults", [(), ("answer lost",)])
+async def test_a_repeat_that_nothing_was_left_to_is_logged_once(faults: tuple[str, ...]) -> None:
+    log = FakeLog(*faults)
+    outbox = Outbox(log.append, sleep=at_once)
+    for _ in range(2):
+        outbox.offer(pending_of(Keys("a"), id="mine"))
+    await until(lambda: not len(outbox))
+    assert [each.id for each in log.logged] == ["mine"]
+    await outbox.close(1)
+
+
+async def test_what_stands_for_others_is_logged_again_when_its_answer_was_lost_and_only_then() -> None:
+    log = FakeLog("answer lost", "answer lost")
+    outbox = Outbox(log.append, sleep=at_once)
+    outbox.offer(pending_of(Keys("a"), id="older"))
+    outbox.offer(pending_of(Everything(), id="newer"))
+    await until(lambda: not len(outbox))
+    # Whether the first answer was that of an earlier publish cannot be told: twice costs loads, never a stale value.
+    assert [each.everything for each in log.logged] == [True, True]
     await outbox.close(1)
 
 
