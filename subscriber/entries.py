@@ -11,6 +11,7 @@ from cachetools import Cache, FIFOCache, LFUCache, LRUCache, RRCache, TLRUCache,
 
 from ..shared.invalidation import Invalidation
 from .history import History
+from .mapping_errors import MappingErrors
 
 __all__ = ["MISSING", "Count", "Entries"]
 
@@ -19,6 +20,8 @@ _DROP_AT_ONCE_MAX: Final = 64
 _EXPIRY_SLICE_ENTRIES: Final = 64
 _INDEX_SLACK: Final = 1_024
 _SET_ATTEMPTS_MAX: Final = 100
+_STUCK_MAX: Final = 65_536
+"""How many keys that could not be removed are kept, to try again."""
 _COUNT_LOOKS_MAX: Final = 1_000
 """How many entries are looked at to count."""
 _COUNT_STEP_KEYS: Final = 100
@@ -50,11 +53,17 @@ class Entries:
 
     A prefix, or everything, is applied by raising a stamp: entries that are older and match are dead from then on, and
     a sweep removes them in slices. While `is_settled` is false, reads have to ask `is_live`.
+
+    The mapping is the user's: it may raise anything, and call back into the cache. Three rules keep its failures from
+    being served. An entry leaves the index before it leaves the mapping, and only what the index has is live. An entry
+    that could not be removed from the mapping is *stuck*, and nothing is settled until it is gone. An entry is judged
+    after the mapping was called, not before. Keys and tags are exact strings, so the index runs no code of the user's.
     """
 
-    def __init__(self, mapping: MutableMapping[str, Any], history: History) -> None:
+    def __init__(self, mapping: MutableMapping[str, Any], history: History, errors: MappingErrors) -> None:
         self.mapping: Final = mapping
         self._history = history
+        self.errors = errors
         self._stamps: dict[str, int] = {}
         self._tags: dict[str, tuple[str, ...]] = {}
         self._keys_of_tag: dict[str, set[str]] = {}
@@ -69,18 +78,35 @@ class Entries:
         self._swept_stamp = 0
         self._rule_stamp = 0
         self._index_max = _INDEX_SLACK
+        # Keys that could not be removed from the mapping: for `retry`. If there are too many, some are not remembered.
+        self.stuck: dict[str, None] = {}
+        self._has_lost_stuck = False
+        self.retry_at = -math.inf
+        # Whether the mapping is being changed: its own code may run, and come back to us.
+        self.is_changing = False
         # Whether the mapping can be asked for a key without reading its entry, which may make it the newest.
         self._can_ask = type(mapping).__contains__ is not Mapping.__contains__
 
     @property
     def is_settled(self) -> bool:
         """Whether every entry of the mapping is live, but for those past their own expiry."""
-        return self._rule_stamp <= self._swept_stamp and not self._doomed
+        has_dead = self._rule_stamp > self._swept_stamp or self._doomed
+        return not (has_dead or self.is_changing or self.stuck or self._has_lost_stuck)
 
     @property
     def has_sweep_work(self) -> bool:
-        """Whether `sweep` has something to do."""
-        return self._is_sweeping or not self.is_settled or len(self._stamps) > self._index_max
+        """Whether `sweep` has something to do. What is stuck is not its business, but that of `retry`."""
+        has_dead = self._rule_stamp > self._swept_stamp or self._doomed
+        return self._is_sweeping or bool(has_dead) or len(self._stamps) > self._index_max
+
+    @property
+    def held(self) -> int:
+        """How many entries the mapping holds, dead ones included; if it cannot tell, how many the index has."""
+        try:
+            return len(self.mapping)
+        except Exception as error:  # noqa: BLE001  (code of the user's)
+            self.errors.report(error, "counting entries: they are counted by an index instead")
+            return len(self._stamps) + len(self._unswept)
 
     @property
     def earliest_expiry(self) -> float:
@@ -95,11 +121,20 @@ class Entries:
         """
         if key in self._tags or key in self._expiries:
             self._forget(key)
+        was_changing, self.is_changing = self.is_changing, True
         try:
             self._set(key, value)
+            self._index(key, stamp, tags, expires_at)
         except BaseException:
-            self.drop(key)
+            self._unswept.pop(key, None)
+            self._stamps[key] = stamp  # what is in the index is looked for in the mapping
+            self.discard(key)
             raise
+        finally:
+            self.is_changing = was_changing
+
+    def _index(self, key: str, stamp: int, tags: tuple[str, ...], expires_at: float) -> None:
+        self.stuck.pop(key, None)
         self._unswept.pop(key, None)
         self._stamps[key] = stamp
         if tags:
@@ -126,16 +161,44 @@ class Entries:
         self.mapping[key] = value
 
     def drop(self, key: str) -> bool:
-        """Remove one entry; return whether it was there."""
+        """Remove one entry; return whether it was there. Raises: what the mapping raises; the entry is dead even so."""
         if self._stamps.pop(key, None) is None and self._unswept.pop(key, None) is None:
             return False
         if self._tags or self._expiries:
             self._forget(key)
         try:
             del self.mapping[key]
-        except KeyError:  # evicted or expired before
-            return False
+        except BaseException as error:  # noqa: BLE001  (raised again, unless the entry was gone before)
+            return self._note_unremoved(key, error)
         return True
+
+    def discard(self, key: str) -> bool:
+        """Do the same, and report what the mapping raises instead of raising it."""
+        try:
+            return self.drop(key)
+        except Exception as error:  # noqa: BLE001  (code of the user's)
+            self.errors.report(error, "removing an entry: it is not served any more, and removed later")
+            return False
+
+    def _note_unremoved(self, key: str, error: BaseException) -> bool:
+        """Handle what the mapping raised instead of removing `key`: nothing is amiss if the entry was gone before."""
+        is_gone = not self._has(key, in_doubt=True)
+        if not is_gone:
+            if len(self.stuck) < _STUCK_MAX:
+                self.stuck[key] = None
+            else:
+                self._has_lost_stuck = True
+        if is_gone and isinstance(error, KeyError):  # evicted or expired before
+            return False
+        raise error
+
+    def _has(self, key: str, *, in_doubt: bool) -> bool:
+        """Whether the mapping has `key`; `in_doubt` when it cannot tell."""
+        try:
+            return key in self.mapping
+        except Exception as error:  # noqa: BLE001  (code of the user's)
+            self.errors.report(error, "looking for an entry: it is not served")
+            return in_doubt
 
     def drop_tag(self, tag: str, stamp: int) -> int:
         """Kill the entries with this tag, on the spot if they are few; return how many were removed now."""
@@ -166,10 +229,14 @@ class Entries:
         """Whether it is live, and not past an expiry of its own."""
         return self._expiries.get(key, math.inf) > now and self.is_live(key)
 
+    def has_served(self, key: str, now: float) -> bool:
+        """Whether it is in the mapping, and `is_served`."""
+        return self._has(key, in_doubt=False) and self.is_served(key, now)
+
     def live_keys(self, now: float) -> Iterable[str]:
         """The keys of the entries that a read would be served, each judged at once."""
         for key in (*self._unswept, *self._stamps):
-            if self.is_served(key, now) and key in self.mapping:
+            if self.has_served(key, now):
                 yield key
 
     def peek(self, key: str) -> Any:
@@ -189,7 +256,7 @@ class Entries:
         `_COUNT_LOOKS_MAX` have to be looked at, else an estimate. What changes between two steps may be counted or not.
         """
         if invalidation.everything and self.is_settled and self.earliest_expiry > now:
-            yield Count(len(self.mapping), is_estimate=False)
+            yield Count(self.held, is_estimate=False)
             return
         if invalidation.everything or invalidation.prefixes:
             total = len(self._unswept) + len(self._stamps)
@@ -226,7 +293,7 @@ class Entries:
         return lambda key: key in keys or key.startswith(prefixes) or not tags.isdisjoint(tags_of(key, ()))
 
     def _is_counted(self, key: str, now: float) -> bool:
-        if self._can_ask and key not in self.mapping:
+        if self._can_ask and not self._has(key, in_doubt=False):
             return False
         is_live = key in self._stamps or key in self._unswept if self.is_settled else self.is_live(key)
         return is_live and self._expiries.get(key, math.inf) > now
@@ -255,32 +322,64 @@ class Entries:
     def expire(self, now: float) -> int:
         """Remove some of the entries whose own expiry has come, in a slice; return how many."""
         removed = 0
-        for _ in range(_EXPIRY_SLICE_ENTRIES):
-            if not self._expiry_heap or self._expiry_heap[0][0] > now:
-                break
-            expiry, key = heapq.heappop(self._expiry_heap)
-            if self._expiries.get(key) == expiry:
-                removed += self.drop(key)
+        was_changing, self.is_changing = self.is_changing, True
+        try:
+            for _ in range(_EXPIRY_SLICE_ENTRIES):
+                if not self._expiry_heap or self._expiry_heap[0][0] > now:
+                    break
+                expiry, key = heapq.heappop(self._expiry_heap)
+                if self._expiries.get(key) == expiry:
+                    removed += self.discard(key)
+        finally:
+            self.is_changing = was_changing
         return removed
 
     def sweep(self, entries_max: int, stamp: int) -> int:
         """Sweep up to `entries_max` entries; return how many were removed. `stamp` is the newest one."""
         removed = 0
-        for _ in range(entries_max):
-            if self._doomed:
-                removed += self._sweep_doomed()
-            elif self._unswept:
-                removed += self._sweep_one(stamp)
-            elif not self._next_sweep(stamp):
-                break
+        if self.is_changing:
+            return removed
+        self.is_changing = True
+        try:
+            for _ in range(entries_max):
+                if self._doomed:
+                    removed += self._sweep_doomed()
+                elif self._unswept:
+                    removed += self._sweep_one(stamp)
+                elif not self._next_sweep(stamp):
+                    break
+        finally:
+            self.is_changing = False
         return removed
+
+    def retry(self, entries_max: int) -> bool:
+        """Try again to remove up to `entries_max` keys that are stuck; return false at the first that still is."""
+        was_changing, self.is_changing = self.is_changing, True
+        try:
+            return all(map(self._remove_stuck, tuple(islice(self.stuck, entries_max))))
+        finally:
+            self.is_changing = was_changing
+
+    def _remove_stuck(self, key: str) -> bool:
+        if key not in self.stuck:  # stored anew by the mapping's own code
+            return True
+        try:
+            del self.mapping[key]
+        except Exception as error:  # noqa: BLE001  (code of the user's)
+            if self._has(key, in_doubt=True):
+                self.errors.report(error, "removing an entry again: it is not served, and removed later")
+                self.stuck.pop(key, None)
+                self.stuck[key] = None  # others first, the next time
+                return False
+        self.stuck.pop(key, None)
+        return True
 
     def _sweep_doomed(self) -> int:
         keys = self._doomed[0]
         key = keys.pop()
         if not keys:
             self._doomed.popleft()
-        removed = not self.is_live(key) and self.drop(key)
+        removed = not self.is_live(key) and self.discard(key)
         if not self._doomed:
             self._doomed_tags.clear()
         return removed
@@ -288,14 +387,10 @@ class Entries:
     def _sweep_one(self, stamp: int) -> int:
         key, entry_stamp = self._unswept.popitem()
         self._stamps[key] = entry_stamp
-        if key not in self.mapping:
-            del self._stamps[key]
-            self._forget(key)
-        elif not self.is_live(key):
-            return self.drop(key)
-        else:
+        if self._has(key, in_doubt=False) and self.is_live(key):
             self._stamps[key] = stamp
-        return 0
+            return 0
+        return self.discard(key)
 
     def _next_sweep(self, stamp: int) -> bool:
         """End the sweep that has run out of entries, and begin the next if there is reason for one."""

@@ -23,6 +23,13 @@ class History:
         self.prefixes = _RecentPrefixes(_PREFIXES_MAX)
         self.everything_stamp = 0
 
+    def restart(self, stamp: int) -> None:
+        """Everything was invalidated at `stamp`, which says all that older names say: forget them."""
+        self.everything_stamp = max(self.everything_stamp, stamp)
+        self.keys.forget()
+        self.tags.forget()
+        self.prefixes.forget()
+
     def concerns_load(self, since: int, key: str, tags: Iterable[str]) -> bool:
         """Whether an invalidation after stamp `since` names `key`, one of `tags`, a prefix of `key`, or everything."""
         return (
@@ -50,12 +57,16 @@ class _Recent:
 
     def record(self, name: str, stamp: int) -> bool:
         """Remember `name`; return whether an old generation was forgotten for it."""
-        self._young[name] = stamp
-        if len(self._young) < self._names_max:
+        young = self._young
+        young[name] = stamp
+        if len(young) < self._names_max:
             return False
-        self._old, self._young = self._young, {}
+        self._old, self._young = young, {}
         self._forgotten_stamp, self._old_stamp = self._old_stamp, stamp
         return True
+
+    def forget(self) -> None:
+        self._young, self._old = {}, {}
 
     def has_since(self, since: int, name: str) -> bool:
         if since < self._forgotten_stamp:
@@ -78,6 +89,10 @@ class _RecentPrefixes:
         self._young_lengths.add(len(prefix))
         if self._recent.record(prefix, stamp):
             self._old_lengths, self._young_lengths = self._young_lengths, set()
+
+    def forget(self) -> None:
+        self._recent.forget()
+        self._young_lengths, self._old_lengths = set(), set()
 
     def has_since(self, since: int, key: str) -> bool:
         lengths = self._young_lengths | self._old_lengths if self._old_lengths else self._young_lengths

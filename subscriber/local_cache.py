@@ -17,6 +17,7 @@ from ..shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags
 from .entries import MISSING, Count, Entries
 from .history import History
 from .loads import Loads
+from .mapping_errors import MappingErrors
 
 __all__ = ["CacheStats", "LoadToken", "LocalCache", "WhenIncoherent"]
 
@@ -26,6 +27,8 @@ WhenIncoherent: TypeAlias = Literal["bypass", "serve"]
 _MISSING: Final = object()
 _SWEEP_SLICE_ENTRIES: Final = 32
 _STORE_SWEEP_ENTRIES: Final = 4
+_RETRY_SECONDS: Final = 1.0
+"""How long an entry that could not be removed is left alone, before the sweep tries again."""
 # A lookup in these mappings changes nothing that another thread could find half-done, so hits need no lock. Exact types
 # only: a subclass may do anything in __getitem__ or __missing__.
 _LOCK_FREE_LOOKUPS: Final = frozenset({dict, Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache})
@@ -44,7 +47,8 @@ class CacheStats:
     """Counters of one cache since it was made; `entries` is how many it holds now, dead ones not yet swept included.
 
     Shape:  `applied` counts the names applied by target kind (`keys`, `tags`, `prefixes`, `everything`), `clears` how
-            often everything was dropped, by reason. `bypassed` reads are not counted as misses.
+            often everything was dropped, by reason. `bypassed` reads are not counted as misses. `mapping_errors` counts
+            what the wrapped mapping raised, but for absent keys and values that are too large.
     Source: exact when one thread reads. Hits are counted without a lock, so several threads may lose a few of them.
     """
 
@@ -57,6 +61,7 @@ class CacheStats:
     voided_fills: int
     refused_fills: int
     dropped: int
+    mapping_errors: int
     applied: dict[str, int] = field(default_factory=dict)
     clears: dict[str, int] = field(default_factory=dict)
 
@@ -67,6 +72,10 @@ class LocalCache(MutableMapping[str, Any]):
     It takes over an empty `TTLCache` (or any other mutable mapping), which nobody else should write to from then on.
     A `Subscriber` tells it what to drop and how long it may serve; without one, every read is bypassed, that is: it
     finds nothing, and `get_or_load` goes to the source. All methods may be called from any thread.
+
+    A mapping that raises breaks nothing but its own usefulness. An invalidation then clears this cache; a value that
+    could not be stored or read is a miss; an entry that could not be removed is never served. Such errors are logged
+    once, and counted.
 
     Units:  `max_staleness_seconds` bounds how long after an invalidation was accepted a read may still be served the
             old value. `ttl_jitter` is the largest share of an entry's lifetime that is randomly cut off, from 0 to 1.
@@ -93,14 +102,18 @@ class LocalCache(MutableMapping[str, Any]):
         self._uniform = uniform
         self._lock = threading.RLock()  # re-entrant: a mapping's own code, or a finaliser, may come back to us
         self._history = History()
-        self._entries = Entries(mapping, self._history)
+        self._entries = Entries(mapping, self._history, MappingErrors(mapping, clock))
         self._loads = Loads(self, self._lock)
-        # Bound once: looking them up for each read and each message would be a good part of what those cost.
+        # Bound once: looking them up for each read and each message would be a good part of what those cost. So would a
+        # 31st attribute of this object: CPython keeps no more than 30 where it finds them fastest.
         self._lookup = mapping.__getitem__
         self._record_key = self._history.keys.record
         self._drop = self._entries.drop
         self._is_lookup_lock_free = type(mapping) in _LOCK_FREE_LOOKUPS
-        # The stamp of the newest invalidation that was applied.
+        # The newest stamp that was given out, and the one that reads and loads see. They differ while an invalidation
+        # is applied, which takes two stamps: its names are recorded with the first, and the second is shown when all is
+        # done. So both only grow, also where one invalidation is applied within another.
+        self._issued = 1
         self._stamp = 1
         self._coherent_as_of = -math.inf
         self._is_connected = False
@@ -128,9 +141,13 @@ class LocalCache(MutableMapping[str, Any]):
             except KeyError:
                 self._misses += 1
                 return default
-            if self._stamp == stamp:
-                self._hits += 1
-                return value
+            except Exception:
+                if not isinstance(key, str):
+                    raise  # the caller's mistake; any other is looked at again below
+            else:
+                if self._stamp == stamp:
+                    self._hits += 1
+                    return value
         return self._get_checked(key, default)
 
     def _get_again(self, key: str, default: Any) -> Any:
@@ -145,14 +162,19 @@ class LocalCache(MutableMapping[str, Any]):
                 self._bypassed += 1
                 return default
             self._expire(now)
-            if self._entries.is_served(key, now):
-                try:
+            issued = self._issued
+            try:
+                if self._entries.is_served(key, now):
                     value = self._lookup(key)
-                except KeyError:
-                    pass
-                else:
-                    self._hits += 1
-                    return value
+                    if self._issued == issued:  # the mapping's own code may have applied an invalidation
+                        self._hits += 1
+                        return value
+            except KeyError:
+                pass
+            except Exception as error:
+                if not isinstance(key, str):
+                    raise
+                self._entries.errors.report(error, "reading an entry: it counts as a miss")
             self._misses += 1
             return default
 
@@ -196,7 +218,7 @@ class LocalCache(MutableMapping[str, Any]):
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return value
-        return await self._loads.load(key, loader, _checked_tags(tags), _checked_ttl(ttl_seconds))
+        return await self._loads.load(_checked_key(key), loader, _checked_tags(tags), _checked_ttl(ttl_seconds))
 
     def get_or_load_sync(
         self,
@@ -210,25 +232,22 @@ class LocalCache(MutableMapping[str, Any]):
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast("T", value)
-        return cast("T", self._loads.load_sync(key, loader, _checked_tags(tags), _checked_ttl(ttl_seconds)))
+        key, tags = _checked_key(key), _checked_tags(tags)
+        return cast("T", self._loads.load_sync(key, loader, tags, _checked_ttl(ttl_seconds)))
 
     # --- filling -----------------------------------------------------------------------------------------------------
 
     def begin_load(self, key: str) -> LoadToken:
         """Take a token, before the source is read. Raises: InvalidTarget when `key` is not a string."""
-        if not isinstance(key, str):
-            raise InvalidTarget(
-                f"expected a string as key, got {type(key).__name__}: {key!r:.100}; invalidations name keys as strings"
-            )
-        return LoadToken(key, self._stamp, self._clock())
+        return LoadToken(_checked_key(key), self._stamp, self._clock())
 
     def store(
         self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: float | None = None
     ) -> bool:
         """Store what the source returned, unless an invalidation since the token was taken concerns it.
 
-        Returns: whether it was stored. Not stored are also None without `negative_ttl_seconds`, and what the mapping
-                 refuses as too large.
+        Returns: whether it was stored. Not stored are also None without `negative_ttl_seconds`, what the mapping
+                 refuses as too large, and what it failed to store. An older value is dropped even so.
         """
         tags = _checked_tags(tags)
         ttl_seconds = _checked_ttl(ttl_seconds)
@@ -236,30 +255,55 @@ class LocalCache(MutableMapping[str, Any]):
             if self.is_void(token, tags):
                 self._voided_fills += 1
                 return False
-            return self._put(token.key, value, tags, ttl_seconds)
+            return self._put(token, value, tags, ttl_seconds)
 
     def is_void(self, token: LoadToken, tags: Iterable[str] = ()) -> bool:
         """Whether an invalidation since the token was taken concerns its key, one of `tags`, or everything."""
         with self._lock:
-            return token.stamp != self._stamp and self._history.concerns_load(token.stamp, token.key, tags)
+            if token.stamp == self._issued:
+                return False
+            try:
+                return self._history.concerns_load(token.stamp, token.key, tags)
+            except Exception as error:  # noqa: BLE001  (a name of a type of the user's was recorded: its hash or eq)
+                self._clear_after(error)
+                self._stamp = self._issued
+                return True
 
-    def _put(self, key: str, value: Any, tags: tuple[str, ...], ttl_seconds: float | None) -> bool:
+    def _put(self, token: LoadToken, value: Any, tags: tuple[str, ...], ttl_seconds: float | None) -> bool:
         if value is None:
             if self._negative_ttl_seconds is None:
-                self._entries.drop(key)  # the source no longer has it
+                self._discard(token.key)  # the source no longer has it
                 return False
             ttl_seconds = min(self._negative_ttl_seconds, math.inf if ttl_seconds is None else ttl_seconds)
-        now = self._clock()
+        # Hits wait until this is done: meanwhile the mapping's own code, e.g. getsizeof, may apply an invalidation.
+        self._fast_until = -math.inf
+        now, issued = self._clock(), self._issued
         try:
-            self._entries.put(key, value, self._stamp, tags, self._expiry_of(now, ttl_seconds))
+            self._entries.put(token.key, value, self._stamp, tags, self._expiry_of(now, ttl_seconds))
+            if self._issued != issued and self.is_void(token, tags):
+                self._voided_fills += 1
+                self._entries.discard(token.key)
+                return False
+            self._expire(now)
+            if self._entries.has_sweep_work or self._entries.stuck:
+                self._sweep(_STORE_SWEEP_ENTRIES)
         except ValueError:  # cachetools: "value too large"
+            self._entries.discard(token.key)
             self._refused_fills += 1
             return False
-        self._expire(now)
-        if self._entries.has_sweep_work:
-            self._sweep(_STORE_SWEEP_ENTRIES)
-        self._refresh()
+        except Exception as error:  # noqa: BLE001  (code of the user's)
+            self._entries.discard(token.key)
+            self._entries.errors.report(error, "storing a value: it is returned to its callers, and not kept")
+            return False
+        finally:
+            self._refresh()
         return True
+
+    def _discard(self, key: str) -> None:
+        try:
+            self._entries.discard(key)
+        finally:
+            self._refresh()
 
     def _expiry_of(self, now: float, ttl_seconds: float | None) -> float:
         if self._ttl_jitter:
@@ -289,66 +333,131 @@ class LocalCache(MutableMapping[str, Any]):
         self.apply_invalidation(invalidation, reason=reason)
 
     def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
-        """Do the same for everything that an invalidation names, in one step."""
+        """Do the same for everything that an invalidation names, in one step.
+
+        Names first, the mapping next, the stamp last: once the mapping's own code runs, all names are known to loads
+        and reads, also to those that it begins itself. Whatever it raises clears the cache, and only what is no
+        `Exception`, such as KeyboardInterrupt, is passed on.
+        """
         keys = invalidation.keys
         with self._lock:
-            stamp = self._stamp + 1
-            for key in keys:
-                self._record_key(key, stamp)
-                if self._drop(key):
-                    self._dropped += 1
-            self._applied_keys += len(keys)
-            if invalidation.tags or invalidation.prefixes or invalidation.everything:
-                self._apply_others(invalidation, stamp, reason)
-            # Last, because a hit that sees the old stamp on both sides of its lookup counts as read before all this.
-            self._stamp = stamp
+            try:
+                self._issued = stamp = self._issued + 1
+                for key in keys:
+                    self._record_key(key, stamp)
+                self._applied_keys += len(keys)
+                has_others = invalidation.tags or invalidation.prefixes or invalidation.everything
+                if has_others:
+                    self._count_others(invalidation, reason)
+                    self._record_others(invalidation, stamp)
+                if self._issued != stamp:
+                    stamp = self._record_again(invalidation)
+                # Hits may go on meanwhile: what leaves the mapping is found no more, and if it does not leave, hits are
+                # closed by _clear_after before the stamp moves.
+                for key in keys:
+                    if self._drop(key):
+                        self._dropped += 1
+                if has_others:
+                    for tag in invalidation.tags:
+                        self._dropped += self._entries.drop_tag(tag, stamp)
+                    self._refresh()
+            except BaseException as error:
+                self._clear_after(error)
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                # Last: a hit that sees the old stamp on both sides of its lookup counts as read before all this.
+                self._issued = self._stamp = self._issued + 1
 
-    def _apply_others(self, invalidation: Invalidation, stamp: int, reason: str) -> None:
-        entries, history, applied = self._entries, self._history, self._applied
+    def _count_others(self, invalidation: Invalidation, reason: str) -> None:
+        self._applied["tags"] += len(invalidation.tags)
+        self._applied["prefixes"] += len(invalidation.prefixes)
+        self._applied["everything"] += invalidation.everything
+        if invalidation.everything:
+            self._clears[reason] += 1
+
+    def _record_others(self, invalidation: Invalidation, stamp: int) -> None:
+        """Record tags, prefixes and everything. Hits are closed if dead entries stay in the mapping for the sweep."""
+        history = self._history
         for tag in invalidation.tags:
-            history.tags.record(tag, stamp)
-            self._dropped += entries.drop_tag(tag, stamp)
+            history.tags.record(_exact(tag), stamp)
         for prefix in invalidation.prefixes:
-            history.prefixes.record(prefix, stamp)
+            history.prefixes.record(_exact(prefix), stamp)
         if invalidation.everything:
             history.everything_stamp = stamp
-            self._clears[reason] += 1
         if invalidation.prefixes or invalidation.everything:
-            entries.kill_older(stamp)
-        applied["tags"] += len(invalidation.tags)
-        applied["prefixes"] += len(invalidation.prefixes)
-        applied["everything"] += invalidation.everything
+            self._entries.kill_older(stamp)
         self._refresh()
+
+    def _record_again(self, invalidation: Invalidation) -> int:
+        """Record all names with a stamp newer than that of an invalidation which was applied while they were recorded.
+
+        A finaliser, or the hash of a name, may do that. What it stored or swept after the first name was recorded, and
+        before the last, has to be older than all of them.
+        """
+        stamp = 0
+        while stamp != self._issued:
+            self._issued = stamp = self._issued + 1
+            for key in invalidation.keys:
+                self._record_key(_exact(key), stamp)
+            self._record_others(invalidation, stamp)
+        return stamp
+
+    def _clear_after(self, error: BaseException) -> None:
+        """Forget everything: an apply that ended midway may have left any of its entries in the mapping."""
+        stamp = 0
+        while stamp != self._issued:  # once more if a finaliser has applied an invalidation in between
+            self._issued = stamp = self._issued + 1
+            self._history.restart(stamp)
+            self._entries.kill_older(stamp)
+        self._refresh()
+        self._clears["mapping failed"] += 1
+        if isinstance(error, Exception):
+            self._entries.errors.report(error, "applying an invalidation: the cache was cleared")
 
     def apply_counted(self, invalidation: Invalidation, *, reason: str = "invalidation") -> int:
         """Do the same; return how many entries were removed on the spot or, for everything, how many there were."""
         with self._lock:
-            entries, dropped = len(self._entries.mapping), self._dropped
+            entries, dropped = self._entries.held, self._dropped
             self.apply_invalidation(invalidation, reason=reason)
             return entries if invalidation.everything else self._dropped - dropped
 
     @property
     def has_sweep_work(self) -> bool:
-        """Whether dead entries still take up memory."""
-        return self._entries.has_sweep_work
+        """Whether dead entries still take up memory, and it is time to remove some."""
+        return self._entries.has_sweep_work or self._is_retry_due
 
     def sweep(self) -> bool:
         """Give back the memory of some dead entries, in far less than a millisecond; return whether more remain.
 
-        The subscriber does this in the background, and each store does a little of it.
+        The subscriber does this in the background, and each store does a little of it. What cannot be removed is left
+        for a later time, and is not counted as more.
         """
         with self._lock:
-            self._sweep(_SWEEP_SLICE_ENTRIES)
-            self._refresh()
-            return self._entries.has_sweep_work
+            return self._sweep(_SWEEP_SLICE_ENTRIES) and self.has_sweep_work
 
-    def _sweep(self, entries_max: int) -> None:
-        self._dropped += self._entries.sweep(entries_max, self._stamp)
+    def _sweep(self, entries_max: int) -> bool:
+        """Sweep one slice; return whether it could: not within an apply, whose names may not all be recorded yet."""
+        if self._stamp != self._issued or self._entries.is_changing:
+            return False
+        try:
+            self._dropped += self._entries.sweep(entries_max, self._stamp)
+            if self._is_retry_due and not self._entries.retry(entries_max):
+                self._entries.retry_at = self._clock() + _RETRY_SECONDS
+        finally:
+            self._refresh()
+        return True
+
+    @property
+    def _is_retry_due(self) -> bool:
+        return bool(self._entries.stuck) and self._clock() >= self._entries.retry_at
 
     def _expire(self, now: float) -> None:
         if self._entries.earliest_expiry <= now:
-            self._entries.expire(now)
-            self._refresh()
+            try:
+                self._entries.expire(now)
+            finally:
+                self._refresh()
 
     # --- coherence ---------------------------------------------------------------------------------------------------
 
@@ -420,7 +529,7 @@ class LocalCache(MutableMapping[str, Any]):
         """Return the counters, all read at one moment."""
         with self._lock:
             return CacheStats(
-                entries=len(self._entries.mapping),
+                entries=self._entries.held,
                 hits=self._hits,
                 misses=self._misses,
                 bypassed=self._bypassed,
@@ -429,6 +538,7 @@ class LocalCache(MutableMapping[str, Any]):
                 voided_fills=self._voided_fills,
                 refused_fills=self._refused_fills,
                 dropped=self._dropped,
+                mapping_errors=self._entries.errors.count,
                 applied={"keys": self._applied_keys, **self._applied} if self._applied_keys else dict(self._applied),
                 clears=dict(self._clears),
             )
@@ -468,7 +578,12 @@ class LocalCache(MutableMapping[str, Any]):
             if key not in self:
                 return None
             value = self._entries.peek(key)
-        return NO_FINGERPRINT if value is MISSING else fingerprint_of(value)
+        if value is MISSING:
+            return NO_FINGERPRINT
+        try:
+            return fingerprint_of(value)
+        except Exception:  # noqa: BLE001  (the value's own code)
+            return NO_FINGERPRINT
 
     def __repr__(self) -> str:
         state = "coherent" if self.is_coherent else f"incoherent, {self._when_incoherent}"
@@ -485,8 +600,8 @@ class LocalCache(MutableMapping[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         """Store a value by hand. Loads of this key that are under way are void: they may have read an older one."""
         with self._lock:
-            self.apply_invalidation(Invalidation(keys=(self.begin_load(key).key,)))
-            self._put(key, value, (), None)
+            self.apply_invalidation(Invalidation(keys=(_checked_key(key),)))
+            self._put(self.begin_load(key), value, (), None)
 
     def __delitem__(self, key: str) -> None:
         self.pop(key)
@@ -499,7 +614,7 @@ class LocalCache(MutableMapping[str, Any]):
         """
         with self._lock:
             value = self.get(key, _MISSING)
-            self.apply_invalidation(Invalidation(keys=(self.begin_load(key).key,)))
+            self.apply_invalidation(Invalidation(keys=(_checked_key(key),)))
         if value is not _MISSING:
             return value
         if default is _MISSING:
@@ -510,12 +625,7 @@ class LocalCache(MutableMapping[str, Any]):
         with self._lock:
             now = self._clock()
             self._expire(now)
-            return (
-                isinstance(key, str)
-                and now < self._serve_until
-                and self._entries.is_served(key, now)
-                and key in self._entries.mapping
-            )
+            return isinstance(key, str) and now < self._serve_until and self._entries.has_served(_exact(key), now)
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:
@@ -539,16 +649,33 @@ class LocalCache(MutableMapping[str, Any]):
         return id(self)
 
 
+def _exact(name: str) -> str:
+    """Return a name as an exact string: hash and comparison of a type of the user's may raise."""
+    return name if type(name) is str else str.__str__(name)
+
+
+def _checked_key(key: str) -> str:
+    if type(key) is str:
+        return key
+    if not isinstance(key, str):
+        raise InvalidTarget(
+            f"expected a string as key, got {type(key).__name__}: {key!r:.100}; invalidations name keys as strings"
+        )
+    return _exact(key)
+
+
 def _checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     if isinstance(tags, str):
         raise InvalidTarget(f"expected tags as a tuple or list of strings, got the string {tags!r}; write ({tags!r},)")
+    if not tags:
+        return ()
     tags = tuple(tags)
     for tag in tags:
         if not isinstance(tag, str):
             raise InvalidTarget(
                 f"expected strings as tags, got {type(tag).__name__}: {tag!r:.100}; invalidations name tags as strings"
             )
-    return tags
+    return tuple(map(_exact, tags))
 
 
 def _checked_ttl(ttl_seconds: float | None) -> float | None:

@@ -25,7 +25,7 @@ _TARGET_KINDS: Final = ("keys", "tags", "prefixes", "everything")
 _OUTCOMES: Final = ("applied", "duplicate", "own", "repeat", "unsequenced", "malformed", "http")
 _REASONS: Final = (
     *("subscribed", "server changed", "epoch changed", "log lost", "log trimmed", "log went back"),
-    *("malformed", "requested", "invalidation", "clear"),
+    *("malformed", "requested", "mapping failed", "invalidation", "clear"),
 )
 _OF_CACHES: Final = {
     "hits": "Reads that were served from the local cache.",
@@ -36,6 +36,7 @@ _OF_CACHES: Final = {
     "voided_fills": "Loaded values that were not stored: an invalidation came while they were loaded.",
     "refused_fills": "Loaded values that were not stored: the cache found them too large.",
     "dropped": "Entries that were dropped by invalidations and clears.",
+    "mapping_errors": "Errors that the wrapped mapping raised.",
 }
 
 

@@ -337,13 +337,24 @@ class Subscriber(Closing):
             await waiting[0].wait_coherent()
 
     async def _sweep_for_ever(self) -> None:
+        failing: set[LocalCache] = set()
         while True:
             await self._has_sweep_work.wait()
             self._has_sweep_work.clear()
             for cache in self.caches:
-                while cache.has_sweep_work:
-                    cache.sweep()
-                    await asyncio.sleep(0)
+                try:
+                    while cache.has_sweep_work:
+                        cache.sweep()
+                        await asyncio.sleep(0)
+                except Exception as error:  # noqa: BLE001  (code of the user's must not end the subscription)
+                    if cache not in failing:
+                        failing.add(cache)
+                        _log.error(
+                            "the sweep of a cache (%s) raised %s: expected a sweep that does not raise. Its dead "
+                            "entries take up memory until a later sweep; fix the methods that this class overrides",
+                            type(cache).__qualname__,
+                            type(error).__qualname__,
+                        )
 
     # --- what is posted to it ----------------------------------------------------------------------------------------
 

@@ -445,6 +445,11 @@ def test_stats_count_what_happened() -> None:
     assert stats.clears == {"gap": 1}
 
 
+def test_a_cache_has_no_more_attributes_than_cpython_finds_fastest() -> None:
+    """A 31st makes each hit about 5 % slower, and each apply as well."""
+    assert len(vars(coherent_cache())) <= 30
+
+
 # --- users' mistakes -------------------------------------------------------------------------------------------------
 
 

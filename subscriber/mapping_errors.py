@@ -1,0 +1,59 @@
+"""The errors that the user's mapping raises: counted, and logged once a spell."""
+
+import logging
+import math
+import threading
+from types import TracebackType
+from typing import Final
+
+from ..shared.clock import Clock
+
+__all__ = ["MappingErrors"]
+
+_log = logging.getLogger("broadcache.subscriber")
+
+_QUIET_SECONDS: Final = 60.0
+"""A spell of errors ends when none has come for this long. The next error is logged again."""
+
+
+class MappingErrors:
+    """Counts the errors of one cache's mapping. Neither the error's text nor a key or a value is logged."""
+
+    def __init__(self, mapping: object, clock: Clock) -> None:
+        self.count = 0
+        self._mapping_type = type(mapping).__qualname__
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last_at = -math.inf
+
+    def report(self, error: Exception, doing: str) -> None:
+        """Count an error, and log it if it is the first of its spell. To be called from any thread.
+
+        Shape: `doing` says what failed and what the cache makes of it: "applying an invalidation: it was cleared".
+        """
+        now = self._clock()
+        with self._lock:
+            self.count += 1
+            is_first = now - self._last_at > _QUIET_SECONDS
+            self._last_at = now
+        if is_first:
+            _log.error(
+                "a local cache's mapping (%s) raised %s in %s while %s. Expected a mapping that raises only "
+                "KeyError for absent keys and ValueError for values too large: fix it, its getsizeof or its timer. "
+                "Further errors are only counted, in stats().mapping_errors, until none has come for %d seconds",
+                self._mapping_type,
+                type(error).__qualname__,
+                _place_of(error.__traceback__),
+                doing,
+                _QUIET_SECONDS,
+            )
+
+
+def _place_of(trace: TracebackType | None) -> str:
+    """Return where an error was raised: the function, and its line."""
+    if trace is None:
+        return "an unknown place"
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    return f"{code.co_qualname} ({code.co_filename}:{trace.tb_lineno})"
