@@ -98,8 +98,8 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
     Shape:  `seen` counts invalidations in the log, `sampled` those that were chosen, `pending` those not yet asked
             about at every timescale, `left_out` those chosen while too many were pending. `undecided` counts answers
             that newer invalidations of the same key kept from being compared, `unasked` those for which no replica was
-            there; `failures` rounds that Redis did not
-            answer, `source_failures` reads of the source that failed.
+            there, or there may have been one that was not asked: a registry that is new or was lost may not list it.
+            `failures` counts rounds that Redis did not answer, `source_failures` reads of the source that failed.
     """
 
     namespace: str
@@ -125,7 +125,7 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def found_nobody(self) -> bool:
-        """Whether no replica was there whenever one was to be asked: then nothing is known."""
+        """Whether every question was left `unasked`: then nothing is known."""
         return self.unasked > 0 and not any(each.judged for each in self.within)
 
     def metrics(self) -> Iterator[Metric]:

@@ -228,11 +228,12 @@ class Auditor:
                 if self._head is None or self._head.epoch != check.position.epoch:
                     check.asked = len(self._timescales)  # the log it was in is lost
                     continue
-                if not look.answers and not look.asked.missing:
-                    self._counts["unasked"] += 1  # nobody is no fleet, and no clean one
+                found = list(self._found(check, look))
+                if not found and (look.asked.doubt is not None or not look.answers):
+                    # No replica answered, or one may not have been asked: this is not a clean result.
+                    self._counts["unasked"] += 1
                     check.asked += 1
                     continue
-                found = list(self._found(check, look))
                 signature = _signature_of(found)
                 is_settled = check.key is None or (
                     self._newest.of(check.key) == look.newest[check.key]

@@ -2,20 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from ..shared.address import RedisAddress
 from ..shared.clock import Clock
 from ..shared.confirmation import Confirmation, ReplicaConfirmation, Report, decode_reports
-from ..shared.delivery import Outcome
+from ..shared.delivery import Outcome as FanoutOutcome
 from ..shared.errors import LinkLost, MalformedFrame
-from ..shared.invalidation import Position
+from ..shared.invalidation import Invalidation, Position
 from ..shared.link import Link, Refused
+from ..shared.log import Entry, Receipt
 from ..shared.names import names_of
 from ..shared.presence import Presence
 from ..shared.question import Answer
+from ..shared.wire import digest_of, encode_tails, frame_at, parts_of
 from .kept_link import KeptLinks
 
 __all__ = ["Confirmations", "Wait"]
@@ -23,23 +25,27 @@ __all__ = ["Confirmations", "Wait"]
 _log = logging.getLogger("broadcache.publisher")
 
 _CHECK_SECONDS: Final = 0.25
+_REPORTS_MAX: Final = 2_000
+"""How many reports of one invalidation are kept of one replica: more than it can have parts."""
 
 
 class Wait:
-    """One publish that waits: who is expected, and what has been heard of whom.
+    """One publish that waits: the replicas that are expected, and what each has reported.
 
-    A replica applies in order. So it has applied the invalidation when it reports the last part of it, and also when
-    its position, in the same epoch, is not before that part.
+    A replica has applied the invalidation when it has reported the digest of every frame of it. It also has when its
+    proven position is not before the invalidation, and the log that has the invalidation has at the replica's position
+    the frame that the replica knows of it: numbers alone may be those of another history.
     """
 
-    def __init__(self, id: str, clock: Clock) -> None:
-        self.id: Final = id
+    def __init__(self, invalidation: Invalidation, clock: Clock) -> None:
         self.has_heard = False
+        self._invalidation = invalidation
         self._clock = clock
         self._began_at = clock()
         self._expected: dict[str, None] = {}
-        self._position: Position | None = None
-        self._reports: dict[str, list[tuple[Report, float]]] = {}
+        self._doubt: str | None = None
+        self._parts: tuple[_Part, ...] = ()
+        self._reports: dict[str, dict[str, _Reported]] = {}
         self._confirmed: dict[str, ReplicaConfirmation] = {}
         self._is_complete = asyncio.Event()
 
@@ -48,35 +54,80 @@ class Wait:
         """The replicas that are expected and have not confirmed."""
         return [replica for replica in self._expected if replica not in self._confirmed]
 
-    def expect(self, replicas: Collection[str]) -> None:
-        """Expect these replicas, and those of before: the log is asked again when an answer was lost."""
-        self._expected.update(dict.fromkeys(replicas))
+    def expect(self, replicas: Collection[str], doubt: str | None = None) -> None:
+        """Expect these replicas, and those of before: the log is asked again when an answer was lost.
 
-    def accept(self, position: Position) -> None:
-        """Take note of where the log has the invalidation."""
-        self._position = position
+        Shape: `doubt` says why there may be others; it stays.
+        """
+        self._expected.update(dict.fromkeys(replicas))
+        self._doubt = doubt or self._doubt
+
+    def accept(self, receipt: Receipt) -> None:
+        """Record where the log has the invalidation."""
+        assert receipt.position is not None, "what is not in the log is confirmed by HTTP"
+        epoch, last = receipt.position
+        tails = encode_tails(self._invalidation)
+        parts = parts_of(self._invalidation) if receipt.is_repeat else [None] * len(tails)
+        places = [Position(epoch, last - len(tails) + number) for number in range(1, len(tails) + 1)]
+        self._parts = tuple(
+            _Part(place, part, {digest_of(frame_at(place, tail))})
+            for place, part, tail in zip(places, parts, tails, strict=True)
+        )
         for replica in self._reports:
             self._look_at(replica)
         self._note()
 
     def take(self, replica: str, report: Report) -> None:
-        """Take what a replica reports of this invalidation, or of a part of it."""
+        """Record what a replica reports of this invalidation, or of a part of it."""
         self.has_heard = True
-        self._reports.setdefault(replica, []).append((report, self._clock()))
+        if report.digest is None:
+            return  # an older replica does not say which frame it has applied
+        reports = self._reports.setdefault(replica, {})
+        # A frame that came twice dropped something the first time.
+        if len(reports) < _REPORTS_MAX:
+            reports.setdefault(report.digest, _Reported(report.dropped, self._clock()))
         self._look_at(replica)
         self._note()
 
-    def take_position(self, presence: Presence) -> None:
-        """Take what a replica said with its last echo."""
-        theirs, wanted = presence.position, self._position
-        if wanted is None or theirs is None or presence.replica in self._confirmed:
-            return
-        if theirs.epoch == wanted.epoch and theirs.sequence >= wanted.sequence:
-            self._confirm(presence.replica, self._clock(), "echo")
-            self._note()
+    def reaching(self, presences: Iterable[Presence]) -> list[Presence]:
+        """Return the presences whose proven position would confirm, if it is of the history of the log."""
+        if not self._parts:
+            return []
+        epoch, last = self._parts[-1].place
+        return [
+            each
+            for each in presences
+            if each.digest is not None
+            and each.position is not None
+            and each.position.epoch == epoch
+            and each.position.sequence >= last
+            and each.replica not in self._confirmed
+        ]
 
-    def take_answer(self, outcome: Outcome) -> None:
-        """Take what a replica answered to a fan-out: whoever names itself, and has taken it, has applied it."""
+    def sequences(self, presences: Iterable[Presence]) -> list[int]:
+        """Return the sequences that `take_positions` compares: those of the invalidation, and of these presences."""
+        theirs = [each.position.sequence for each in presences if each.position is not None]
+        return [*(part.place.sequence for part in self._parts), *theirs]
+
+    def take_positions(self, presences: Iterable[Presence], logged: Mapping[int, Entry]) -> None:
+        """Record the proven positions of replicas, compared with what the log had afterwards at `sequences`.
+
+        What cannot be compared, because the log has it no more or no digest of it is known, confirms nothing.
+        """
+        if not all(part.stands_in(logged) for part in self._parts):
+            return
+        for presence in self.reaching(presences):
+            assert presence.position is not None, "it reaches a position"
+            entry = logged.get(presence.position.sequence)
+            if entry is not None and entry.digest == presence.digest:
+                self._confirm(presence.replica, self._clock(), "echo", None)
+        # Of a repeat, the frames are known only now.
+        for replica in self._reports:
+            self._look_at(replica)
+        self._note()
+
+    def take_answer(self, outcome: FanoutOutcome) -> None:
+        """Record a replica's answer to a fan-out. One that names the replica, and is no error, counts as applied."""
         if outcome.replica is None or outcome.error is not None or outcome.replica in self._confirmed:
             return
         self._confirmed[outcome.replica] = ReplicaConfirmation(
@@ -90,39 +141,77 @@ class Wait:
         self._note()
 
     async def until_complete(self) -> None:
-        """Wait until nobody is missing."""
+        """Wait until no replica is missing."""
         await self._is_complete.wait()
 
     def confirmation(self) -> Confirmation:
         """Return what is known now."""
         known = {replica: ReplicaConfirmation(replica=replica, outcome="missing") for replica in self._expected}
         known.update(self._confirmed)
-        return Confirmation(replicas=tuple(known[replica] for replica in sorted(known)))
+        return Confirmation(replicas=tuple(known[replica] for replica in sorted(known)), doubt=self._doubt)
 
     def _look_at(self, replica: str) -> None:
-        position = self._position
-        if position is None or replica in self._confirmed:
+        if not self._parts or replica in self._confirmed:
             return
-        for report, at in self._reports[replica]:
-            if report.reaches(position):
-                self._confirm(replica, at, "message")
-                return
+        reports = self._reports[replica]
+        reported = [part.reported_in(reports) for part in self._parts]
+        whole = [each for each in reported if each is not None]
+        if len(whole) == len(reported):
+            counts = [each.dropped for each in whole if each.dropped is not None]
+            dropped = sum(counts) if len(counts) == len(whole) else None
+            self._confirm(replica, max(each.at for each in whole), "message", dropped)
 
-    def _confirm(self, replica: str, at: float, how: str) -> None:
-        reports = [report for report, _ in self._reports.get(replica, ())]
-        counts = [report.dropped for report in reports]
+    def _confirm(self, replica: str, at: float, how: Literal["message", "echo"], dropped: int | None) -> None:
         self._confirmed[replica] = ReplicaConfirmation(
             replica=replica,
             outcome="confirmed",
             is_expected=replica in self._expected,
             latency_ms=(at - self._began_at) * 1_000,
-            dropped=sum(count for count in counts if count is not None) if counts and None not in counts else None,
-            how="message" if how == "message" else "echo",
+            dropped=dropped,
+            how=how,
         )
 
     def _note(self) -> None:
-        if self._position is not None and not self.missing:
+        if self._parts and not self.missing:
             self._is_complete.set()
+
+
+class _Reported(NamedTuple):
+    dropped: int | None
+    at: float
+
+
+class _Part(NamedTuple):
+    """One frame of an invalidation: its place in the log, and the digests that prove it to be this one.
+
+    Shape:  `repeated` is what has to stand there when an earlier publish has logged it, of which the bytes are not
+            known: the source, the time and the reason may differ. None when this publish has logged it.
+    """
+
+    place: Position
+    repeated: Invalidation | None
+    digests: set[str]
+
+    def reported_in(self, reports: Mapping[str, _Reported]) -> _Reported | None:
+        """Return the report of this frame, if there is one."""
+        return next((reports[digest] for digest in self.digests if digest in reports), None)
+
+    def stands_in(self, logged: Mapping[int, Entry]) -> bool:
+        """Return whether the log has this frame in its place."""
+        entry = logged.get(self.place.sequence)
+        if entry is None:
+            return False
+        if entry.digest in self.digests:
+            return True
+        found, wanted = entry.invalidation, self.repeated
+        if found is None or wanted is None or found.position != self.place or not _is_same(found, wanted):
+            return False
+        self.digests.add(entry.digest)
+        return True
+
+
+def _is_same(one: Invalidation, other: Invalidation) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in ("id", "keys", "tags", "prefixes", "everything"))
 
 
 class TakesAnswers(Protocol):
@@ -152,9 +241,10 @@ class Confirmations:
         await self._links.close()
 
     @contextmanager
-    def waiting(self, namespace: str, id: str) -> Iterator[Wait]:
+    def waiting(self, invalidation: Invalidation) -> Iterator[Wait]:
         """Hand what is reported of this invalidation to the wait that is given, for as long as the block runs."""
-        wait = Wait(id, self._clock)
+        namespace, id = invalidation.namespace, invalidation.id
+        wait = Wait(invalidation, self._clock)
         waits = self._waits.setdefault((namespace, id), [])
         waits.append(wait)
         try:

@@ -160,6 +160,9 @@ def _outcome_of(url: str, calls: Sequence[Called], frames: int) -> Outcome:
     answers = [answer for call in calls if call.is_success and (answer := _answer_of(call.body))]
     dropped = [answer.dropped for answer in answers if answer.dropped is not None]
     last = _answer_of(decisive.body) or _ReplicaAnswer()
+    if error is None and len({answer.replica for answer in answers}) > 1:
+        names = ", ".join(sorted({str(answer.replica)[:_SHOWN_MAX] for answer in answers}))
+        error = f"expected one replica to take all {frames} parts, got several behind one address: {names}"
     return Outcome(
         address=url,
         status_code=decisive.status_code,

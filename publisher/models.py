@@ -194,15 +194,18 @@ class PublishRequest(PreviewRequest, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
-    """Which replicas have applied it, by their own word. `expected` were registered when it was published.
+    """Which replicas have applied it, by their own reports. `expected` were registered when it was published.
 
-    Of those that are `missing` nothing is known: they may serve what they were told to drop, up to their bound.
+    Of those that are `missing` nothing is known: they may serve what they were told to drop, up to their bound. `doubt`
+    says why there may be replicas that were not expected, and may serve it as well; null when there are none.
+    `is_complete` means that none is missing, and that there is no doubt.
     """
 
     is_complete: bool
     expected: tuple[str, ...]
     confirmed: tuple[str, ...]
     missing: tuple[str, ...]
+    doubt: str | None
     replicas: tuple[ReplicaConfirmation, ...]
 
 
@@ -248,6 +251,7 @@ def _confirmed(confirmation: Confirmation) -> Confirmed:
         expected=confirmation.expected,
         confirmed=confirmation.confirmed,
         missing=confirmation.missing,
+        doubt=confirmation.doubt,
         replicas=confirmation.replicas,
     )
 

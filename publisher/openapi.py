@@ -104,6 +104,14 @@ _ACCEPTED_EXAMPLES: Final = {
         "value": _FANNED_OUT_EXAMPLE,
     },
 }
+_CONFIRMED_REPLICA_EXAMPLE: Final = {
+    "replica": "web-1",
+    "outcome": "confirmed",
+    "is_expected": True,
+    "latency_ms": 0.71,
+    "dropped": 1,
+    "how": "message",
+}
 _UNCONFIRMED_EXAMPLE: Final = {
     **_ACCEPTED_EXAMPLE,
     "confirmation": {
@@ -111,15 +119,9 @@ _UNCONFIRMED_EXAMPLE: Final = {
         "expected": ["web-1", "web-2"],
         "confirmed": ["web-1"],
         "missing": ["web-2"],
+        "doubt": None,
         "replicas": [
-            {
-                "replica": "web-1",
-                "outcome": "confirmed",
-                "is_expected": True,
-                "latency_ms": 0.71,
-                "dropped": 1,
-                "how": "message",
-            },
+            _CONFIRMED_REPLICA_EXAMPLE,
             {
                 "replica": "web-2",
                 "outcome": "missing",
@@ -130,6 +132,22 @@ _UNCONFIRMED_EXAMPLE: Final = {
             },
         ],
     },
+}
+_DOUBTED_EXAMPLE: Final = {
+    **_ACCEPTED_EXAMPLE,
+    "confirmation": {
+        "is_complete": False,
+        "expected": ["web-1"],
+        "confirmed": ["web-1"],
+        "missing": [],
+        "doubt": "the registry of 'products' has existed for only 1.2 s: it is new or was lost, and a replica that it "
+        "does not list may serve old values for up to 3.8 s more; confirm again after that time",
+        "replicas": [_CONFIRMED_REPLICA_EXAMPLE],
+    },
+}
+_UNCONFIRMED_EXAMPLES: Final = {
+    "missing": {"summary": "A replica has not confirmed", "value": _UNCONFIRMED_EXAMPLE},
+    "doubted": {"summary": "There may be replicas that are not registered", "value": _DOUBTED_EXAMPLE},
 }
 _REPLICAS_EXAMPLE: Final = {
     "namespace": "products",
@@ -172,6 +190,7 @@ _PREVIEW_EXAMPLE: Final = {
         {"replica": "web-2", "entries": 5, "is_estimate": False},
     ],
     "missing": ["web-3"],
+    "doubt": None,
 }
 _HISTORY_EXAMPLE: Final = {
     "namespace": "products",
@@ -237,11 +256,8 @@ def _answered(description: str, schema: dict[str, Any], example: object) -> dict
     return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
-def _accepted() -> dict[str, Any]:
-    return {
-        "description": "The log has accepted it, or every replica has taken it by HTTP.",
-        "content": {"application/json": {"schema": _schema_of(Accepted)}},
-    }
+def _accepted(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": _schema_of(Accepted)}}}
 
 
 def _problems(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
@@ -287,18 +303,13 @@ PUBLISH: Final[dict[str, Any]] = {
     "summary": "Make every replica forget",
     "description": "Logs one invalidation and publishes it, in one atomic step. 200 with `logged: true` means that the "
     "log has it: a replica that is away hears it when it is back. 200 with `logged: false` means that every replica "
-    "has taken it by HTTP, which only a publisher with a second path answers. With `confirm` 200 means besides that "
-    "every replica that is there has applied it; 207 (or what BROADCACHE_UNCONFIRMED_STATUS says) that it is "
-    "delivered, and names those that have not said so in time. 503 means that it is not known to be delivered: send it "
-    "again.",
+    "has taken it by HTTP, which only a publisher with a second path answers. With `confirm` 200 also means that every "
+    "replica that is there has applied it. 207 (or what BROADCACHE_UNCONFIRMED_STATUS says) means that it is "
+    "delivered, and that replicas have not confirmed it in time (`missing`), or that there may be replicas which the "
+    "registry does not list (`doubt`). 503 means that it is not known to be delivered: send it again.",
     "responses": {
-        200: _accepted() | _REPLAYED,
-        207: _answered(
-            "The log has accepted it, and not every replica has confirmed it.",
-            _schema_of(Accepted),
-            _UNCONFIRMED_EXAMPLE,
-        )
-        | _REPLAYED,
+        200: _accepted("The log has accepted it, or every replica has taken it by HTTP.") | _REPLAYED,
+        207: _accepted("It is delivered, and it is not known that every replica has applied it.") | _REPLAYED,
         **_problems(
             problems.BODY_UNREADABLE,
             problems.IDEMPOTENCY_KEY_INVALID,
@@ -329,7 +340,7 @@ PREVIEW: Final[dict[str, Any]] = {
     "summary": "What would be forgotten",
     "description": "Asks the replicas that are there how many of their entries the targets name. Nothing is dropped, "
     "and nothing is logged. Takes up to a second when some do not answer: those are `missing`, as are replicas of "
-    "older versions.",
+    "older versions. `doubt` says why there may be replicas that were not asked.",
     "responses": {
         200: _answered("How many replicas, and about how many entries.", _schema_of(Preview), _PREVIEW_EXAMPLE),
         **_problems(
@@ -561,7 +572,9 @@ def _document_of(app: FastAPI, *, needs_token: bool, failure_status: int) -> dic
     if "/invalidations" in document["paths"]:
         answers = document["paths"]["/invalidations"]["post"]["responses"]
         answers["200"]["content"]["application/json"]["examples"] = _ACCEPTED_EXAMPLES
-        answers["207"]["content"]["application/json"]["example"] = _UNCONFIRMED_EXAMPLE
+        answers["207"]["content"]["application/json"]["examples"] = _UNCONFIRMED_EXAMPLES
+        answers = document["paths"]["/invalidations/preview"]["post"]["responses"]
+        answers["200"]["content"]["application/json"]["example"] = _PREVIEW_EXAMPLE
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(_schemas())
     components["securitySchemes"] = {_SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}

@@ -24,7 +24,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
 
     Shape:  `replicas` counts those that are there, `entries` is the sum of those that answered, `by_replica` has each
             of these by name. `missing` are there and did not answer in time: their entries are not in the sum, which is
-            an estimate then. Replicas of older versions never answer.
+            an estimate then. Replicas of older versions never answer. `doubt` says why there may be replicas that were
+            not asked: the sum is an estimate then, too.
     """
 
     namespace: str
@@ -33,6 +34,7 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     is_estimate: bool
     by_replica: tuple[ReplicaPreview, ...]
     missing: tuple[str, ...]
+    doubt: str | None
 
     @classmethod
     def of(cls, namespace: str, answers: Answers) -> Self:
@@ -42,9 +44,10 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
             namespace=namespace,
             replicas=len(by_replica) + len(answers.missing),
             entries=sum(each.entries for each in by_replica),
-            is_estimate=bool(answers.missing) or any(each.is_estimate for each in by_replica),
+            is_estimate=bool(answers.missing or answers.doubt) or any(each.is_estimate for each in by_replica),
             by_replica=by_replica,
             missing=tuple(answers.missing),
+            doubt=answers.doubt,
         )
 
 

@@ -13,6 +13,7 @@ from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
 from ..shared.closing import Closing
 from ..shared.confirmation import Confirm
+from ..shared.delivery import FanoutReport
 from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused, NotPrimary
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
@@ -25,8 +26,8 @@ from ..shared.invalidation import (
     invalidation_of,
 )
 from ..shared.link import Link
-from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_newest
-from ..shared.presence import ReplicaPresence, presences, registered, replicas_of
+from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_at, read_newest
+from ..shared.presence import ReplicaPresence, presences, replicas_of
 from ..shared.question import Question, counting
 from ..shared.tracing import is_set_up, publishing
 from .backlog import Pending
@@ -38,6 +39,7 @@ from .observer import UNOBSERVED, Observer, observed
 from .outbox import OUTBOX_NAMES_MAX, Outbox
 from .preview import Preview
 from .questions import Answers, Questions
+from .registries import Registries
 from .second_path import SecondPath
 from .since import unix_ms_of
 
@@ -115,6 +117,7 @@ class Publisher(Closing):
         self.observer: Observer = observer
         self._is_entered = False
         self._clock = clock
+        self._registries = Registries()
         self._links: KeptLinks | None = None
         self._confirmations: Confirmations | None = None
         if self._address is not None:
@@ -165,8 +168,8 @@ class Publisher(Closing):
     ) -> Receipt:
         """Log one invalidation of all `targets` and publish it. With delivery "redis" it is accepted when this returns.
 
-        With `confirm`, it waits besides until every replica that is there has applied it, or the time for that is up:
-        the receipt's `confirmation` names each of them.
+        With `confirm`, it also waits until every registered replica has applied it, or the time for that is up. The
+        receipt's `confirmation` names each of them, and says if there may be others.
 
         It is tried again until `timeout_seconds` have passed, always with the same id, and is logged once. To go on
         trying after LinkLost or NotDelivered, call again with the same `id`. With another delivery it has been accepted
@@ -286,7 +289,7 @@ class Publisher(Closing):
         Confirm(timeout_seconds=timeout_seconds)  # the same bounds
         await self._link_for(namespace)  # without a log nobody can be asked, and it says so
         assert self._confirmations is not None, "it is there wherever there is a log"
-        asking = Questions(self._confirmations, self._with_retries)
+        asking = Questions(self._confirmations, self._with_retries, self._registries)
         return await asking.ask(namespace, questions, timeout_seconds)
 
     def _carried_out(self, pending: Pending, confirm: Confirm | None) -> Awaitable[Receipt]:
@@ -296,14 +299,15 @@ class Publisher(Closing):
         """Have it delivered, and wait for the replicas."""
         namespace = pending.invalidation.namespace
         if self._confirmations is None:
-            return _answered_by_http(await self._delivered(pending), Wait(pending.invalidation.id, self._clock))
+            return _answered_by_http(await self._delivered(pending), Wait(pending.invalidation, self._clock))
 
         async def expect(link: Link) -> None:
-            # Before, so that whoever must not be asked for replicas is told so while nothing has been logged. Who
-            # registers in between has subscribed before, and hears of it.
-            wait.expect(await registered(link, namespace))
+            # Before the append, so that a user without the right to read the registry is refused while nothing has been
+            # logged; and after it, because a replica may have registered in between, with entries of before.
+            registry = await self._registries.read(link, namespace)
+            wait.expect(registry.left_ms, registry.doubt)
 
-        with self._confirmations.waiting(namespace, pending.invalidation.id) as wait:
+        with self._confirmations.waiting(pending.invalidation) as wait:
             listen_seconds = min(self._call_timeout_seconds, confirm.timeout_seconds)
             if self._second_path is not None:  # which must not wait long for a Redis that may be away
                 listen_seconds = min(listen_seconds, self._fallback_after_seconds)
@@ -311,15 +315,21 @@ class Publisher(Closing):
             receipt = await self._delivered(pending._replace(ask_first=expect))
             if receipt.position is None:
                 return _answered_by_http(receipt, wait)
+            try:
+                await self._once(namespace, expect)
+            except BroadcacheError as error:
+                wait.expect(
+                    (), f"the registry of replicas could not be read after the invalidation was logged: {error}"
+                )
             for outcome in receipt.fanout.outcomes if receipt.fanout else ():
                 wait.take_answer(outcome)
-            wait.accept(receipt.position)
+            wait.accept(receipt)
             # Of what was logged before, nothing is published again: only positions can tell.
             await self._wait(wait, receipt, confirm.timeout_seconds, is_reported=is_heard and not receipt.is_repeat)
             return receipt._replace(confirmation=wait.confirmation())
 
     async def _wait(self, wait: Wait, receipt: Receipt, timeout_seconds: float, *, is_reported: bool) -> None:
-        """Wait until nobody is missing, at most `timeout_seconds`; meanwhile look at positions now and then."""
+        """Wait until no replica is missing, at most `timeout_seconds`; meanwhile look at positions now and then."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         look_seconds = _LOOK_INTERVAL_SECONDS if is_reported else 0.0
@@ -333,15 +343,17 @@ class Publisher(Closing):
             await self._confirmations.distrust(receipt.namespace)
 
     async def _look_at_positions(self, wait: Wait, namespace: str) -> None:
-        """See in the presences of who is missing whether a report was lost. What cannot be seen is not known."""
+        """Compare the proven positions of the missing replicas with the log: a report may have been lost."""
         missing = wait.missing
         if not missing or not self._is_entered:
             return
         with contextlib.suppress(BroadcacheError, TimeoutError):
             async with asyncio.timeout(_LOOK_SECONDS):
                 link = await (await self._link_for(namespace)).connected()
-                for presence in (await presences(link, namespace, missing)).values():
-                    wait.take_position(presence)
+                reaching = wait.reaching((await presences(link, namespace, missing)).values())
+                if reaching:
+                    # The log after the positions: what a replica has proven must still be in it.
+                    wait.take_positions(reaching, await read_at(link, namespace, wait.sequences(reaching)))
 
     async def _delivered(self, pending: Pending) -> Receipt:
         if self._second_path is not None:
@@ -455,13 +467,24 @@ def _both(lost: LinkLost, refused: LogRefused) -> LinkLost:
 
 
 def _answered_by_http(receipt: Receipt, wait: Wait) -> Receipt:
-    """Return the receipt of what was not logged, with a confirmation by whoever has answered to the fan-out."""
+    """Return the receipt of what was not logged, with a confirmation by the replicas that answered to the fan-out."""
     outcomes = receipt.fanout.outcomes if receipt.fanout else ()
-    # Somebody who does not say who he is has not said that he has applied anything.
-    wait.expect([outcome.replica or outcome.address for outcome in outcomes])
+    # An answer without a replica's id proves nothing.
+    wait.expect([outcome.replica or outcome.address for outcome in outcomes], _doubt_of(receipt.fanout))
     for outcome in outcomes:
         wait.take_answer(outcome)
     return receipt._replace(confirmation=wait.confirmation())
+
+
+def _doubt_of(report: FanoutReport | None) -> str | None:
+    """Return why there may be replicas that a fan-out has not called."""
+    if report is not None and report.total and report.complete and report.problem is None:
+        return None
+    found = "it was not fanned out" if report is None else report.summary()
+    return (
+        f"{found}: a replica that was not called may serve old values; expected discovery to name every replica: check "
+        "the service's name and the resolver, then publish again"
+    )
 
 
 def _check_delivery(delivery: Delivery, *, has_url: bool, has_fanout: bool) -> None:

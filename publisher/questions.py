@@ -7,10 +7,10 @@ from typing import Final, NamedTuple, Protocol
 
 from ..shared.link import Link, Refused
 from ..shared.names import names_of
-from ..shared.presence import registered
 from ..shared.question import Answer, Question, encode_question
 from ..shared.refusals import refused
 from .confirmations import Confirmations
+from .registries import Registries
 
 __all__ = ["Answers", "Asked", "Questions"]
 
@@ -18,12 +18,14 @@ __all__ = ["Answers", "Asked", "Questions"]
 class Answers(NamedTuple):
     """What replicas answered, by replica, in the order of the questions.
 
-    Shape:  `missing` are those that are registered and have not answered everything in time, by name. Somebody who is
-            not registered may answer all the same.
+    Shape:  `missing` are those that are registered and have not answered everything in time, by name. A replica that is
+            not registered may answer all the same. `doubt` says why there may be replicas that are not registered; None
+            when there are none.
     """
 
     by_replica: dict[str, list[Answer]]
     missing: list[str]
+    doubt: str | None = None
 
 
 class Asked:
@@ -32,6 +34,7 @@ class Asked:
     def __init__(self, questions: Sequence[Question]) -> None:
         self._questions = questions
         self._expected: dict[str, None] = {}
+        self._doubt: str | None = None
         self._answers: dict[str, dict[str, Answer]] = {}
         self._is_sent = False
         self._is_complete = asyncio.Event()
@@ -41,9 +44,10 @@ class Asked:
         """Whether anybody has answered, or nobody could."""
         return bool(self._answers) or not self._expected
 
-    def expect(self, replicas: Collection[str]) -> None:
-        """Expect an answer of each of these."""
+    def expect(self, replicas: Collection[str], doubt: str | None = None) -> None:
+        """Expect an answer of each of these replicas. `doubt` says why there may be others."""
         self._expected.update(dict.fromkeys(replicas))
+        self._doubt = doubt or self._doubt
 
     def sent(self) -> None:
         """Take note that whoever is to be asked has been."""
@@ -66,7 +70,7 @@ class Asked:
             for replica, answers in sorted(self._answers.items())
             if len(answers) == len(self._questions)
         }
-        return Answers(whole, sorted(self._expected.keys() - whole.keys()))
+        return Answers(whole, sorted(self._expected.keys() - whole.keys()), self._doubt)
 
     def _note(self) -> None:
         if self._is_sent and not self.answers().missing:
@@ -82,16 +86,18 @@ class Call(Protocol):
 class Questions:
     """Publishes questions over the publisher's own links, and hears the answers where confirmations are heard."""
 
-    def __init__(self, confirmations: Confirmations, call: Call) -> None:
+    def __init__(self, confirmations: Confirmations, call: Call, registries: Registries) -> None:
         self._confirmations: Final = confirmations
         self._call: Final = call
+        self._registries: Final = registries
 
     async def ask(self, namespace: str, questions: Sequence[Question], timeout_seconds: float) -> Answers:
         """Ask, and wait at most `timeout_seconds` for whoever is there. Raises: LinkLost; LogRefused."""
         asked = Asked(questions)
 
         async def send(link: Link) -> None:
-            asked.expect(await registered(link, namespace))
+            registry = await self._registries.read(link, namespace)
+            asked.expect(registry.left_ms, registry.doubt)
             publish, channel = "SPUBLISH" if link.is_sharded else "PUBLISH", names_of(namespace).question
             try:
                 await link.call_all([(publish, channel, encode_question(each)) for each in questions])

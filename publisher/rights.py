@@ -82,6 +82,8 @@ def _of_replica(namespace: str, sharded: str, me: str) -> list[Right]:
         right("set", "SET", key, "", "PX", 1, harmless=("SET", key, "", "XX", "PX", 1)),
         right(f"{sharded}publish".lower(), f"{sharded}PUBLISH", own_channel, "", reach=f"&{{{channel}}}:echo:*"),
         right("hmget", "HMGET", names.head, "epoch"),
+        # The first echo creates the head. A field without a value: refused, but not for a lack of rights.
+        right("hset", "HSET", names.head, "epoch", "", harmless=("HSET", nowhere, "a", "b", "c")),
         right("xrange", "XRANGE", names.log, "-", "+", "COUNT", 1),
         # To be seen, and no longer when it has gone.
         right("time", "TIME", reach=""),
@@ -109,10 +111,8 @@ def _of_publisher(namespace: str, sharded: str, me: str) -> list[Right]:
         right("eval", "EVAL", "return 1", 1, head),
         right("get", "GET", receipt),
         right("set", "SET", receipt, "", "PX", 1, harmless=("SET", receipt, "", "XX", "PX", 1)),
-        right("hget", "HGET", head, "epoch"),
-        # A field without a value, and a step that is no number: refused, but not for a lack of rights.
+        # A field without a value: refused, but not for a lack of rights.
         right("hset", "HSET", head, "epoch", "", harmless=("HSET", nowhere, "a", "b", "c")),
-        right("hincrby", "HINCRBY", head, "seq", 1, harmless=("HINCRBY", nowhere, "a", "none")),
         right("xadd", "XADD", log, "*", "f", "", harmless=("XADD", nowhere, "NOMKSTREAM", "*", "f", "")),
         right("del", "DEL", log, harmless=("DEL", nowhere)),
         # What is published on the namespace's channel empties caches: where rights are tried, nobody hears this.

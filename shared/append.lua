@@ -1,6 +1,7 @@
 -- Log one invalidation and publish it: the one atomic step that "accepted" means.
 --
--- KEYS  head      hash {epoch, seq} of the namespace
+-- KEYS  head      hash {epoch, seq, digest, digest_seq} of the namespace; `digest` is the SHA-1 of the frame at
+--                 `digest_seq`. The two sequences differ only after a writer that does not keep the digest.
 --       log       stream; the id of an entry is <seq>-0, its one field `f` is the frame as it was published
 --       receipt   what this script answered for this id of this scope, kept a while so that a retry is logged once
 -- ARGV  channel
@@ -22,29 +23,54 @@ if before then
   return {epoch, tonumber(seq), tonumber(receivers), 1, print_before}
 end
 
-local epoch = redis.call('HGET', head, 'epoch')
-if not epoch then
-  epoch = ARGV[2]
+local function frame_at(epoch, seq, tail)
+  return '{"v":1,"epoch":"' .. epoch .. '","seq":' .. string.format('%.0f', seq) .. ',' .. tail
+end
+
+local at = redis.pcall('HMGET', head, 'epoch', 'seq')
+if at.err and not at.err:find('WRONGTYPE') then
+  return redis.error_reply(at.err)
+end
+local epoch, seq = at[1], at[2]
+-- What a foreign hand has put there, and is no place in a log, is no head.
+local is_head = epoch and epoch:match('^[%w._-]+$') and seq and seq:match('^%d+$') and tonumber(seq) < 2 ^ 53 - 1
+seq = is_head and tonumber(seq)
+if not is_head then
+  if at.err or epoch then
+    redis.call('DEL', head)
+  end
+  epoch, seq = ARGV[2], 0
+  -- The first write of a script decides whether a server without memory refuses it: one that needs memory comes first.
   redis.call('HSET', head, 'epoch', epoch, 'seq', 0)
   -- Entries of a lost epoch must not be taken for entries of this one: sequences begin again at 1.
   redis.call('DEL', log)
 end
 
-local seq, receivers
+local receivers
 for i = 7, #ARGV do
-  seq = redis.call('HINCRBY', head, 'seq', 1)
-  local frame = '{"v":1,"epoch":"' .. epoch .. '","seq":' .. string.format('%d', seq) .. ',' .. ARGV[i]
-  local id = string.format('%d', seq) .. '-0'
+  seq = seq + 1
+  local number = string.format('%.0f', seq)
+  local frame = frame_at(epoch, seq, ARGV[i])
+  -- The head first: should a command below be refused, replicas find with their next echo that they are behind it.
+  redis.call('HSET', head, 'epoch', epoch, 'seq', number, 'digest', redis.sha1hex(frame), 'digest_seq', number)
+  local id = number .. '-0'
   local added = redis.pcall('XADD', log, 'MAXLEN', '~', log_length, id, 'f', frame)
-  if type(added) == 'table' and added.err then
-    -- Somebody else wrote to the log, or put something else in its place. An invalidation that is live matters more
-    -- than old ones: begin the log again. Replicas see that it no longer reaches back, and drop everything.
+  local is_refused = type(added) == 'table' and added.err
+  if is_refused and not (added.err:find('WRONGTYPE') or added.err:find('equal or smaller')) then
+    return redis.error_reply(added.err)
+  end
+  if is_refused then
+    -- The log has an entry of another writer at this place or beyond, or is no stream; or the head was moved back, and
+    -- this sequence has been given out before. Begin a new log, with an epoch of its own: replicas drop everything.
+    epoch, seq = ARGV[2], 1
+    frame = frame_at(epoch, seq, ARGV[i])
     redis.call('DEL', log)
-    redis.call('XADD', log, 'MAXLEN', '~', log_length, id, 'f', frame)
+    redis.call('HSET', head, 'epoch', epoch, 'seq', 1, 'digest', redis.sha1hex(frame), 'digest_seq', 1)
+    redis.call('XADD', log, 'MAXLEN', '~', log_length, '1-0', 'f', frame)
   end
   receivers = redis.call(publish, channel, frame)
 end
 
-redis.call('SET', receipt, epoch .. ' ' .. string.format('%d', seq) .. ' ' .. receivers .. ' ' .. fingerprint,
+redis.call('SET', receipt, epoch .. ' ' .. string.format('%.0f', seq) .. ' ' .. receivers .. ' ' .. fingerprint,
            'PX', receipt_ms)
 return {epoch, seq, receivers, 0, fingerprint}

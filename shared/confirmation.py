@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal
 
 import msgspec
 
 from .errors import InvalidSettings, MalformedFrame
-from .invalidation import Position
 from .question import Answer
 
 __all__ = [
     "CONFIRM_SECONDS_MAX",
     "Confirm",
     "Confirmation",
-    "Outcome",
     "ReplicaConfirmation",
     "Report",
     "Reports",
@@ -48,7 +46,8 @@ class ReplicaConfirmation(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one replica and one invalidation.
 
     Shape:  `is_expected` is false for a replica that was not registered when it was published, and confirmed all the
-            same. `how` is `message` when it reported, `echo` when its position told; null when it is missing.
+            same. `how` is `message` when it reported, `echo` when its proven position reaches it in the history of the
+            log, `http` when it answered to a fan-out; null when it is missing.
             `dropped` counts entries dropped; null where that is not known: prefixes and large tags are swept later.
     Units:  `latency_ms` is from before the log was asked until the publisher knew, on the publisher's clock.
     """
@@ -62,12 +61,14 @@ class ReplicaConfirmation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
-    """Which replicas have applied an invalidation, each by its own word.
+    """Which replicas have applied an invalidation, each by its own report.
 
-    Shape:  `replicas` has those that were expected and those that confirmed unasked, by name.
+    Shape:  `replicas` has those that were expected and those that confirmed unasked, by name. `doubt` says why there
+            may be others, which were not expected and may serve what is to be dropped; None when there are none.
     """
 
     replicas: tuple[ReplicaConfirmation, ...]
+    doubt: str | None = None
 
     @property
     def expected(self) -> tuple[str, ...]:
@@ -86,30 +87,25 @@ class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether none is missing. With nobody expected there is nobody who could be."""
-        return not self.missing
-
-
-Outcome: TypeAlias = Literal["applied", "own", "duplicate"]
+        """Whether no replica is missing, and there is no doubt about which ones there are."""
+        return not self.missing and self.doubt is None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One invalidation, or one part of it, that a replica has applied, or had applied before.
+    """One invalidation, or one part of it, that a replica has applied.
 
-    Shape:  `outcome` is a text that later versions may add to; `dropped` is null where it is not known.
+    Shape:  `digest` is that of the whole frame: the report speaks of this frame, and of no other. `outcome` is a text
+            that later versions may add to; `dropped` is null where it is not known.
     Units:  `lag_ms` is the replica's Unix clock less the sender's: for people, and wrong by what the clocks differ.
     """
 
     id: str
     epoch: str | None = None
     seq: int | None = None
+    digest: str | None = None
     outcome: str = "applied"
     dropped: int | None = None
     lag_ms: float | None = None
-
-    def reaches(self, position: Position) -> bool:
-        """Whether everything up to `position` had been applied when it was made: replicas apply in order."""
-        return self.epoch == position.epoch and self.seq is not None and self.seq >= position.sequence
 
 
 class Reports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

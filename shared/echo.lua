@@ -1,21 +1,25 @@
--- One echo: tell who is there, read the heads, and send the replica a probe through the publish path.
+-- One echo: register the replica, read the heads, and send the replica a probe through the publish path.
 --
 -- It writes, so that only a primary carries it out: a server that was demoted refuses, and the replica learns of it.
 --
 -- KEYS  for each namespace three:
---       head      hash {epoch, seq}
+--       head      hash {epoch, seq, digest, digest_seq, lease_ms}. It is created where there is none, so that "never
+--                 published to" and "lost" are told apart. `lease_ms` is the longest lifetime of a presence so far: for
+--                 that long after a loss of the registry, a replica may serve that is not in it.
 --       presence  kept longer than until the next echo, and until no proof of before can count any more: a replica
 --                 that is gone disappears by itself
---       registry  sorted set of the replicas that have a presence, by when it ends on this server's clock in ms
+--       registry  sorted set of the replicas that have a presence, by when it ends on this server's clock in ms. One
+--                 member tells since when it exists: ` since=<ms>`, with a score that never comes.
 -- ARGV  channel of the probe, the probe
 --       PUBLISH, or in a cluster SPUBLISH
 --       replica, lifetime of its presences in ms
+--       epoch, for namespaces that have none
 --       presences as JSON, one for each namespace
 --
--- Returns {replication id, complaint, epoch, seq, epoch, seq, …}; an epoch is false where there is none, and the
--- complaint is empty unless the replica could not be registered.
+-- Returns {replication id, complaint, epoch, seq, digest, digest_seq, epoch, …}; a digest is false where there is none,
+-- and the complaint is empty unless the replica could not be registered.
 
-local EXPIRED_MAX, DAY_MS = 16, 86400000
+local EXPIRED_MAX, DAY_MS, NEVER_MS = 16, 86400000, 9e15
 local replica, lifetime_ms = ARGV[4], tonumber(ARGV[5])
 
 local complaint = ''
@@ -29,8 +33,28 @@ local function try(...)
   return answer
 end
 
+local heads = {}
 for i = 1, #KEYS, 3 do
-  redis.call('SET', KEYS[i + 1], ARGV[5 + (i + 2) / 3], 'PX', ARGV[5])
+  redis.call('SET', KEYS[i + 1], ARGV[6 + (i + 2) / 3], 'PX', ARGV[5])
+  local head = redis.pcall('HMGET', KEYS[i], 'epoch', 'seq', 'digest', 'digest_seq', 'lease_ms')
+  if head.err and not head.err:find('WRONGTYPE') then
+    return redis.error_reply(head.err)
+  end
+  local epoch, seq = head[1], head[2]
+  -- What a foreign hand has put there, and is no place in a log, is no head.
+  if not (epoch and epoch:match('^[%w._-]+$') and seq and seq:match('^%d+$') and tonumber(seq) < 2 ^ 53 - 1) then
+    if head.err or epoch then
+      redis.call('DEL', KEYS[i])
+    end
+    redis.call('HSET', KEYS[i], 'epoch', ARGV[6], 'seq', 0, 'digest', '', 'digest_seq', 0)
+    head = {ARGV[6], '0', '', '0'}
+  end
+  if lifetime_ms > (tonumber(head[5] or 0) or 0) then
+    try('HSET', KEYS[i], 'lease_ms', ARGV[5])
+  end
+  for field = 1, 4 do
+    heads[#heads + 1] = head[field]
+  end
 end
 redis.call(ARGV[3], ARGV[1], ARGV[2])
 
@@ -38,7 +62,13 @@ local time = try('TIME')
 if time then
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   for i = 3, #KEYS, 3 do
-    try('ZADD', KEYS[i], string.format('%.0f', now_ms + lifetime_ms), replica)
+    local added = try('ZADD', KEYS[i], string.format('%.0f', now_ms + lifetime_ms), replica)
+    if added == 1 then
+      local since = try('ZRANGEBYSCORE', KEYS[i], string.format('%.0f', NEVER_MS), '+inf', 'LIMIT', 0, 1)
+      if since and #since == 0 then
+        try('ZADD', KEYS[i], string.format('%.0f', NEVER_MS), string.format(' since=%.0f', now_ms))
+      end
+    end
     -- A few at a time: each echo adds one at most, so that none is left over for long.
     local expired = try('ZRANGEBYSCORE', KEYS[i], '-inf', string.format('%.0f', now_ms), 'LIMIT', 0, EXPIRED_MAX)
     if expired and #expired > 0 then
@@ -48,10 +78,10 @@ if time then
   end
 end
 
-local answer = {redis.call('INFO', 'replication'):match('master_replid:(%x+)') or '', complaint}
-for i = 1, #KEYS, 3 do
-  local head = redis.call('HMGET', KEYS[i], 'epoch', 'seq')
-  answer[#answer + 1] = head[1]
-  answer[#answer + 1] = head[2]
+-- A user without the right to INFO learns no replication id, and its replicas clear with each new subscription.
+local info = redis.pcall('INFO', 'replication')
+local answer = {type(info) == 'string' and info:match('master_replid:(%x+)') or '', complaint}
+for i = 1, #heads do
+  answer[#answer + 1] = heads[i]
 end
 return answer

@@ -20,6 +20,7 @@ __all__ = [
     "SCOPE_BYTES_MAX",
     "SOURCE_BYTES_MAX",
     "TAG_BYTES_MAX",
+    "Anchor",
     "Everything",
     "Invalidation",
     "Keys",
@@ -137,6 +138,28 @@ class Position(NamedTuple):
 
     epoch: str
     sequence: int
+
+
+class Anchor(NamedTuple):
+    """A position, and the digest of the frame that stands there in the log: what two histories are told apart by.
+
+    Shape:  `digest` is `wire.digest_of` the frame; empty at sequence 0, where there is none; None when it is not known.
+    """
+
+    epoch: str
+    sequence: int
+    digest: str | None
+
+    @property
+    def position(self) -> Position:
+        """The position alone."""
+        return Position(self.epoch, self.sequence)
+
+    def contradicts(self, other: "Anchor") -> bool:
+        """Whether both are of one position and not of one history. What is not known contradicts nothing."""
+        return (
+            self.position == other.position and None not in (self.digest, other.digest) and self.digest != other.digest
+        )
 
 
 # The integers that every JSON reader holds exactly, so that no two languages can read one frame differently.

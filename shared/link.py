@@ -79,6 +79,7 @@ class Link:
         self._confirmations: dict[asyncio.Future[Any], _Awaited] = {}
         self._unsent: list[tuple[Argument, ...]] = []
         self._has_unsent = asyncio.Event()
+        self._responses = responses_of(connected.connection)
         self._reader = asyncio.create_task(self._read(), name=f"broadcache link reader {self.label}")
         self._writer = asyncio.create_task(self._write(), name=f"broadcache link writer {self.label}")
 
@@ -86,6 +87,11 @@ class Link:
     def is_open(self) -> bool:
         """Whether the link is not known to be lost."""
         return not self.lost.done()
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes have arrived so far, also of a response that is not whole yet."""
+        return self._responses.received_bytes()
 
     async def call(self, *command: Argument) -> Any:
         """Send one command and return its reply. Concurrent calls share writes, and so round trips.
@@ -161,7 +167,7 @@ class Link:
             self._lose(LinkLost(f"the link to {self.label} was lost while writing: {error}"))
 
     async def _read(self) -> None:
-        next_slice, push_type = responses_of(self._connection)
+        next_slice, push_type, _ = self._responses
         on_message = self._on_message
         try:
             while True:

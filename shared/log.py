@@ -2,18 +2,18 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from .confirmation import Confirmation
 from .delivery import FanoutReport
 from .errors import IdempotencyConflict, MalformedFrame
-from .invalidation import Invalidation, Position, new_id
+from .invalidation import Anchor, Invalidation, Position, new_id
 from .link import Argument, Link, Refused
 from .names import Names, names_of
 from .refusals import refused as _refused
-from .wire import decode, encode_tails
+from .wire import decode, digest_of, encode_tails
 
 __all__ = [
     "LOG_LENGTH",
@@ -28,6 +28,9 @@ __all__ = [
     "identity",
     "names_of",
     "read_after",
+    "read_at",
+    "read_from",
+    "read_head",
     "read_newest",
 ]
 
@@ -45,6 +48,7 @@ class _Script(NamedTuple):
         return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
+_HEAD_FIELDS: Final = ("epoch", "seq", "digest", "digest_seq")
 _APPEND: Final = _Script.read("append.lua")
 _ECHO: Final = _Script.read("echo.lua")
 
@@ -78,31 +82,46 @@ class Receipt(NamedTuple):
 class Identity(NamedTuple):
     """Which server answers, and which history of writes it continues. Either changes when writes may have been lost:
     with a restart, a failover, a promotion.
+
+    Shape: a text is empty when the server does not tell it.
     """
 
     run_id: str
     replication_id: str
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the server has told both. An identity that is not known is equal to none, not even to itself."""
+        return bool(self.run_id and self.replication_id)
+
 
 class Heads(NamedTuple):
     """What an echo answered: the head of each namespace, and the server's replication id, at one moment.
 
-    Shape: `complaint` is what kept this replica from being listed with the others; empty when nothing did.
+    Shape: the digest of a head is None when it is that of an earlier sequence: a writer that keeps no digest has moved
+           it. When it is that of a later one, the head was moved back, and its digest is one that no frame has.
+           `complaint` is what kept this replica from being listed with the others; empty when nothing did.
     """
 
     replication_id: str
-    positions: dict[str, Position | None]
+    anchors: dict[str, Anchor]
     complaint: str = ""
 
 
 class Entry(NamedTuple):
-    """One entry of a log. `invalidation` is None when somebody else wrote there something that is not a frame; `frame`
-    is then what stands there.
+    """One entry of a log.
+
+    Shape: `frame` is what stands there. `invalidation` is None when that is no frame: another writer put it there.
     """
 
     sequence: int
     invalidation: Invalidation | None
     frame: bytes = b""
+
+    @property
+    def digest(self) -> str:
+        """The digest of what stands there."""
+        return digest_of(self.frame)
 
 
 async def append(
@@ -156,15 +175,31 @@ def _receipt_key(names: Names, invalidation: Invalidation, scope: str | None) ->
 
 
 async def head(link: Link, namespace: str) -> Position | None:
-    """Return the position of the newest invalidation of `namespace`; None when there was none, or the log was lost.
+    """Return the position of the newest invalidation of `namespace`; None when there is no log.
 
+    Shape:  sequence 0 where replicas follow the namespace, and nothing has been logged yet.
+    Raises: LinkLost; LogRefused.
+    """
+    newest = await read_head(link, namespace)
+    return None if newest is None else newest.position
+
+
+async def read_head(link: Link, namespace: str) -> Anchor | None:
+    """Return the position of the newest invalidation, as `head` does, with the digest of what stands there.
+
+    Shape:  None also where what stands there is no head: the next echo or publish begins a new log.
     Raises: LinkLost; LogRefused.
     """
     try:
-        epoch, sequence = await link.call("HMGET", names_of(namespace).head, "epoch", "seq")
-        return None if epoch is None else Position(epoch.decode(), int(sequence or 0))
-    except (Refused, ValueError) as error:
-        raise _refused(f"tell the head of {namespace!r}", error) from error
+        fields = await link.call("HMGET", names_of(namespace).head, *_HEAD_FIELDS)
+    except Refused as refusal:
+        if refusal.code == "WRONGTYPE":
+            return None  # the next echo or publish begins a new log
+        raise _refused(f"tell the head of {namespace!r}", refusal) from refusal
+    try:
+        return None if fields[0] is None else _anchor_of(fields)
+    except ValueError:
+        return None
 
 
 async def identity(link: Link) -> Identity:
@@ -185,6 +220,7 @@ async def echo(
     link: Link,
     namespaces: Sequence[str],
     *,
+    probe_channel: str,
     replica_id: str,
     probe: str,
     presences: Sequence[bytes],
@@ -192,30 +228,31 @@ async def echo(
 ) -> Heads:
     """Have the server, which has to be a primary, publish `probe` to this replica and tell the heads.
 
-    Shape:  the probe comes on `echo_channel_of(namespaces[0], replica_id)`. `presences` is what others can read of this
-            replica, one for each namespace, for `presence_seconds`.
+    Shape:  `probe_channel` is that of one of the namespaces (`echo_channel_of`). `presences` is what others can read of
+            this replica, one for each namespace, for `presence_seconds`. A namespace without a head gets one, at
+            sequence 0.
     Raises: LinkLost; LogRefused, also by a server that was demoted.
     """
     keys: list[str] = []
     for names in map(names_of, namespaces):
         keys += [names.head, names.presence_prefix + replica_id, names.registry]
     arguments: tuple[Argument, ...] = (
-        echo_channel_of(namespaces[0], replica_id),
+        probe_channel,
         probe,
         _publish_on(link),
         replica_id,
         max(1, round(presence_seconds * 1_000)),
+        new_id(),
         *presences,
     )
     try:
-        replication_id, complaint, *heads = await _run(link, _ECHO, keys, arguments)
-        positions = {
-            namespace: None if epoch is None else Position(epoch.decode(), int(sequence or 0))
-            for namespace, epoch, sequence in zip(namespaces, heads[0::2], heads[1::2], strict=True)
-        }
+        replication_id, complaint, *fields = await _run(link, _ECHO, keys, arguments)
+        width = len(_HEAD_FIELDS)
+        heads = [fields[start : start + width] for start in range(0, len(fields), width)]
+        anchors = {namespace: _anchor_of(fields) for namespace, fields in zip(namespaces, heads, strict=True)}
     except (Refused, ValueError) as error:
         raise _refused("answer an echo", error) from error
-    return Heads(replication_id.decode(), positions, complaint.decode())
+    return Heads(replication_id.decode(), anchors, complaint.decode())
 
 
 async def read_after(link: Link, namespace: str, *, after: int, count: int) -> list[Entry]:
@@ -223,11 +260,35 @@ async def read_after(link: Link, namespace: str, *, after: int, count: int) -> l
 
     Raises: LinkLost; LogRefused.
     """
+    return await read_from(link, namespace, sequence=after + 1, count=count)
+
+
+async def read_from(link: Link, namespace: str, *, sequence: int, count: int) -> list[Entry]:
+    """Return up to `count` entries of the log from `sequence` on, the oldest first.
+
+    Raises: LinkLost; LogRefused, also when the log is no stream.
+    """
     try:
-        rows = await link.call("XRANGE", names_of(namespace).log, f"({after}-0", "+", "COUNT", count)
+        rows = await link.call("XRANGE", names_of(namespace).log, f"{sequence}-0", "+", "COUNT", count)
     except Refused as refusal:
         raise _refused(f"read the log of {namespace!r}", refusal) from refusal
     return [_entry_of(row, namespace) for row in rows]
+
+
+async def read_at(link: Link, namespace: str, sequences: Iterable[int]) -> dict[int, Entry]:
+    """Return what the log has at these sequences, in one round trip; those that it does not have are left out.
+
+    Raises: LinkLost; LogRefused, also when the log is no stream.
+    """
+    log = names_of(namespace).log
+    # From the newest to the oldest, because that is the right that a publisher has.
+    commands = [("XREVRANGE", log, f"{last}-0", f"{first}-0") for first, last in _runs_of(sequences)]
+    try:
+        answers = await link.call_all(commands)
+    except Refused as refusal:
+        raise _refused(f"read the log of {namespace!r}", refusal) from refusal
+    entries = [_entry_of(row, namespace) for rows in answers for row in rows]
+    return {entry.sequence: entry for entry in entries}
 
 
 async def read_newest(link: Link, namespace: str, *, count: int, before: int | None = None) -> list[Entry]:
@@ -252,6 +313,17 @@ async def _run(link: Link, script: _Script, keys: Sequence[str], arguments: Sequ
     return await link.call("EVAL", script.text, len(keys), *keys, *arguments)
 
 
+def _runs_of(sequences: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the first and the last of each run of sequences that follow each other."""
+    runs: list[tuple[int, int]] = []
+    for sequence in sorted({*sequences}):
+        if runs and runs[-1][1] == sequence - 1:
+            runs[-1] = (runs[-1][0], sequence)
+        else:
+            runs.append((sequence, sequence))
+    return runs
+
+
 def _publish_on(link: Link) -> str:
     return "SPUBLISH" if link.is_sharded else "PUBLISH"
 
@@ -264,12 +336,27 @@ def _field_of(info: bytes, name: bytes) -> str:
 def _entry_of(row: tuple[bytes, Sequence[bytes]], namespace: str) -> Entry:
     entry_id, fields = row
     sequence = int(entry_id.partition(b"-")[0])
+    frame = fields[1] if len(fields) > 1 else b""
     try:
-        return Entry(sequence, decode(fields[1], namespace))
+        return Entry(sequence, decode(frame, namespace), frame)
     except MalformedFrame:
-        return Entry(sequence, None, fields[1])
-    except IndexError:
-        return Entry(sequence, None)
+        return Entry(sequence, None, frame)
+
+
+def _anchor_of(fields: Sequence[bytes | None]) -> Anchor:
+    """Read the fields of a head. Raises: ValueError."""
+    epoch, sequence, digest, digest_sequence = fields
+    number = int(sequence or 0)
+    if number < 0:
+        raise ValueError(f"expected a sequence of 0 or more, got {number}")
+    digest_number = int(digest_sequence) if digest_sequence is not None and digest_sequence.isdigit() else -1
+    if digest is None or digest_number < number:
+        known = None  # a writer that keeps no digest has moved it
+    elif digest_number > number:
+        known = f"of {digest_number}"  # it was moved back: no frame has this digest
+    else:
+        known = digest.decode()
+    return Anchor((epoch or b"").decode(), number, known)
 
 
 def _fingerprint_of(invalidation: Invalidation) -> str:

@@ -1,7 +1,8 @@
 """Presence: which replicas there are, and what each said of itself with its last echo."""
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -11,16 +12,20 @@ from .log import head
 from .names import names_of
 from .refusals import refused
 
-__all__ = ["Presence", "ReplicaPresence", "presences", "registered", "replicas_of", "withdraw"]
+__all__ = ["Presence", "Registry", "ReplicaPresence", "presences", "registered", "replicas_of", "withdraw"]
 
 UNKNOWN_STATE: Final = "unknown"
+
+# A member of the registry that is no replica: ids of replicas have no spaces.
+_SINCE = re.compile(rb" since=(\d{1,16})")
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
     """What a replica says of one of its namespaces with each echo. Fields that a reader does not know are skipped.
 
     Shape:  `state` is where the replica is in its life: `coherent` only if every cache of the namespace may be served;
-            `unknown` when it said nothing that could be read. Counters are those of the namespace's caches together,
+            `unknown` when it said nothing that could be read. `position` is the one that its last echo had proven, and
+            `digest` that of the frame that stands there. Counters are those of the namespace's caches together,
             and of this replica's life; `clears` are counted by reason, `replays` are invalidations read from the log.
     Units:  `staleness_seconds` is how long before the echo everything accepted had been proven applied; null when
             never. `max_staleness_seconds` is the bound, the lowest of several caches'. `started_at_ms` is the replica's
@@ -38,6 +43,7 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     lifetime_ms: int = 0
     state: str = UNKNOWN_STATE
     position: Position | None = None
+    digest: str | None = None
     staleness_seconds: float | None = None
     max_staleness_seconds: float | None = None
     when_incoherent: str = ""
@@ -86,20 +92,84 @@ class ReplicaPresence(Presence, frozen=True, kw_only=True):
 _decoder = msgspec.json.Decoder(Presence)
 
 
-async def registered(link: Link, namespace: str) -> dict[str, int]:
-    """Return the replicas of `namespace` that are registered, and in how many milliseconds that ends.
+class Registry(NamedTuple):
+    """The replicas that are registered for a namespace, and whether the list is complete.
+
+    Shape:  `left_ms` has each replica, by name, and in how many milliseconds its registration ends. `age_ms` is how
+            long the registry has existed, and None when it does not tell. `lease_ms` is the longest lifetime of a
+            registration that any replica has had; None when the head does not tell.
+    """
+
+    namespace: str
+    is_there: bool
+    left_ms: dict[str, int]
+    age_ms: int | None
+    lease_ms: int | None
+
+    @property
+    def doubt(self) -> str | None:
+        """Why a replica that is not listed may still serve from its caches; None when no replica can."""
+        name, lease_ms = f"the registry of {self.namespace!r}", self.lease_ms
+        if not self.is_there:
+            lease = "the longest lease of its replicas" if lease_ms is None else f"{lease_ms / 1_000:g} s"
+            return (
+                f"{name} is missing: no replica has followed this namespace within a day, or the registry was lost and "
+                f"a replica that it does not list may serve old values; expected a registry older than {lease}: "
+                "confirm again that long after a replica has registered"
+            )
+        if self.age_ms is None:
+            return (
+                f"{name} does not tell since when it exists, as one that replicas of an older version have created: a "
+                "replica that was lost from it may serve old values; upgrade every replica, then restart one of them"
+            )
+        if lease_ms is None:
+            return (
+                f"the head of {self.namespace!r} does not tell the longest lease of the replicas: a replica that the "
+                "registry does not list may serve old values; expected replicas to write `lease_ms` with each echo: "
+                "upgrade them, and grant them the right to HSET"
+            )
+        if self.age_ms < lease_ms:
+            left_seconds = (lease_ms - self.age_ms) / 1_000
+            return (
+                f"{name} has existed for only {max(0, self.age_ms) / 1_000:.1f} s: it is new or was lost, and a "
+                f"replica that it does not list may serve old values for up to {left_seconds:.1f} s more; confirm "
+                "again after that time"
+            )
+        return None
+
+
+async def registered(link: Link, namespace: str) -> Registry:
+    """Return the registry of `namespace`.
 
     Raises: LinkLost; LogRefused.
     """
+    names = names_of(namespace)
     try:
-        time, rows = await link.call_all(
-            [("TIME",), ("ZRANGEBYSCORE", names_of(namespace).registry, "-inf", "+inf", "WITHSCORES")]
+        time, rows, [lease_ms] = await link.call_all(
+            [
+                ("TIME",),
+                ("ZRANGEBYSCORE", names.registry, "-inf", "+inf", "WITHSCORES"),
+                ("HMGET", names.head, "lease_ms"),
+            ]
         )
     except Refused as refusal:
         raise refused(f"tell the replicas of {namespace!r}", refusal) from refusal
     now_ms = int(time[0]) * 1_000 + int(time[1]) // 1_000
-    ends = {member.decode(errors="replace"): int(float(score)) - now_ms for member, score in rows}
-    return {replica: left_ms for replica, left_ms in sorted(ends.items()) if left_ms > 0}
+    births_ms: list[int] = []
+    left_ms: dict[str, int] = {}
+    for member, score in sorted(rows):
+        if member.startswith(b" "):
+            births_ms += [int(since[1]) for since in [_SINCE.fullmatch(member)] if since]
+        elif (left := int(float(score)) - now_ms) > 0:
+            left_ms[member.decode(errors="replace")] = left
+    return Registry(
+        namespace,
+        is_there=bool(rows),
+        left_ms=left_ms,
+        age_ms=now_ms - max(births_ms) if births_ms else None,
+        # A foreign hand may have written anything there.
+        lease_ms=int(lease_ms) if lease_ms and lease_ms.isdigit() else None,
+    )
 
 
 async def presences(link: Link, namespace: str, replicas: Sequence[str]) -> dict[str, Presence]:
@@ -120,7 +190,7 @@ async def presences(link: Link, namespace: str, replicas: Sequence[str]) -> dict
 async def replicas_of(link: Link, namespace: str) -> list[ReplicaPresence]:
     """Return the replicas that there are, by name. Raises: LinkLost; LogRefused."""
     newest = await head(link, namespace)
-    left_ms = await registered(link, namespace)
+    left_ms = (await registered(link, namespace)).left_ms
     said = await presences(link, namespace, list(left_ms))
     return [_as_of_now(presence, left_ms[replica], newest) for replica, presence in said.items()]
 

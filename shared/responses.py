@@ -35,12 +35,13 @@ class Responses(NamedTuple):
     """How to read the responses of a connection.
 
     Shape:  `next_slice` returns at least one. A push is of type `push_type`, a refusal is a `Refused`, whatever else
-            comes is a reply.
+            comes is a reply. `received_bytes` tells how much has arrived so far, also of a response that is not whole.
     Raises: OSError, or an error of the client library, when the connection is gone.
     """
 
     next_slice: Callable[[], Awaitable[Sequence[Any]]]
     push_type: type[Any]
+    received_bytes: Callable[[], int]
 
 
 def responses_of(connection: "AbstractConnection") -> Responses:
@@ -53,8 +54,10 @@ def responses_of(connection: "AbstractConnection") -> Responses:
             pass
         else:
             reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH, replyError=Refused)
-            return Responses(_FromStream(stream, reader).next_slice, hiredis.PushNotification)
-    return Responses(_FromLibrary(connection).next_slice, tuple)
+            direct = _FromStream(stream, reader)
+            return Responses(direct.next_slice, hiredis.PushNotification, lambda: direct.received_bytes)
+    library = _FromLibrary(connection)
+    return Responses(library.next_slice, tuple, lambda: library.received_bytes)
 
 
 def packer_of(connection: "AbstractConnection") -> Packer:
@@ -69,6 +72,7 @@ def packer_of(connection: "AbstractConnection") -> Packer:
 
 class _FromStream:
     def __init__(self, stream: asyncio.StreamReader, reader: Any) -> None:
+        self.received_bytes = 0
         self._stream = stream
         self._reader = reader
 
@@ -85,6 +89,7 @@ class _FromStream:
                 received = await self._stream.read(_READ_BYTES)
                 if not received:
                     raise ConnectionError("the server closed the connection")
+                self.received_bytes += len(received)
                 self._reader.feed(received)
         await asyncio.sleep(0)
         return responses
@@ -92,8 +97,19 @@ class _FromStream:
 
 class _FromLibrary:
     def __init__(self, connection: "AbstractConnection") -> None:
+        self.received_bytes = 0
         self._connection = connection
         self._handed_over = 0
+        stream = getattr(connection, "_reader", None)
+        if isinstance(stream, asyncio.StreamReader):
+            # The library reads a response as a whole: only the stream sees it coming.
+            feed_data = stream.feed_data
+
+            def count_and_feed(data: Any) -> None:
+                self.received_bytes += len(data)
+                feed_data(data)
+
+            stream.feed_data = count_and_feed  # type: ignore[method-assign]
         parser: Any = connection._get_parser()
         parser.set_pubsub_push_handler(_as_tuple)
 

@@ -1,14 +1,24 @@
 """The wire form: one UTF-8 JSON object per message. docs/wire-format.md is the text, wire.schema.json the schema."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from .errors import MalformedFrame
-from .invalidation import Invalidation
+from .invalidation import Invalidation, Position
 
-__all__ = ["FRAME_BYTES_MAX", "decode", "encode", "encode_tails", "encode_unsequenced"]
+__all__ = [
+    "FRAME_BYTES_MAX",
+    "decode",
+    "digest_of",
+    "encode",
+    "encode_tails",
+    "encode_unsequenced",
+    "frame_at",
+    "parts_of",
+]
 
 FRAME_BYTES_MAX: Final = 65_536
 _VERSION: Final = 1
@@ -82,11 +92,31 @@ def encode(invalidation: Invalidation) -> bytes:
     return _encoder.encode(invalidation)
 
 
+def digest_of(frame: bytes) -> str:
+    """Return the digest of a whole frame, as the log's scripts compute it: the SHA-1 in hex."""
+    return hashlib.sha1(frame, usedforsecurity=False).hexdigest()
+
+
+def frame_at(position: Position, tail: bytes) -> bytes:
+    """Return the frame that the log's script makes of a tail at `position`, byte for byte."""
+    return b'{"v":1,"epoch":"%s","seq":%d,%s' % (position.epoch.encode(), position.sequence, tail)
+
+
+def parts_of(invalidation: Invalidation) -> list[Invalidation]:
+    """Return the invalidation itself or, when it is too large for one message, its parts in order.
+
+    Shape: the parts name all targets between them, and their ids end in `.1`, `.2`, …
+    """
+    if len(_encode_tail(invalidation)) + _HEAD_BYTES_MAX <= FRAME_BYTES_MAX:
+        return [invalidation]
+    return list(_split(invalidation))
+
+
 def encode_tails(invalidation: Invalidation) -> list[bytes]:
     """Write an invalidation that the log has still to give a position, as one tail or, when it is too large, several.
 
     Shape: each tail is a frame without its opening brace and head; with its head it is at most FRAME_BYTES_MAX bytes.
-           The parts of a split invalidation name all its targets between them, and their ids end in `.1`, `.2`, …
+           A split invalidation has one for each of `parts_of` it.
     """
     whole = _encode_tail(invalidation)
     if len(whole) + _HEAD_BYTES_MAX <= FRAME_BYTES_MAX:

@@ -9,9 +9,9 @@ from .follower import State
 
 __all__ = ["Applied", "Outcome"]
 
-Outcome: TypeAlias = Literal["applied", "repeat", "not followed", "cleared"]
-"""`applied` now; a `repeat` of what was applied before; of a namespace that is `not followed` here, so that there was
-nothing to drop; or everything was `cleared`, because the body was empty or could not be read."""
+Outcome: TypeAlias = Literal["applied", "not followed", "cleared"]
+"""`applied`; of a namespace that is `not followed` here, so that there was nothing to drop; or everything was
+`cleared`, because the body was empty or could not be read."""
 
 
 @dataclass(frozen=True, slots=True)

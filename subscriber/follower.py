@@ -8,30 +8,40 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Literal, NoReturn, TypeAlias
+from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar
 
 from ..shared.clock import Clock
-from ..shared.errors import BroadcacheError, LinkLost
+from ..shared.errors import BroadcacheError, LinkLost, LogRefused
 from ..shared.link import Link, RedisAddress, Refused
-from ..shared.log import Identity, echo, echo_channel_of, head, identity, names_of, read_after
+from ..shared.log import Entry, Identity, echo, echo_channel_of, identity, names_of, read_from, read_head
 from ..shared.presence import withdraw
 from .answerer import Answerer
 from .local_cache import LocalCache
 from .presence import Teller
 from .reporter import Reporter
-from .sequencer import Sequencer
+from .sequencer import Mark, Sequencer
 
 __all__ = ["Follower", "State", "Timing"]
 
+T = TypeVar("T")
 State: TypeAlias = Literal["connecting", "recovering", "coherent", "lost", "closed"]
 
 _log = logging.getLogger("broadcache.subscriber")
 
 _BACKOFF_SECONDS_MIN: Final = 0.05
-_REPLAY_PAGE_ENTRIES: Final = 256
+_PAGE_ENTRIES_MIN: Final = 2
+"""The entries of a replay page: the one at the replica's own position, and at least one more."""
+_PAGE_ENTRIES_FIRST: Final = 16
+_PAGE_ENTRIES_MAX: Final = 256
+_PAGE_SECONDS_AIMED_AT: Final = 0.1
+_PAGE_SECONDS_MAX: Final = 60.0
+"""The longest that one page may take while bytes arrive. The next link is asked for half as many entries."""
+_PAGES_WITHOUT_PROGRESS_MAX: Final = 8
+_GAP_PAUSE_SECONDS: Final = 0.02
+"""The least time between two looks into the log for what frames claim: anyone may claim what the log does not have."""
 _WITHDRAW_SECONDS: Final = 0.25
 _PRESENCE_SECONDS_MAX: Final = 86_400.0
 
@@ -87,6 +97,16 @@ class Follower:
         self._not_asked_on: set[str] = set()
         self._server: Identity | None = None
         self._probe = b""
+        self._echo_channel = ""
+        # When the next echo is due, and when the log was last looked into for what frames claim.
+        self._echo_due_at = 0.0
+        self._looked_at = 0.0
+        # The namespaces that the echo under way asks about, and where each was when its probe was handled.
+        self._asked: dict[str, Sequencer] = {}
+        self._marks: dict[str, Mark] = {}
+        self._has_warned_of_identity = False
+        # How many entries the next replay page asks for. Links come and go; how fast they are changes less.
+        self._page_entries = _PAGE_ENTRIES_FIRST
         self._teller = Teller(replica_id)
         self._reporter = Reporter(replica_id)
         self._answerer = Answerer(replica_id)
@@ -184,7 +204,10 @@ class Follower:
                 await self._resume(link, is_same_server=True)
                 for sequencer in tuple(self._sequencers.values()):
                     await self._catch_up(link, sequencer)
-                await self._echo(link, server)
+                if link.lost.done():
+                    raise link.lost.result()
+                if self.state != "coherent" or self._clock() >= self._echo_due_at:
+                    await self._echo(link, server)
         except asyncio.CancelledError:
             self.leave("lost")
             await self._withdraw(link, self._present)
@@ -200,15 +223,35 @@ class Follower:
 
     async def _recover(self, link: Link) -> Identity:
         """Subscribe, and catch up with what was published since the last subscription ended."""
-        async with _deadline(self._timing.echo_timeout_seconds, link.label):
-            server = await identity(link)
+        server = await self._identity(link)
         self._subscribed = set()
         self._asked_on, self._not_asked_on = set(), set()
         self._resumed = set()
-        if server != self._server:
+        if not server.is_known or server != self._server:
             # Until an echo has proven the other one, positions are of neither.
             self._server = None
+        for sequencer in self._sequencers.values():
+            sequencer.rewind()
         await self._resume(link, is_same_server=self._server is not None)
+        return server
+
+    async def _identity(self, link: Link) -> Identity:
+        """Return which server answers, as far as it tells: one that is not known is equal to none."""
+        refusal: LogRefused | None = None
+        server = Identity("", "")
+        try:
+            async with _deadline(self._timing.echo_timeout_seconds, link.label):
+                server = await identity(link)
+        except LogRefused as error:
+            refusal = error
+        if not server.is_known and not self._has_warned_of_identity:
+            self._has_warned_of_identity = True
+            _log.warning(
+                "a restart of %s cannot be told from a lost connection, so the caches are cleared with each new "
+                "subscription: expected INFO to have run_id and master_replid, got: %s",
+                link.label,
+                refusal or "neither or one of them",
+            )
         return server
 
     async def _resume(self, link: Link, *, is_same_server: bool) -> None:
@@ -222,7 +265,7 @@ class Follower:
             if namespace in self._resumed or names_of(namespace).channel not in self._subscribed:
                 continue
             async with _deadline(self._timing.echo_timeout_seconds, link.label):
-                newest = await head(link, namespace)
+                newest = await read_head(link, namespace)
             reason = sequencer.resume(newest, is_same_server=is_same_server)
             if reason is not None:
                 sequencer.restart(newest, reason)
@@ -234,7 +277,8 @@ class Follower:
         """Have the link carry the channels of the namespaces that are followed, and no others."""
         namespaces = self.namespaces
         wanted = {names_of(namespace).channel for namespace in namespaces}
-        wanted.add(echo_channel_of(namespaces[0], self._replica_id))
+        self._echo_channel = echo_channel_of(namespaces[0], self._replica_id)
+        wanted.add(self._echo_channel)
         try:
             async with _deadline(self._timing.echo_timeout_seconds, link.label):
                 if missing := wanted - self._subscribed:
@@ -285,44 +329,98 @@ class Follower:
         except (BroadcacheError, TimeoutError) as error:
             _log.info("%s is listed until its presence ends: %s", self._replica_id, str(error) or "no answer in time")
 
-    async def _catch_up(self, link: Link, sequencer: Sequencer) -> None:
-        """Apply from the log what did not come over the channel; drop everything if the log no longer holds it."""
+    async def _catch_up(self, link: Link, sequencer: Sequencer) -> bool:
+        """Apply from the log what did not come over the channel; drop everything if the log no longer holds it.
+
+        Returns: False when everything was dropped.
+        """
+        least, pages_without_progress = sequencer.backlog, 0
         while sequencer.is_behind:
-            async with _deadline(self._timing.echo_timeout_seconds, link.label):
-                entries = await read_after(
-                    link, sequencer.namespace, after=sequencer.sequence, count=_REPLAY_PAGE_ENTRIES
-                )
-                if not sequencer.replay(entries):
-                    sequencer.restart(await head(link, sequencer.namespace), "log trimmed")
+            claimed, count = sequencer.claimed, self._page_entries
+            reason = "log trimmed"
+            entries: list[Entry] = []
+            try:
+                entries = await self._page(link, sequencer.namespace, sequencer.sequence)
+            except LogRefused as refusal:  # e.g. another type stands in its place
+                _log.warning("the log of namespace %s cannot be read: %s", sequencer.namespace, refusal)
+                reason = "log unreadable"
+            is_end = len(entries) < count
+            is_whole = sequencer.replay(entries, claimed=claimed, is_end=is_end)
+            if sequencer.backlog < least:
+                least, pages_without_progress = sequencer.backlog, 0
+            else:
+                pages_without_progress += 1
+            if is_whole and pages_without_progress >= _PAGES_WITHOUT_PROGRESS_MAX:
+                is_whole, reason = False, "fell behind"
+            if not is_whole:
+                await self._restart(link, sequencer, reason)
+                return False
             if sequencer.reports:
                 self._reporter.take(sequencer)
             self._on_change()
             await asyncio.sleep(0)
+            if is_end:
+                break  # what is claimed beyond the end is looked for with the next echo
+        return True
+
+    async def _page(self, link: Link, namespace: str, sequence: int) -> list[Entry]:
+        """Read the next page of the log, and learn from it how large the one after it should be.
+
+        It may take as long as it needs while bytes arrive: only silence is a reason to give the link up.
+        """
+        count, began_at = self._page_entries, self._clock()
+        self._page_entries = max(_PAGE_ENTRIES_MIN, count // 2)  # for the next link, should this one be lost by it
+        try:
+            async with asyncio.timeout(_PAGE_SECONDS_MAX):
+                entries = await _while_heard(
+                    link, read_from(link, namespace, sequence=sequence, count=count), self._timing.echo_timeout_seconds
+                )
+        except TimeoutError:
+            raise LinkLost(
+                f"expected {count} entries of the log from {link.label} within {_PAGE_SECONDS_MAX:g} s, got fewer"
+            ) from None
+        is_slow = self._clock() - began_at > _PAGE_SECONDS_AIMED_AT
+        self._page_entries = max(_PAGE_ENTRIES_MIN, count // 2) if is_slow else min(_PAGE_ENTRIES_MAX, count * 2)
+        return entries
+
+    async def _restart(self, link: Link, sequencer: Sequencer, reason: str) -> None:
+        """Drop everything, and go on from the head that the log has now."""
+        async with _deadline(self._timing.echo_timeout_seconds, link.label):
+            newest = await read_head(link, sequencer.namespace)
+        sequencer.restart(newest, reason)
 
     async def _pause(self, link: Link) -> None:
         """Wait until the next echo is due, or until there is something to catch up with, or the link is lost."""
         self._has_news.clear()
-        if (
-            link.lost.done()
-            or not self._is_whole
-            or any(sequencer.is_behind for sequencer in self._sequencers.values())
-        ):
+        if link.lost.done() or self.state != "coherent":
             return
-        pause_seconds = self._timing.echo_interval_seconds * (0.9 + 0.2 * self._uniform())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_seconds):
-                await self._has_news.wait()
+        if not self._is_behind:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._echo_due_at - self._clock())):
+                    await self._has_news.wait()
+        if self._is_behind:
+            # Any client may claim what the log does not have: that must not set the pace.
+            await asyncio.sleep(max(0.0, self._looked_at + _GAP_PAUSE_SECONDS - self._clock()))
+            self._looked_at = self._clock()
+
+    @property
+    def _is_behind(self) -> bool:
+        return any(sequencer.is_behind for sequencer in self._sequencers.values())
 
     async def _echo(self, link: Link, server: Identity) -> None:
-        """Send this replica a probe through the publish path, and compare positions with the heads.
+        """Send this replica a probe through the publish path, and compare what is applied with the heads.
 
-        Everything on a link arrives in the order in which the server did it. So when the probe is back and no sequencer
-        is behind the heads, all that was accepted before the question was asked has been applied.
+        Everything on a link arrives in the order in which the server did it, and all that arrives is applied. So when
+        the probe is back, all that was accepted before the question was asked has been applied; unless the log tells
+        another history than what came over the channel.
         """
         asked_at = self._clock()
-        # Others may come while the answer is under way: the next echo is theirs.
+        # Others may come while the answer is under way, namespaces as well as caches: the next echo is theirs.
         asked = {namespace: each for namespace, each in self._sequencers.items() if namespace in self._resumed}
-        before = {namespace: sequencer.position for namespace, sequencer in asked.items()}
+        if not asked:
+            return
+        caches = [cache for sequencer in asked.values() for cache in sequencer.caches]
+        self._asked, self._marks = asked, {}
         self._probe = secrets.token_hex(8).encode()
         self._has_probe.clear()
         presence_seconds = self._presence_seconds
@@ -331,6 +429,7 @@ class Follower:
             heads = await echo(
                 link,
                 tuple(asked),
+                probe_channel=self._echo_channel,
                 replica_id=self._replica_id,
                 probe=self._probe.decode(),
                 presences=[self._presence(each, presence_seconds) for each in asked.values()],
@@ -343,13 +442,15 @@ class Follower:
             raise LinkLost(f"{link.label} was demoted, or promoted: what it had accepted may be lost")
         self._note_complaint(heads.complaint)
         for namespace, sequencer in asked.items():
-            reason = sequencer.check(heads.positions[namespace], before[namespace])
+            mark, newest = self._marks[namespace], heads.anchors[namespace]
+            reason = sequencer.compare(mark, newest)
             if reason is not None:
-                async with _deadline(self._timing.echo_timeout_seconds, link.label):
-                    sequencer.restart(await head(link, namespace), reason)
-            await self._catch_up(link, sequencer)
+                sequencer.restart(newest, reason)
+            elif await self._catch_up(link, sequencer):
+                sequencer.prove(mark, newest)
         self.echoes += 1
-        self._confirm(asked_at)
+        self._echo_due_at = self._clock() + self._timing.echo_interval_seconds * (0.9 + 0.2 * self._uniform())
+        self._confirm(asked_at, caches)
 
     @property
     def _presence_seconds(self) -> float:
@@ -377,11 +478,13 @@ class Follower:
             _log.warning("expected Redis to list replica %s, got: %s", self._replica_id, complaint)
         self._complaint = complaint
 
-    def _confirm(self, as_of: float) -> None:
-        for namespace in self._resumed:
-            for cache in self._sequencers[namespace].caches:
+    def _confirm(self, as_of: float, caches: Iterable[LocalCache]) -> None:
+        """Renew the lease of `caches`, as far as they are still followed: those for which the echo was sent."""
+        followed = set(self.caches)
+        for cache in caches:
+            if cache in followed:
                 cache.confirm_coherent(as_of)
-        if self._is_whole:
+        if self._is_whole and followed.issubset(caches):
             self._enter("coherent")
 
     def leave(self, state: State) -> None:
@@ -420,7 +523,9 @@ class Follower:
         if sequencer is None:
             if (asked := self._of_question.get(channel)) is not None:
                 self._answerer.take(asked, frame)
-            elif frame == self._probe:
+            elif frame == self._probe and not self._has_probe.is_set():
+                # Here, because what comes behind the probe was published after the heads were read.
+                self._marks = {namespace: each.mark() for namespace, each in self._asked.items()}
                 self._has_probe.set()
         elif sequencer.receive(frame):
             if sequencer.reports:
@@ -438,3 +543,18 @@ async def _deadline(seconds: float, label: str) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise LinkLost(f"expected an answer from {label} within {seconds:g} s, got none") from None
+
+
+async def _while_heard(link: Link, answer: Coroutine[Any, Any, T], seconds: float) -> T:
+    """Return the answer, however long it takes while bytes arrive. Raises: LinkLost after `seconds` without any."""
+    task = asyncio.ensure_future(answer)
+    try:
+        while True:
+            received_bytes = link.received_bytes
+            await asyncio.wait([task], timeout=seconds)
+            if task.done():
+                return task.result()
+            if link.received_bytes == received_bytes:
+                raise LinkLost(f"expected an answer from {link.label}, got not one byte of it within {seconds:g} s")
+    finally:
+        task.cancel()

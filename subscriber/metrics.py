@@ -22,9 +22,10 @@ __all__ = ["ReplicaCollector", "register", "unregister"]
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _TARGET_KINDS: Final = ("keys", "tags", "prefixes", "everything")
 # Known before they happen: a series that appears with its first event has no rise that an alert could see.
-_OUTCOMES: Final = ("applied", "duplicate", "own", "repeat", "unsequenced", "malformed", "http")
+_OUTCOMES: Final = ("applied", "malformed", "duplicate", "foreign", "unsequenced", "unlogged", "http")
 _REASONS: Final = (
     *("subscribed", "server changed", "epoch changed", "log lost", "log trimmed", "log went back"),
+    *("another history", "digest unknown", "log unreadable", "fell behind"),
     *("malformed", "requested", "mapping failed", "invalidation", "clear"),
 )
 _OF_CACHES: Final = {

@@ -37,7 +37,7 @@ class Teller:
         lag_ms: float | None,
     ) -> bytes:
         """Return what others can read of one namespace, as JSON; `state` is that of the link."""
-        caches, position = sequencer.caches, sequencer.position
+        caches, proven = sequencer.caches, sequencer.proven
         stats = [cache.stats() for cache in caches]
         ages = [cache.staleness_seconds for cache in caches]
         is_coherent = all(cache.is_coherent for cache in caches)
@@ -53,7 +53,8 @@ class Teller:
                 lifetime_ms=round(lifetime_seconds * 1_000),
                 # The caches know better: the echo may be late, and another namespace may be on its way.
                 state="coherent" if is_coherent else "lost" if state == "coherent" else state,
-                position=position,
+                position=None if proven is None else proven.position,
+                digest=None if proven is None else proven.digest,
                 staleness_seconds=None if None in ages else max(age for age in ages if age is not None),
                 max_staleness_seconds=min(cache.max_staleness_seconds for cache in caches),
                 when_incoherent="serve" if any(cache.when_incoherent == "serve" for cache in caches) else "bypass",

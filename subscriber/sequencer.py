@@ -1,122 +1,220 @@
-"""The sequencer: takes what arrives for one namespace, applies it in order and once, and clears when in doubt."""
+"""The sequencer: applies all that arrives for one namespace, and knows up to where the log has been applied."""
 
 import logging
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from ..shared.confirmation import Outcome, Report
+from ..shared.confirmation import Report
 from ..shared.errors import MalformedFrame
-from ..shared.invalidation import Everything, Invalidation, Position
+from ..shared.invalidation import Anchor, Everything, Invalidation, Position
 from ..shared.log import Entry
 from ..shared.tracing import trace_applied
-from ..shared.wire import decode
-from .heard import SHORT_BYTES_MAX, Heard
+from ..shared.wire import decode, digest_of
 from .lag import Lag
 from .local_cache import LocalCache
 
-__all__ = ["Sequencer"]
+__all__ = ["Mark", "Sequencer"]
 
 _log = logging.getLogger("broadcache.subscriber")
 
-_BEFORE_THE_FIRST: Final = Position("", 0)
-_OWN_IDS_MAX: Final = 10_000
 _REPORTS_MAX: Final = 10_000
 """How many reports are kept until they are taken. What is more is not confirmed, and shows as missing."""
+
+
+class Mark(NamedTuple):
+    """The live position at one moment, and what stands there: the frame, or its digest; None when it is not known."""
+
+    epoch: str | None
+    sequence: int
+    content: bytes | str | None
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of what stands there."""
+        return digest_of(self.content) if isinstance(self.content, bytes) else self.content
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The same with its digest; None when no log is known."""
+        return None if self.epoch is None else Anchor(self.epoch, self.sequence, self.digest)
+
+
+class _Run(NamedTuple):
+    """Frames that came beyond a gap, without another gap between them. `content` is the last of them."""
+
+    first: int
+    last: int
+    content: bytes
 
 
 class Sequencer:
     """Position, counters and caches of one namespace. It does no I/O and knows no time.
 
-    When something was missed it is *behind*: it applies nothing out of order, and whoever owns it reads the log and
-    hands over what was missed, until it is not behind any more. What the log no longer holds is missed for good, and
-    everything is dropped.
+    Whatever arrives is applied, at once and whatever its number: it costs a load at most. Numbers decide about the
+    *position* alone, that is, from where on the log has to be read after a loss.
 
-    What is posted over HTTP is applied at once. It has no say in the position: it would hide a gap. It is remembered,
-    so that it is not applied again when it comes over the channel or from the log, and the other way round.
+    The live position is tentative: any client with the right to publish on the channel can move it. The owner asks the
+    log for its head, compares it with the live position of the moment (`compare`), and so proves it (`prove`). Only the
+    proven position is told to others, and only from there is the log read again over a new subscription (`rewind`).
 
-    Shape: `counts` has `applied`, `duplicate`, `own`, `repeat`, `unsequenced`, `malformed` (messages by what became of
-           them), `replayed` (those of them that were read from the log) and `gaps` (how often it fell behind). What was
-           posted is counted by whoever hands it over. `reports` has what is to be confirmed, each with the time it was
-           sent at, for whoever owns it to take.
+    When something was missed the sequencer is *behind*: the owner reads the log from the live position on, and hands
+    over what stands there (`replay`). Until then the log alone moves the position: a gap that messages fill may be
+    filled by forged ones. What the log no longer holds is missed for good, and everything is dropped.
+
+    Shape: `counts` has `applied` and `malformed`: messages by what became of them. Of those that were applied,
+           `duplicate` had a number that was not above the position, `foreign` were of another epoch, `unsequenced` had
+           none, and `replayed` were read from the log. `gaps` is how often it fell behind, `unlogged` how often a frame
+           claimed a position that the log did not have. What was posted is counted by the owner. `reports` has what is
+           to be confirmed, each with the time it was sent at, for the owner to take.
     """
 
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:
         self.namespace: Final = namespace
         self.caches = tuple(caches)
         self.counts: Counter[str] = Counter()
-        # The last position, in two fields: comparing them is most of what a message costs. No epoch: nothing was seen.
+        # The live position, in fields of its own: comparing them is most of what a message costs beside its apply.
         self._epoch: str | None = None
         self._sequence = 0
-        # The highest sequence that is known to have been logged.
-        self._ahead = 0
-        self._own_ids: dict[str, None] = {}
-        self._heard = Heard()
-        self._note_short = self._heard.short.append
-        self._posted = self._heard.posted
-        self._clears = 0
+        self._content: bytes | str | None = None
+        self._proven: Anchor | None = None
+        # Whether the log has to be read from the position on. Until that is done, nothing else moves the position.
+        self._is_behind = False
+        # The highest sequence that a head has told, which the log must have, and the frames that came beyond a gap.
+        self._head_sequence = 0
+        self._run: _Run | None = None
+        self._has_warned_of_numbers = False
         self.reports: deque[tuple[Report, int | None]] = deque(maxlen=_REPORTS_MAX)
-        # How late invalidations are applied, once somebody wants to know it.
+        # How late invalidations are applied, once it is asked for.
         self.lag: Lag | None = None
 
     @property
     def position(self) -> Position | None:
-        """The position of the last invalidation that was applied; None before anything is known of the log."""
-        return Position(self._epoch, self._sequence) if self._epoch else None
+        """The live position: that of the last invalidation applied in the order of the log; None when no log is known.
+
+        It is not proven to be of the log: `proven` is.
+        """
+        return None if self._epoch is None else Position(self._epoch, self._sequence)
 
     @property
     def sequence(self) -> int:
-        """The sequence of the last invalidation that was applied."""
+        """The sequence of the live position."""
         return self._sequence
 
     @property
+    def proven(self) -> Anchor | None:
+        """The newest position up to which the log is proven to be applied; None before the first proof."""
+        return self._proven
+
+    @property
     def is_behind(self) -> bool:
-        """Whether invalidations after `sequence` are known to have been logged, and have not been applied."""
-        return self._ahead > self._sequence
+        """Whether the log has to be read from the live position on: it has, or may have, what was missed."""
+        return self._is_behind
+
+    @property
+    def backlog(self) -> int:
+        """How many invalidations have to be read from the log, as far as that is known."""
+        if self._run is not None:
+            return self._run.first - self._sequence - 1
+        return max(0, self._head_sequence - self._sequence)
+
+    @property
+    def claimed(self) -> int:
+        """The highest sequence that any frame, or a head, has claimed so far."""
+        return max(self._sequence, self._head_sequence, self._run.last if self._run else 0)
+
+    def mark(self) -> Mark:
+        """Return the live position of this moment, with what stands there."""
+        return Mark(self._epoch, self._sequence, self._content)
 
     # --- beginning, and beginning again ------------------------------------------------------------------------------
 
-    def resume(self, head: Position | None, *, is_same_server: bool) -> str | None:
-        """Go on from the last position, now that a new subscription stands and `head` was read after it.
+    def rewind(self) -> None:
+        """Go back to the proven position. To be called before each new subscription."""
+        self._move_to(self._proven)
+
+    def resume(self, head: Anchor | None, *, is_same_server: bool) -> str | None:
+        """Go on from the proven position, now that a new subscription stands and `head` was read after it.
 
         Returns: None when the log can tell what was missed, which `is_behind` then says; otherwise why it cannot, and
                  the owner has to `restart`.
         """
-        if self._epoch is None:
+        proven = self._proven
+        if proven is None:
             return "subscribed"
         if not is_same_server:
             return "server changed"  # it may have lost what was accepted, or have given out a sequence twice
         if head is None:
-            return "log lost"  # even if there was none before: one may have come and gone meanwhile
-        # What has come over the channel since `head` was read may be ahead of it. A log that went back is told by the
-        # echo, which knows the position before it asked.
-        return self.check(head, None)
+            return "log lost"
+        reason = self._differs(proven, head)
+        if reason is None and proven.digest is None:
+            return "digest unknown"  # another frame may have taken its place meanwhile
+        if reason is None:
+            # What has come meanwhile may fill the gap with forged numbers: it counts from the proven place on. And the
+            # log is looked into in any case: the head alone may have been counted back by a foreign hand.
+            self._go_back(Mark(*proven), head)
+        return reason
 
-    def check(self, head: Position | None, before: Position | None) -> str | None:
-        """Compare with a `head` that was read after `position` had been `before`. Messages may have come since.
+    def compare(self, mark: Mark, head: Anchor) -> str | None:
+        """Compare the live position with the head, both as of one moment: when the probe of an echo was handled.
 
         Returns: as `resume` does.
         """
-        if head is None:
-            return None if before is None else "log lost"
-        if head.epoch != self._epoch:
-            # If it is still the epoch of before, then a message since has brought another, and has cleared.
-            return None if before is not None and head.epoch == before.epoch else "epoch changed"
-        if before is not None and head.epoch == before.epoch and head.sequence < before.sequence:
+        anchor = mark.anchor
+        if anchor is None:
+            # This subscription began by dropping everything, without a log. All of what was accepted since has come.
+            self._move_to(head)
+            return None
+        reason = self._differs(anchor, head)
+        if reason is None and anchor.sequence < head.sequence:
+            self._go_back(mark, head)  # likewise
+        return reason
+
+    def _go_back(self, mark: Mark, head: Anchor) -> None:
+        """Be behind `head` from an earlier place on."""
+        self._epoch, self._sequence, self._content = mark
+        self._is_behind = True
+        self._run = None
+        self._head_sequence = head.sequence
+        if mark.sequence < head.sequence:
+            self.counts["gaps"] += 1
+
+    def prove(self, mark: Mark, head: Anchor) -> None:
+        """Take note that everything up to `head` has been applied: `compare` found it so, or the log was read since."""
+        digest = mark.digest if head.digest is None and mark.sequence == head.sequence else head.digest
+        self._proven = head._replace(digest=digest)
+
+    def _differs(self, ours: Anchor, head: Anchor) -> str | None:
+        if head.epoch != ours.epoch:
+            return "epoch changed"
+        if head.sequence < ours.sequence:
             return "log went back"
-        self._fall_behind(head.sequence)
+        if head.contradicts(ours):
+            return "another history"
+        if head.digest is None and not self._has_warned_of_numbers:
+            self._has_warned_of_numbers = True
+            _log.warning(
+                "the head of namespace %s was moved by a writer that keeps no digest of it: positions are compared by "
+                "their numbers alone; expected every publisher to have one version, upgrade the older ones",
+                self.namespace,
+            )
         return None
 
-    def restart(self, head: Position | None, reason: str) -> None:
-        """Drop everything and take `head` as the position: what came before it no longer matters."""
-        self._epoch, self._sequence = head or _BEFORE_THE_FIRST
-        self._ahead = 0
+    def restart(self, head: Anchor | None, reason: str) -> None:
+        """Drop everything and take `head` as the position, proven by that: what came before it no longer matters."""
+        self._proven = head
+        self._move_to(head)
         self.clear(reason)
+
+    def _move_to(self, anchor: Anchor | None) -> None:
+        self._epoch, self._sequence, self._content = anchor or (None, 0, None)
+        self._is_behind = False
+        self._head_sequence = 0
+        self._run = None
 
     def clear(self, reason: str, why: str = "") -> None:
         """Drop everything. `reason` is what the caches count it under, `why` what is logged beside it."""
-        self._clears += 1
         self._log_clear(reason, why)
         for cache in self.caches:
             cache.apply(Everything(), reason=reason)
@@ -134,71 +232,94 @@ class Sequencer:
         except MalformedFrame as error:
             self._forget_malformed(error)
             return True
-        has_cleared = False
+        if invalidation.confirm or invalidation.traceparent or self.lag is not None:
+            self._apply(invalidation, frame)
+        else:  # the same without a second look: nearly all messages go this way
+            for cache in self.caches:
+                cache.apply_invalidation(invalidation)
+            self.counts["applied"] += 1
+        # Only now, when every cache has applied it.
         sequence = invalidation.seq
         if sequence is None:
             self.counts["unsequenced"] += 1
-        elif sequence == self._sequence + 1 and invalidation.epoch == self._epoch:
+        elif sequence == self._sequence + 1 and invalidation.epoch == self._epoch and not self._is_behind:
             self._sequence = sequence
+            self._content = frame
         else:
-            clears_before = self._clears
-            if not self._place(Position(invalidation.epoch or "", sequence)):
-                if invalidation.confirm and sequence <= self._sequence:
-                    self._report(invalidation, "duplicate", None)
-                return self.is_behind or bool(self.reports)
-            has_cleared = self._clears != clears_before
-        if self._posted or self._own_ids or invalidation.confirm or invalidation.traceparent or self.lag is not None:
-            self._apply(invalidation)
-        else:  # the same without a second look: nearly all messages go this way
-            self.counts["applied"] += 1
-            for cache in self.caches:
-                cache.apply_invalidation(invalidation)
-        if len(frame) <= SHORT_BYTES_MAX:
-            self._note_short(frame)
-        else:
-            self._heard.note(invalidation)
-        return has_cleared or bool(
-            invalidation.everything or invalidation.prefixes or invalidation.tags or invalidation.confirm
+            self._place(invalidation.epoch, sequence, frame)
+        return bool(
+            invalidation.everything
+            or invalidation.prefixes
+            or invalidation.tags
+            or invalidation.confirm
+            or self._is_behind
         )
 
-    def replay(self, entries: Sequence[Entry]) -> bool:
-        """Take the entries of the log that follow `sequence`; return whether they do: all readable, without a hole."""
-        for entry in entries:
-            if entry.sequence <= self._sequence:
-                continue  # it came over the channel meanwhile
-            if entry.sequence != self._sequence + 1:
+    def replay(self, entries: Sequence[Entry], *, claimed: int, is_end: bool) -> bool:
+        """Apply the entries of the log from the live position on, that place included.
+
+        Shape:   `claimed` is what the property was before the log was asked. `is_end` is whether the log had no entry
+                 after these.
+        Returns: whether the log continues the history of the position: the same stands there, and what follows is
+                 readable and without a hole. If not, the owner has to `restart`.
+        """
+        start, following = self.mark(), list(entries)
+        if start.sequence:
+            if not following or following[0].sequence != start.sequence:
                 return False
+            own = following.pop(0)
+            if start.digest not in (None, own.digest):
+                return False
+        is_proven = start.anchor is not None and start.anchor == self._proven
+        for entry in following:
+            # What another writer put there has no say in the position: the real entry of that sequence may yet come.
             invalidation = entry.invalidation
-            # What somebody else wrote there has no say in the position: the real entry of that sequence may yet come.
             if invalidation is None or invalidation.position != (self._epoch, entry.sequence):
                 return False
+            if entry.sequence != self._sequence + 1:
+                return False
+            self._apply(invalidation, entry.frame)
             self.counts["replayed"] += 1
-            self._apply(invalidation)
-            self._heard.note(invalidation)
-            self._sequence = entry.sequence
-        return bool(entries) or not self.is_behind
+            self._sequence, self._content = entry.sequence, entry.frame
+        if is_proven and following:
+            # Read from the log itself, and behind what was proven: it need not be read again over another link.
+            self._proven = self.mark().anchor
+        return self._go_on(claimed, is_end=is_end)
+
+    def _go_on(self, claimed: int, *, is_end: bool) -> bool:
+        """End the replay if it has reached what was missed; return whether the log can be whole."""
+        has_reached_head = self._sequence >= self._head_sequence
+        if is_end and not has_reached_head:
+            return False
+        run = self._run
+        if run is not None and run.first <= self._sequence + 1 and has_reached_head:
+            if run.last > self._sequence:
+                self._sequence, self._content = run.last, run.content
+            self._run, self._is_behind = None, False
+        elif is_end and (run is None or run.last <= claimed):
+            # A frame claimed a place that the log did not have when it was read afterwards. It has been applied.
+            if run is not None:
+                self.counts["unlogged"] += 1
+            self._run, self._is_behind = None, False
+        return True
 
     def apply_own(self, invalidation: Invalidation) -> None:
-        """Apply an invalidation of this replica's own before it is published, and skip it when it comes back."""
-        self._own_ids[invalidation.id] = None
-        if len(self._own_ids) > _OWN_IDS_MAX:
-            del self._own_ids[next(iter(self._own_ids))]
+        """Apply an invalidation of this replica's own before it is published. It is applied again when it comes back:
+        what was loaded in between may have been read before it was accepted.
+        """
         for cache in self.caches:
             cache.apply_invalidation(invalidation)
-        self._heard.note(invalidation)
 
     # --- what is posted, from any thread -----------------------------------------------------------------------------
 
-    def apply_posted(self, invalidation: Invalidation) -> int | None:
-        """Apply an invalidation that was posted, unless it was applied before.
+    def apply_posted(self, invalidation: Invalidation) -> int:
+        """Apply an invalidation that was posted; return how many entries were dropped (`LocalCache.apply_counted`).
 
-        Returns: how many entries were dropped (`LocalCache.apply_counted`); None when it was applied before.
+        It has no say in the position, and when it comes over the channel as well it is applied again: only the log
+        knows which of the two is the later one.
         """
-        if self._heard.has(invalidation):
-            return None
         began_at_ns = time.time_ns() if invalidation.traceparent else 0
-        dropped = sum(cache.apply_counted(invalidation) for cache in self.caches)
-        self._heard.note_posted(invalidation)
+        dropped = sum([cache.apply_counted(invalidation) for cache in self.caches])
         if began_at_ns:
             trace_applied(invalidation, began_at_ns)
         return dropped
@@ -206,26 +327,15 @@ class Sequencer:
     def clear_posted(self, reason: str, why: str) -> int:
         """Drop everything, as `clear` does, because of what was posted; return how many entries there were."""
         self._log_clear(reason, why)
-        return sum(cache.apply_counted(Invalidation(everything=True), reason=reason) for cache in self.caches)
+        return sum([cache.apply_counted(Invalidation(everything=True), reason=reason) for cache in self.caches])
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _apply(self, invalidation: Invalidation) -> None:
-        # The parts of a split invalidation have its id and a number.
-        if self._own_ids and invalidation.id.partition(".")[0] in self._own_ids:
-            self.counts["own"] += 1
-            if invalidation.confirm:
-                self._report(invalidation, "own", 0)
-            return
-        if self._posted and self._heard.take_posted(invalidation):
-            self.counts["repeat"] += 1
-            if invalidation.confirm:
-                self._report(invalidation, "duplicate", None)
-            return
+    def _apply(self, invalidation: Invalidation, frame: bytes) -> None:
         self.counts["applied"] += 1
         began_at_ns = time.time_ns() if invalidation.traceparent else 0
         if invalidation.confirm:
-            self._apply_confirmed(invalidation)
+            self._apply_confirmed(invalidation, frame)
         else:
             for cache in self.caches:
                 cache.apply_invalidation(invalidation)
@@ -234,43 +344,37 @@ class Sequencer:
         if began_at_ns:
             trace_applied(invalidation, began_at_ns)
 
-    def _apply_confirmed(self, invalidation: Invalidation) -> None:
+    def _apply_confirmed(self, invalidation: Invalidation, frame: bytes) -> None:
         """Apply, and count what is dropped, which costs a little more."""
-        dropped = sum(cache.apply_counted(invalidation) for cache in self.caches)
+        dropped = sum([cache.apply_counted(invalidation) for cache in self.caches])
         # The sweep has still to find what a prefix names, or a tag of many entries.
         is_counted = not invalidation.prefixes and not (
             invalidation.tags and any(c.has_sweep_work for c in self.caches)
         )
-        self._report(invalidation, "applied", dropped if is_counted else None)
-
-    def _report(self, invalidation: Invalidation, outcome: Outcome, dropped: int | None) -> None:
         report = Report(
-            id=invalidation.id, epoch=invalidation.epoch, seq=invalidation.seq, outcome=outcome, dropped=dropped
+            id=invalidation.id,
+            epoch=invalidation.epoch,
+            seq=invalidation.seq,
+            digest=digest_of(frame),
+            dropped=dropped if is_counted else None,
         )
         self.reports.append((report, invalidation.sent_at_ms))
 
-    def _place(self, position: Position) -> bool:
-        """Decide about a position that does not follow the last one; return whether to apply it now."""
-        if self._epoch is None:
-            # A new subscription, whose head has not been read yet: it will be behind that head, or at it.
-            return True
-        if position.epoch == self._epoch:
-            if position.sequence <= self._sequence:
-                self.counts["duplicate"] += 1
-            else:
-                self._fall_behind(position.sequence)
-            return False
-        is_first_of_all = (self._epoch, position.sequence) == (_BEFORE_THE_FIRST.epoch, 1)
-        self._epoch, self._sequence = position
-        self._ahead = 0
-        if not is_first_of_all:
-            self.clear("epoch changed")
-        return True
-
-    def _fall_behind(self, sequence: int) -> None:
-        if sequence > self._sequence and not self.is_behind:
-            self.counts["gaps"] += 1
-        self._ahead = max(self._ahead, sequence)
+    def _place(self, epoch: str | None, sequence: int, frame: bytes) -> None:
+        """Decide what a frame that was applied, and does not simply follow the last one, does to the position."""
+        if epoch != self._epoch:
+            # Another log, a thawed primary or a forger: the head tells with the next echo.
+            self.counts["foreign"] += 1
+        elif sequence <= self._sequence:
+            self.counts["duplicate"] += 1
+        else:
+            # The log tells what belongs in between; until then these wait. A forged one in their midst costs a look.
+            if not self._is_behind:
+                self.counts["gaps"] += 1
+            self._is_behind = True
+            run = self._run
+            is_next = run is not None and sequence == run.last + 1
+            self._run = _Run(run.first if run is not None and is_next else sequence, sequence, frame)
 
     def _forget_malformed(self, error: MalformedFrame) -> None:
         self.counts["malformed"] += 1

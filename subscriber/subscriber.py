@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NoReturn, Self
+from weakref import WeakKeyDictionary, ref
 
 from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
@@ -43,12 +44,13 @@ _REPLICA_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 class SubscriberStats:
     """Counters of one subscriber since it was made.
 
-    Shape: `received` counts messages by what became of them: `applied`, `duplicate`, `own`, `malformed`, `repeat` (it
-           was applied before, having come over Redis and over HTTP), `not followed` and `requested` (of those that were
-           posted: of another namespace, and without a body, which clears). `http` ones were posted, `replayed` ones
-           were read from the log, `unsequenced` ones came without a position: they are counted by what became of them
-           as well. `gaps` is how often something was missed, `echoes` how often coherence was proven, `subscriptions`
-           how often it subscribed anew, `lost` how often it had no link.
+    Shape: `received` counts messages by what became of them: `applied`, `malformed`, `not followed` and
+           `requested` (of those that were posted: of another namespace, and without a body, which clears). How they
+           came is counted as well: `http` ones were posted, `replayed` ones were read from the log, `unsequenced` ones
+           had no position, `duplicate` ones one that was reached already, `foreign` ones one of another epoch.
+           `unlogged` is how often a message claimed a position that the log does not have, `gaps` how often something
+           was missed, `echoes` how often coherence was proven, `subscriptions` how often it subscribed anew, `lost` how
+           often it had no link.
     """
 
     received: dict[str, int]
@@ -196,6 +198,8 @@ class Subscriber(Closing):
         Raises: InvalidSettings, InvalidNamespace.
         """
         self._check_loop()
+        if self._tasks is not None:
+            _owners.claim(self._checked_cache(namespace, cache), self)
         follower = self._add(namespace, cache)
         cache.apply(Everything(), reason="subscribed")
         self._has_sweep_work.set()
@@ -213,6 +217,10 @@ class Subscriber(Closing):
         """
         self._check_loop()
         sequencer = self._sequencer(namespace)
+        # Before anything else: once it is not registered any more, it must not be served.
+        for cache in sequencer.caches:
+            cache.disconnect()
+            _owners.release(cache, self)
         key = self._link_key(namespace)
         follower = self._followers[key]
         follower.remove(namespace)
@@ -224,8 +232,6 @@ class Subscriber(Closing):
             if (following := self._following.pop(key, None)) is not None:
                 following.cancel()
                 await asyncio.wait([following])
-        for cache in sequencer.caches:
-            cache.disconnect()
 
     def _add(self, namespace: str, cache: LocalCache) -> Follower:
         cache = self._checked_cache(namespace, cache)
@@ -276,10 +282,13 @@ class Subscriber(Closing):
 
     async def close(self) -> None:
         """Stop, and bypass the caches. Closing twice, or before starting, is harmless."""
-        main, self._main = self._main, None
-        if main is not None:
+        if (main := self._main) is not None:
             main.cancel()
+            # It counts as running until it has ended, also if this call is cancelled meanwhile.
             await asyncio.wait([main])
+            if self._main is main:
+                self._main = None
+                self._release_caches()
 
     def __enter__(self) -> Self:
         self._begin()
@@ -292,10 +301,20 @@ class Subscriber(Closing):
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.stop()
+            self._release_caches()
+
+    def _release_caches(self) -> None:
+        for cache in self.caches:
+            _owners.release(cache, self)
 
     def _begin(self) -> None:
-        if self._main is not None or self._thread is not None:
-            raise InvalidSettings("expected a subscriber that is not running, got one that is: it was entered twice")
+        if (self._main is not None and not self._main.done()) or self._thread is not None:
+            raise InvalidSettings(
+                "expected a subscriber that is not running, got one that is: it was entered twice, or its close was "
+                "cancelled and has not ended yet"
+            )
+        for cache in self.caches:
+            _owners.claim(cache, self)
         # Events belong to the event loop that first waits for them, and the next life may have another.
         self._has_sweep_work = asyncio.Event()
         for follower in self._followers.values():
@@ -361,7 +380,7 @@ class Subscriber(Closing):
     def apply(self, body: bytes) -> Applied:
         """Forget what the body of a request names: the way to a replica that does not lead through Redis.
 
-        What comes over Redis as well is applied once, whichever way is first. It has no say in the position, proves
+        What comes over Redis as well is applied again: it costs a load at most. It has no say in the position, proves
         nothing, and lets no cache serve longer. To be called from any thread, also while the subscriber is not running.
 
         Shape:  one frame of the wire form, whose `epoch` and `seq` are not looked at. It concerns its namespace, or all
@@ -380,13 +399,11 @@ class Subscriber(Closing):
             sequencers = {namespace: sequencers[namespace]} if namespace in sequencers else {}
         elif len(sequencers) == 1:
             [namespace] = sequencers
-        dropped = [each.apply_posted(invalidation) for each in sequencers.values()]
-        outcome: Outcome = "repeat" if sequencers else "not followed"
-        if any(count is not None for count in dropped):
-            outcome = "applied"
-            self._wake_sweep()
+        dropped = sum([each.apply_posted(invalidation) for each in sequencers.values()])
+        outcome: Outcome = "applied" if sequencers else "not followed"
+        self._wake_sweep()
         self._count_posted(outcome)
-        return self._applied(outcome, invalidation, namespace or None, sum(filter(None, dropped)), sequencers)
+        return self._applied(outcome, invalidation, namespace or None, dropped, sequencers)
 
     def _clear_posted(self, sequencers: dict[str, Sequencer], reason: str, why: str) -> Applied:
         dropped = sum(each.clear_posted(reason, why) for each in sequencers.values())
@@ -429,7 +446,8 @@ class Subscriber(Closing):
     ) -> Receipt:
         """Forget `targets` here, at once, then publish them so that every other replica does.
 
-        Its message is not applied a second time when it comes back. It is published over the subscriber's own link.
+        Its message is applied again when it comes back, before this returns. It is published over the subscriber's own
+        link.
 
         Raises: LinkLost when it could not be published within `timeout_seconds`, or is not known to have been; this
                 replica has forgotten all the same. LogRefused, InvalidTarget, InvalidSettings.
@@ -449,6 +467,7 @@ class Subscriber(Closing):
                 while True:
                     await follower.wait_coherent()
                     if (link := follower.link) is None:
+                        await asyncio.sleep(0)
                         continue
                     try:
                         return await append(link, invalidation, receipt_seconds=2 * timeout_seconds)
@@ -494,6 +513,35 @@ class Subscriber(Closing):
                 f"{self._timing.echo_interval_seconds:g}): reads would be bypassed between two proofs of coherence"
             )
         return cache
+
+
+class _Owners:
+    """Which subscriber runs with which cache. A cache of two would be served as long as either of them is coherent."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owners: WeakKeyDictionary[LocalCache, ref[Subscriber]] = WeakKeyDictionary()
+
+    def claim(self, cache: LocalCache, subscriber: Subscriber) -> None:
+        """Make `subscriber` the owner. Raises: InvalidSettings when another one is, and has not been closed."""
+        with self._lock:
+            owner = self._owners.get(cache)
+            if owner is not None and owner() not in (None, subscriber):
+                raise InvalidSettings(
+                    "expected a cache that no other subscriber keeps coherent, got one that another running one does; "
+                    "give each subscriber caches of its own, or close the other one first"
+                )
+            self._owners[cache] = ref(subscriber)
+
+    def release(self, cache: LocalCache, subscriber: Subscriber) -> None:
+        """Take the cache from `subscriber`, if it is the owner."""
+        with self._lock:
+            owner = self._owners.get(cache)
+            if owner is not None and owner() is subscriber:
+                del self._owners[cache]
+
+
+_owners: Final = _Owners()
 
 
 class _Thread:

@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 from tests.support.child_replica import child_replica
 from tests.support.redis_probe import redis_probe
+from tests.support.registry import make_registry_old
 from tests.support.replicas import FAST
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.web_server import served
@@ -662,11 +663,10 @@ async def test_the_replicas_of_a_namespace_are_listed(client: httpx2.AsyncClient
         await client.post(PATH, json={"namespace": "products", "keys": ["a"], "confirm": {"timeout_seconds": 20}})
         while True:
             [replica] = (await client.get("/replicas", params={"namespace": "products"})).json()["replicas"]
-            if replica["is_coherent"] and replica["position"] is not None:
+            if replica["is_coherent"] and replica["position"]["sequence"] == 1:
                 break
         assert (replica["replica"], replica["state"], replica["behind"]) == ("web-1", "coherent", 0)
         assert (replica["pid"], replica["version"]) == (os.getpid(), __version__)
-        assert replica["position"]["sequence"] == 1
         assert 0 <= replica["staleness_seconds"] < replica["max_staleness_seconds"] == 5.0
         # The first invalidation of all began the log anew, for all that the replica could know.
         assert (replica["hit_ratio"], replica["clears"]["subscribed"]) == (None, 1)
@@ -693,6 +693,7 @@ async def test_a_publish_that_every_replica_confirms_answers_200_with_each(
 ) -> None:
     body = {"namespace": "products", "keys": ["a"], "confirm": {"timeout_seconds": 20}}
     async with Subscriber(redis_url, caches={"products": LocalCache({})}, replica_id="web-1", **FAST):
+        await make_registry_old(redis_url)
         answer = await client.post(PATH, json=body)
     assert answer.status_code == 200
     confirmation = answer.json()["confirmation"]
@@ -702,6 +703,7 @@ async def test_a_publish_that_every_replica_confirms_answers_200_with_each(
         "confirmed": ["web-1"],
         "missing": [],
     }
+    assert confirmation["doubt"] is None
     [replica] = confirmation["replicas"]
     assert (replica["replica"], replica["outcome"]) == ("web-1", "confirmed")
     assert replica["latency_ms"] > 0
@@ -716,6 +718,23 @@ async def test_a_publish_that_a_replica_does_not_confirm_answers_who_is_missing(
         answer = await client.post(PATH, json=body)
         assert (answer.status_code, answer.json()["sequence"], answer.json()["receivers"]) == (status, 1, 1)
         assert answer.json()["confirmation"]["missing"] == ["frozen"]
+
+
+@pytest.mark.parametrize("status", [207, 504])
+async def test_a_publish_while_the_registry_is_new_answers_why_there_may_be_other_replicas(
+    redis_url: str, status: int
+) -> None:
+    body = {"namespace": "products", "keys": ["a"], "confirm": {"timeout_seconds": 20}}
+    async with client_of(ApiSettings(redis_url=redis_url, unconfirmed_status=status)) as client:
+        empty = await client.post(PATH, json=body)
+        async with Subscriber(redis_url, caches={"products": LocalCache({})}, replica_id="web-1", **FAST):
+            one = await client.post(PATH, json=body)
+    assert (empty.status_code, one.status_code) == (status, status)
+    confirmation = one.json()["confirmation"]
+    assert (confirmation["is_complete"], confirmation["confirmed"], confirmation["missing"]) == (False, ["web-1"], [])
+    assert "has existed for only" in confirmation["doubt"]
+    assert empty.json()["confirmation"]["replicas"] == []
+    assert "is missing" in empty.json()["confirmation"]["doubt"]
 
 
 async def test_a_repeated_request_is_confirmed_as_well(client: httpx2.AsyncClient, redis_url: str) -> None:
@@ -808,7 +827,8 @@ async def test_every_documented_request_is_accepted_and_answers_as_documented(
 
     for example in examples_of(post["requestBody"]["content"]["application/json"]):
         answer = await client.post(PATH, json=example)
-        assert answer.status_code == 200
+        # Where no replica has ever been, it is not known that each has confirmed.
+        assert answer.status_code == (207 if "confirm" in example else 200)
         validate(answer, post)
     validate(await client.post(PATH, json={"keys": [1]}), post)
     validate(await client.get(PATH, params={"namespace": "products"}), document["paths"][PATH]["get"])

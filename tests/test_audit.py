@@ -18,6 +18,8 @@ from cachetools import LRUCache, TTLCache
 from tests.support.child_replica import child_replica
 from tests.support.command_line import run
 from tests.support.liars import DeafCache, RevivingCache
+from tests.support.redis_probe import redis_probe
+from tests.support.registry import make_registry_old
 from tests.support.replicas import FAST
 from tests.support.source import source_over_http
 from tests.support.waiting import until
@@ -28,6 +30,7 @@ from broadcache.publisher.source import source_at
 from broadcache.shared import Everything, InvalidSettings, Keys, Prefixes, Receipt, Tags
 from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.fingerprint import NO_FINGERPRINT, fingerprint_of
+from broadcache.shared.names import names_of
 from broadcache.subscriber import LocalCache, Subscriber
 
 pytestmark = pytest.mark.anyio
@@ -109,6 +112,8 @@ async def fleet(url: str, **kinds: type[LocalCache]) -> AsyncIterator[Fleet]:
             await stack.enter_async_context(
                 Subscriber(url, caches={NAMESPACE: cache}, replica_id=name, **{**FAST, "echo_timeout_seconds": 20.0})
             )
+        if caches:
+            await make_registry_old(url, NAMESPACE)
         yield Fleet(await stack.enter_async_context(Publisher(url, timeout_seconds=20)), caches)
 
 
@@ -294,6 +299,29 @@ async def test_where_nobody_is_there_nothing_is_called_consistent(redis_url: str
         stats = auditor.stats()
         assert (stats.unasked, stats.pending, shares(stats)) == (1, 0, [(1.0, 0, 0)])
         assert stats.found_nobody
+
+
+async def test_a_fleet_is_not_called_consistent_when_the_registry_may_not_list_every_replica(redis_url: str) -> None:
+    async with fleet(redis_url, one=LocalCache) as running, redis_probe(redis_url) as probe:
+        auditor = running.auditor(timescales_seconds=(1.0,))
+        await running.changes("a", auditor)
+        assert shares(auditor.stats()) == [(1.0, 1, 1)]
+        await probe.call("DEL", names_of(NAMESPACE).registry)
+        while not await running.publisher.replicas(NAMESPACE):
+            pass
+        await running.changes("b", auditor)
+        stats = auditor.stats()
+        assert (stats.unasked, stats.pending, shares(stats)) == (1, 0, [(1.0, 1, 1)])
+
+
+async def test_a_replica_that_lies_is_found_although_the_registry_may_not_list_every_replica(redis_url: str) -> None:
+    async with fleet(redis_url, honest=LocalCache, liar=DeafCache) as running, redis_probe(redis_url) as probe:
+        auditor = running.auditor(timescales_seconds=(1.0,), source=running.read)
+        await probe.call("DEL", names_of(NAMESPACE).registry)
+        while len(await running.publisher.replicas(NAMESPACE)) < 2:
+            pass
+        await running.changes("a", auditor)
+        assert [(each.replica, each.kind) for each in auditor.findings] == [("liar", "differs")]
 
 
 async def test_a_log_that_is_lost_is_begun_anew(own_server: EmbeddedServer) -> None:

@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from tests.support.child_replica import KEY, ChildReplica, child_replica
 from tests.support.command_line import run
+from tests.support.registry import make_registry_old
 from tests.support.replicas import FAST
+from tests.support.topologies import asked
 
 from broadcache.publisher import Publisher
 from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.names import names_of
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +33,7 @@ async def child(server: EmbeddedServer) -> AsyncIterator[ChildReplica]:
         async with Publisher(server.url) as publisher:
             while not all(each.is_coherent for each in await publisher.replicas(NAMESPACE)):
                 pass
+        await make_registry_old(server.url, NAMESPACE)
         yield running
 
 
@@ -91,9 +95,30 @@ async def test_a_publish_that_is_not_confirmed_names_who_is_missing_and_is_no_su
     assert (code, json.loads(output)["confirmation"]["missing"]) == (1, ["web-1"])
 
 
-def test_a_publish_that_nobody_can_confirm_says_so(server: EmbeddedServer) -> None:
+def test_a_publish_that_no_replica_can_confirm_says_so_and_is_no_success(server: EmbeddedServer) -> None:
     code, output, _ = command(server, "publish", "--key", KEY, "--confirm")
-    assert (code, output.splitlines()[-1]) == (0, "no replica is registered")
+    assert (code, output.splitlines()[-1]) == (1, "no replica is registered; there may be others")
+    assert "the registry of 'products' is missing" in output
+    code, output, _ = command(server, "publish", "--key", KEY, "--confirm", "--json")
+    confirmation = json.loads(output)["confirmation"]
+    assert (code, confirmation["is_complete"], confirmation["missing"]) == (1, False, [])
+    assert "is missing" in confirmation["doubt"]
+
+
+async def test_a_registry_that_was_lost_meanwhile_is_no_success_although_every_replica_confirms(
+    server: EmbeddedServer, child: ChildReplica
+) -> None:
+    code, output, _ = command(server, "publish", "--key", KEY, "--confirm-seconds", "20")
+    assert (code, output.splitlines()[-1]) == (0, "confirmed by 1 of 1 replicas")
+    asked(server.port, "DEL", names_of(NAMESPACE).registry)
+    while not asked(server.port, "EXISTS", names_of(NAMESPACE).registry):
+        pass
+    code, output, _ = command(server, "publish", "--key", KEY, "--confirm-seconds", "20")
+    assert (code, output.splitlines()[-1]) == (1, "confirmed by 1 of 1 replicas; there may be others")
+    assert "has existed for only" in output
+    code, output, _ = command(server, "publish", "--key", KEY, "--dry-run")
+    assert (code, "there may be other replicas" in output) == (0, True)
+    assert output.splitlines()[-1].startswith("nothing was dropped: 1 replicas, about ")
 
 
 def test_a_time_to_wait_that_makes_no_sense_is_typed_wrongly(server: EmbeddedServer) -> None:

@@ -5,13 +5,16 @@ The negative control of all of it is the receivers count of PUBLISH: it counts a
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from tests.support.child_replica import KEY, child_replica
 from tests.support.redis_probe import redis_probe
+from tests.support.registry import make_registry_old
 from tests.support.replicas import FAST, fill, new_cache, reached
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.topologies import cluster_of_three, watched
@@ -36,10 +39,12 @@ from broadcache.shared import (
 from broadcache.shared.confirmation import Report, decode_reports, encode_reports
 from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.errors import MalformedFrame
-from broadcache.shared.invalidation import invalidation_of
+from broadcache.shared.invalidation import Anchor, Invalidation, invalidation_of
+from broadcache.shared.link import Link, Refused
+from broadcache.shared.log import Entry, read_after
 from broadcache.shared.names import names_of
-from broadcache.shared.presence import Presence
-from broadcache.shared.wire import encode
+from broadcache.shared.presence import Presence, Registry
+from broadcache.shared.wire import decode, digest_of, encode, encode_tails, frame_at
 from broadcache.subscriber import LocalCache, Subscriber
 from broadcache.subscriber.reporter import Reporter
 from broadcache.subscriber.sequencer import Sequencer
@@ -52,6 +57,8 @@ IMPATIENT = Confirm(timeout_seconds=1.0)
 """For who is sure not to."""
 SELDOM = {**FAST, "echo_interval_seconds": 4.0}
 """Echoes that do not come before the test is over: only a report can confirm."""
+LISTED_LONG = {**FAST, "echo_timeout_seconds": 30.0}
+"""A replica that is listed for long after its last echo."""
 
 
 def confirmation_of(receipt: Receipt) -> Confirmation:
@@ -70,7 +77,14 @@ async def replicas(
             await stack.enter_async_context(
                 Subscriber(url, caches={namespace: caches[-1]}, replica_id=name, **(options or FAST))
             )
+        await make_registry_old(url, namespace)
         yield caches
+
+
+async def logged(publisher: Publisher, sequence: int = 1) -> None:
+    """Return when the log has so many invalidations."""
+    while (position := await publisher.head("products")) is None or position.sequence < sequence:
+        await asyncio.sleep(0.01)
 
 
 async def seen_at(publisher: Publisher, replica: str, position: Position | None) -> ReplicaPresence:
@@ -116,9 +130,19 @@ async def test_what_was_dropped_is_counted_where_it_can_be(redis_url: str, targe
         assert (one.outcome, one.dropped) == ("confirmed", dropped)
 
 
-async def test_with_nobody_there_a_confirmation_is_complete_and_empty(redis_url: str) -> None:
+async def test_where_no_replica_has_ever_been_a_confirmation_is_empty_and_not_complete(redis_url: str) -> None:
     async with Publisher(redis_url) as publisher:
         confirmation = confirmation_of(await publisher.publish(Keys("a"), confirm=PATIENT))
+        assert (confirmation.replicas, confirmation.is_complete) == ((), False)
+        assert confirmation.doubt is not None
+        assert "the registry of 'default' is missing" in confirmation.doubt
+
+
+async def test_where_the_last_replica_has_closed_a_confirmation_is_complete_and_empty(redis_url: str) -> None:
+    async with Publisher(redis_url) as publisher:
+        async with replicas(redis_url, "one"):
+            pass
+        confirmation = confirmation_of(await publisher.publish(Keys("a"), namespace="products", confirm=PATIENT))
         assert (confirmation.replicas, confirmation.is_complete) == ((), True)
 
 
@@ -160,8 +184,7 @@ async def test_a_replica_that_thaws_within_the_time_confirms(redis_url: str) -> 
     async with Publisher(redis_url) as publisher, child_replica(redis_url, "products", "slow", **SELDOM) as child:
         child.freeze()
         publishing = asyncio.create_task(publisher.publish(Keys(KEY), namespace="products", confirm=PATIENT))
-        while await publisher.head("products") is None:
-            await asyncio.sleep(0.01)
+        await logged(publisher)
         assert not publishing.done()
         child.wake()
         confirmation = confirmation_of(await publishing)
@@ -248,13 +271,12 @@ async def test_many_confirmed_publishes_at_once_are_told_apart(redis_url: str) -
 
 async def test_a_replica_that_was_away_confirms_after_it_has_replayed(own_server: EmbeddedServer) -> None:
     async with TcpProxy("127.0.0.1", own_server.port) as proxy, Publisher(own_server.url) as publisher:
-        first = await publisher.publish(Keys("z"), namespace="products")
+        await publisher.publish(Keys("z"), namespace="products")
         async with replicas(proxy.url, "away", **SELDOM) as [cache]:
             fill(cache, "a", "b")
             proxy.black_hole("to_client")
             publishing = asyncio.create_task(publisher.publish(Keys("a"), namespace="products", confirm=PATIENT))
-            while await publisher.head("products") == first.position:
-                await asyncio.sleep(0.01)
+            await logged(publisher, 2)
             assert set(cache) == {"a", "b"}
             proxy.heal()
             await proxy.cut()
@@ -264,37 +286,379 @@ async def test_a_replica_that_was_away_confirms_after_it_has_replayed(own_server
             await until(lambda: set(cache) == {"b"})
 
 
-async def test_a_clear_that_covers_it_confirms_it(redis_url: str) -> None:
-    wait = Wait("id", clock=lambda: 0.0)
-    wait.expect(["ahead", "elsewhere", "behind"])
-    wait.take_position(Presence(replica="ahead", position=Position("e", 9)))
-    assert wait.missing == ["ahead", "elsewhere", "behind"]  # nobody knows yet where the log has it
-    wait.accept(Position("e", 5))
-    wait.take_position(Presence(replica="ahead", position=Position("e", 5)))
-    wait.take_position(Presence(replica="elsewhere", position=Position("f", 9)))
-    wait.take_position(Presence(replica="behind", position=Position("e", 4)))
-    assert wait.missing == ["elsewhere", "behind"]
+# --- what confirms ---------------------------------------------------------------------------------------------------
 
 
-def test_a_report_of_a_part_or_of_another_epoch_confirms_nothing() -> None:
-    wait = Wait("id", clock=lambda: 0.0)
-    wait.expect(["one"])
-    wait.take("one", Report(id="id.1", epoch="e", seq=4, dropped=1))
-    wait.accept(Position("e", 5))
-    wait.take("one", Report(id="id.2", epoch="f", seq=5, dropped=1))
-    wait.take("one", Report(id="id.2", dropped=1))
+def sent_as(id: str = "id", *targets: Target) -> Invalidation:
+    return invalidation_of(targets or [Keys("a")], namespace="products", id=id, confirm=True)
+
+
+def frames_of(sent: Invalidation, last: int, epoch: str = "e") -> dict[int, bytes]:
+    """The frames that the log has of it, by sequence, when it has the last of them at `last`."""
+    tails = encode_tails(sent)
+    first = last - len(tails) + 1
+    return {first + place: frame_at(Position(epoch, first + place), tail) for place, tail in enumerate(tails)}
+
+
+def entries_of(frames: dict[int, bytes]) -> dict[int, Entry]:
+    return {sequence: Entry(sequence, decode(frame, "products"), frame) for sequence, frame in frames.items()}
+
+
+def receipt_at(sent: Invalidation, sequence: int, *, is_repeat: bool = False) -> Receipt:
+    return Receipt(sent.id, "products", Position("e", sequence), receivers=1, is_repeat=is_repeat)
+
+
+def waiting_for(sent: Invalidation, *replicas: str) -> Wait:
+    wait = Wait(sent, clock=lambda: 0.0)
+    wait.expect(replicas)
+    return wait
+
+
+def proven(replica: str, epoch: str, sequence: int, digest: str | None) -> Presence:
+    return Presence(replica=replica, position=Position(epoch, sequence), digest=digest)
+
+
+def test_a_proven_position_confirms_only_in_the_history_that_the_log_has() -> None:
+    sent, later = sent_as(), sent_as("later", Keys("b"))
+    ours, at_nine = frames_of(sent, 5), frames_of(later, 9)
+    digest, digest_at_nine = digest_of(ours[5]), digest_of(at_nine[9])
+    confirming = [proven("there", "e", 5, digest), proven("ahead", "e", 9, digest_at_nine)]
+    others = [
+        proven("another history", "e", 9, digest),
+        proven("another frame", "e", 5, digest_at_nine),
+        proven("trimmed", "e", 7, digest),
+        proven("unknown", "e", 9, None),
+        proven("elsewhere", "f", 9, digest_at_nine),
+        proven("behind", "e", 4, digest),
+        Presence(replica="nowhere"),
+    ]
+    wait = waiting_for(sent, *(each.replica for each in (*confirming, *others)))
+    assert wait.reaching(confirming) == []  # it is not known yet where the log has it
+    wait.accept(receipt_at(sent, 5))
+    reaching = wait.reaching([*confirming, *others])
+    assert set(wait.sequences(reaching)) == {5, 7, 9}
+    wait.take_positions(reaching, entries_of(ours | at_nine))
+    assert wait.missing == [each.replica for each in others]
+    assert [each.how for each in wait.confirmation().replicas if each.outcome == "confirmed"] == ["echo", "echo"]
+
+
+@pytest.mark.parametrize("stands_there", [None, sent_as("another"), sent_as("id", Keys("b"))])
+@pytest.mark.parametrize("is_repeat", [False, True])
+def test_no_position_confirms_what_the_log_does_not_have(stands_there: Invalidation | None, is_repeat: bool) -> None:
+    sent, later = sent_as(), sent_as("later")
+    at_nine = frames_of(later, 9)
+    ahead = proven("ahead", "e", 9, digest_of(at_nine[9]))
+    wait = waiting_for(sent, "ahead")
+    wait.accept(receipt_at(sent, 5, is_repeat=is_repeat))
+    found = {} if stands_there is None else frames_of(stands_there, 5)
+    wait.take_positions([ahead], entries_of(found | at_nine))
+    assert wait.missing == ["ahead"]
+    # The negative control: what it has is this invalidation.
+    wait.take_positions([ahead], entries_of(frames_of(sent, 5) | at_nine))
+    assert wait.missing == []
+
+
+def test_a_repeat_is_compared_by_its_id_and_targets() -> None:
+    first = msgspec.structs.replace(sent_as(), source="another", sent_at_ms=1, reason="the first attempt")
+    again = sent_as()
+    logged = frames_of(first, 5)
+    assert logged != frames_of(again, 5)
+    there = proven("there", "e", 5, digest_of(logged[5]))
+    wait = waiting_for(again, "there", "reporting")
+    wait.accept(receipt_at(again, 5, is_repeat=True))
+    wait.take("reporting", Report(id="id", epoch="e", seq=5, digest=digest_of(logged[5])))
+    assert wait.missing == ["there", "reporting"]
+    wait.take_positions([there], entries_of(logged))
+    assert wait.missing == []
+    # The negative control: what was logged by this publish is compared byte for byte.
+    wait = waiting_for(again, "there")
+    wait.accept(receipt_at(again, 5))
+    wait.take_positions([there], entries_of(logged))
+    assert wait.missing == ["there"]
+
+
+def test_a_report_confirms_only_with_the_digest_of_the_frame() -> None:
+    sent = sent_as()
+    wait = waiting_for(sent, "one")
+    wait.accept(receipt_at(sent, 5))
+    forged = digest_of(frames_of(sent_as("id", Keys("b")), 5)[5])
+    for epoch, digest in (("e", None), ("e", forged), ("e", ""), ("f", digest_of(frames_of(sent, 5, "f")[5]))):
+        wait.take("one", Report(id="id", epoch=epoch, seq=5, digest=digest))
     assert wait.missing == ["one"]
-    wait.take("one", Report(id="id.2", epoch="e", seq=5, dropped=2))
-    assert wait.confirmation().replicas[0].outcome == "confirmed"
+    # The negative control.
+    wait.take("one", Report(id="id", epoch="e", seq=5, digest=digest_of(frames_of(sent, 5)[5]), dropped=2))
+    assert [(each.outcome, each.dropped) for each in wait.confirmation().replicas] == [("confirmed", 2)]
 
 
-async def test_reports_heard_before_the_log_has_answered_count(redis_url: str) -> None:
-    wait = Wait("id", clock=lambda: 0.0)
-    wait.expect(["one"])
-    wait.take("one", Report(id="id", epoch="e", seq=5))
+def test_a_split_invalidation_is_not_confirmed_by_the_report_of_one_part() -> None:
+    sent = sent_as("id", Keys(*(f"{number:04}".ljust(1_000, "x") for number in range(150))))
+    frames = frames_of(sent, 5)
+    assert list(frames) == [3, 4, 5]
+    for left_out in frames:
+        wait = waiting_for(sent, "one")
+        wait.accept(receipt_at(sent, 5))
+        reports = {
+            sequence: Report(id=f"id.{sequence - 2}", epoch="e", seq=sequence, digest=digest_of(frame), dropped=1)
+            for sequence, frame in frames.items()
+        }
+        last = reports.pop(left_out)
+        for report in reports.values():
+            wait.take("one", report)
+        assert wait.missing == ["one"]
+        wait.take("one", last)
+        assert [(each.outcome, each.dropped) for each in wait.confirmation().replicas] == [("confirmed", 3)]
+
+
+def test_a_frame_that_came_twice_is_counted_as_it_was_dropped_first() -> None:
+    sent = sent_as()
+    wait = waiting_for(sent, "one", "two")
+    wait.accept(receipt_at(sent, 5))
+    for dropped in (3, 0):
+        wait.take("two", Report(id="id", digest=digest_of(frames_of(sent, 5)[5]), dropped=dropped))
+    assert wait.confirmation().replicas[1].dropped == 3
+
+
+async def test_reports_heard_before_the_log_has_answered_count() -> None:
+    sent = sent_as()
+    wait = waiting_for(sent, "one")
+    wait.take("one", Report(id="id", epoch="e", seq=5, digest=digest_of(frames_of(sent, 5)[5])))
     assert wait.missing == ["one"]
-    wait.accept(Position("e", 5))
+    wait.accept(receipt_at(sent, 5))
     await wait.until_complete()
+
+
+def test_an_own_invalidation_confirms_and_a_forged_one_with_its_id_does_not() -> None:
+    own = sent_as("own")
+    for sent, missing in ((own, []), (sent_as("own", Keys("b")), ["one"])):
+        sequencer = Sequencer("products", [new_cache()])
+        sequencer.restart(Anchor("e", 4, ""), "subscribed")
+        sequencer.apply_own(own)
+        sequencer.receive(frames_of(sent, 5)[5])
+        wait = waiting_for(own, "one")
+        wait.accept(receipt_at(own, 5))
+        for report, _ in sequencer.reports:
+            wait.take("one", report)
+        assert wait.missing == missing
+
+
+async def frozen_and_waited_for(publisher: Publisher, *targets: Target) -> asyncio.Task[Receipt]:
+    """A publish that waits, once the log has it."""
+    publishing = asyncio.create_task(
+        publisher.publish(*targets, namespace="products", id="x", confirm=Confirm(timeout_seconds=1.5))
+    )
+    await logged(publisher)
+    return publishing
+
+
+@pytest.mark.parametrize("is_forged", [True, False])
+async def test_a_report_of_the_right_id_with_another_digest_confirms_nothing(redis_url: str, is_forged: bool) -> None:
+    async with (
+        Publisher(redis_url) as publisher,
+        redis_probe(redis_url) as probe,
+        child_replica(redis_url, "products", "frozen", **LISTED_LONG) as child,
+    ):
+        await make_registry_old(redis_url)
+        child.freeze()
+        publishing = await frozen_and_waited_for(publisher, Keys("a"))
+        [entry] = await read_after(probe, "products", after=0, count=2)
+        digest = "0" * 40 if is_forged else entry.digest
+        head = await publisher.head("products")
+        assert head is not None
+        report = Report(id="x", epoch=head.epoch, seq=1, digest=digest)
+        await probe.call("PUBLISH", names_of("products").confirmed, encode_reports("frozen", [report]))
+        confirmation = confirmation_of(await publishing)
+        assert (confirmation.missing, confirmation.is_complete) == (("frozen",) if is_forged else (), not is_forged)
+
+
+@pytest.mark.parametrize("parts_reported", [1, 2])
+async def test_reports_of_some_parts_confirm_nothing(redis_url: str, parts_reported: int) -> None:
+    names = Keys(*(f"{number:04}".ljust(1_000, "x") for number in range(100)))
+    async with (
+        Publisher(redis_url) as publisher,
+        redis_probe(redis_url) as probe,
+        child_replica(redis_url, "products", "frozen", **LISTED_LONG) as child,
+    ):
+        await make_registry_old(redis_url)
+        child.freeze()
+        publishing = await frozen_and_waited_for(publisher, names)
+        entries = await read_after(probe, "products", after=0, count=10)
+        assert len(entries) == 2
+        reports = [
+            Report(id=entry.invalidation.id, epoch=entry.invalidation.epoch, seq=entry.sequence, digest=entry.digest)
+            for entry in entries[-parts_reported:]
+            if entry.invalidation is not None
+        ]
+        await probe.call("PUBLISH", names_of("products").confirmed, encode_reports("frozen", reports))
+        confirmation = confirmation_of(await publishing)
+        assert confirmation.missing == (("frozen",) if parts_reported == 1 else ())
+
+
+@pytest.mark.parametrize("is_of_this_history", [False, True])
+async def test_a_replica_in_another_history_is_missing_although_its_number_is_higher(
+    redis_url: str, is_of_this_history: bool
+) -> None:
+    names = names_of("products")
+    async with (
+        Publisher(redis_url) as publisher,
+        redis_probe(redis_url) as probe,
+        child_replica(redis_url, "products", "frozen", **LISTED_LONG) as child,
+    ):
+        await make_registry_old(redis_url)
+        child.freeze()
+        publishing = await frozen_and_waited_for(publisher, Keys("a"))
+        later = (await publisher.publish(Keys("b"), namespace="products")).position
+        assert later is not None
+        [entry] = await read_after(probe, "products", after=1, count=2)
+        # As if it were at a primary that was demoted, and had other frames there under the same numbers.
+        digest = entry.digest if is_of_this_history else "0" * 40
+        presence = proven("frozen", later.epoch, later.sequence, digest)
+        await probe.call("SET", names.presence_prefix + "frozen", msgspec.json.encode(presence), "PX", 60_000)
+        confirmation = confirmation_of(await publishing)
+        assert confirmation.missing == (() if is_of_this_history else ("frozen",))
+        assert [each.how for each in confirmation.replicas] == ["echo" if is_of_this_history else None]
+
+
+# --- whether every replica is known ----------------------------------------------------------------------------------
+
+
+async def flush(probe: Link) -> None:
+    await probe.call("FLUSHALL")
+
+
+async def delete(probe: Link) -> None:
+    assert await probe.call("DEL", names_of("products").registry) == 1
+
+
+async def evict(probe: Link) -> None:
+    """Have the server evict what it may: all that is kept for a time only, like the registry."""
+    registry = names_of("products").registry
+    await probe.call("CONFIG", "SET", "maxmemory-policy", "volatile-ttl")
+    await probe.call("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(Refused, match="OOM"):
+        await probe.call("SET", "one", "more")
+    assert not await probe.call("EXISTS", registry)
+    await probe.call("CONFIG", "SET", "maxmemory", "0")
+
+
+@pytest.mark.parametrize("lose", [delete, evict, flush])
+async def test_with_the_registry_lost_a_confirmation_is_not_complete_while_a_stalled_replica_serves(
+    own_server: EmbeddedServer, lose: Callable[[Link], Awaitable[None]]
+) -> None:
+    cache = new_cache(max_staleness_seconds=30.0)
+    options = {**FAST, "echo_timeout_seconds": 30.0}
+    async with (
+        TcpProxy("127.0.0.1", own_server.port) as proxy,
+        Publisher(own_server.url) as publisher,
+        redis_probe(own_server.url) as probe,
+        Subscriber(proxy.url, caches={"products": cache}, replica_id="stalled", **options),
+        replicas(own_server.url, "awake"),
+    ):
+        fill(cache, "a")
+        proxy.black_hole("to_client")
+        # The negative control: while it is registered, it is named.
+        before = confirmation_of(await publisher.publish(Keys("b"), namespace="products", confirm=IMPATIENT))
+        assert (before.missing, before.doubt, before.is_complete) == (("stalled",), None, False)
+        await lose(probe)
+        while not await probe.call("ZSCORE", names_of("products").registry, "awake"):
+            pass
+        confirmation = confirmation_of(await publisher.publish(Keys("a"), namespace="products", confirm=PATIENT))
+        assert (cache.get("a"), confirmation.missing) == ("old", ())
+        assert confirmation.confirmed == ("awake",)
+        assert not confirmation.is_complete
+        assert confirmation.doubt is not None
+        assert "has existed for only" in confirmation.doubt
+
+
+@pytest.mark.parametrize("lose", [delete, flush])
+async def test_with_no_registry_at_all_a_confirmation_is_not_complete(
+    own_server: EmbeddedServer, lose: Callable[[Link], Awaitable[None]]
+) -> None:
+    async with (
+        Publisher(own_server.url) as publisher,
+        redis_probe(own_server.url) as probe,
+        child_replica(own_server.url, "products", "stalled", **LISTED_LONG) as child,
+    ):
+        child.freeze()
+        await lose(probe)
+        confirmation = confirmation_of(await publisher.publish(Keys(KEY), namespace="products", confirm=PATIENT))
+        assert (confirmation.replicas, confirmation.is_complete) == ((), False)
+        assert confirmation.doubt is not None
+        assert "is missing" in confirmation.doubt
+
+
+async def test_the_doubt_ends_when_the_registry_is_older_than_the_longest_lease(redis_url: str) -> None:
+    cache = new_cache(max_staleness_seconds=0.5)
+    async with (
+        Publisher(redis_url) as publisher,
+        Subscriber(redis_url, caches={"products": cache}, replica_id="one", **FAST),
+    ):
+        publish = partial(publisher.publish, Keys("a"), namespace="products", confirm=PATIENT)
+        first = confirmation_of(await publish())
+        assert (first.confirmed, first.is_complete) == (("one",), False)
+        while not (last := confirmation_of(await publish())).is_complete:
+            pass
+        assert (last.confirmed, last.doubt) == (("one",), None)
+
+
+async def test_the_longest_lease_that_a_publisher_has_seen_counts_when_the_log_has_lost_it(
+    own_server: EmbeddedServer,
+) -> None:
+    patient, quick = new_cache(max_staleness_seconds=60.0), new_cache(max_staleness_seconds=0.5)
+    async with Publisher(own_server.url) as old, Publisher(own_server.url) as new, redis_probe(own_server.url) as probe:
+        async with Subscriber(own_server.url, caches={"products": patient}, replica_id="patient", **FAST):
+            await old.publish(Keys("a"), namespace="products", confirm=PATIENT)
+        await probe.call("FLUSHALL")
+        async with Subscriber(own_server.url, caches={"products": quick}, replica_id="quick", **FAST):
+            publish = partial(new.publish, Keys("a"), namespace="products", confirm=PATIENT)
+            while not confirmation_of(await publish()).is_complete:
+                pass
+            confirmation = confirmation_of(await old.publish(Keys("a"), namespace="products", confirm=PATIENT))
+            assert confirmation.doubt is not None
+
+
+@pytest.mark.parametrize(
+    ("command", "doubt"),
+    [
+        (("ZREMRANGEBYSCORE", names_of("products").registry, "9e15", "+inf"), "does not tell since when it exists"),
+        (("HDEL", names_of("products").head, "lease_ms"), "does not tell the longest lease"),
+    ],
+)
+async def test_a_registry_that_does_not_tell_its_age_or_lease_is_a_doubt(
+    redis_url: str, command: tuple[str, ...], doubt: str
+) -> None:
+    async with Publisher(redis_url) as publisher, redis_probe(redis_url) as probe, replicas(redis_url, "one", **SELDOM):
+        publish = partial(publisher.publish, Keys("a"), namespace="products", confirm=PATIENT)
+        assert confirmation_of(await publish()).is_complete
+        assert await probe.call(*command) == 1
+        confirmation = confirmation_of(await publish())
+        assert (confirmation.confirmed, confirmation.is_complete) == (("one",), False)
+        assert confirmation.doubt is not None
+        assert doubt in confirmation.doubt
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "lease_ms", "doubt"),
+    [
+        (5_000, 5_000, None),
+        (4_999, 5_000, "for up to 0.0 s more"),
+        (1_250, 5_000, "for up to 3.8 s more"),
+        (-3_000, 5_000, "has existed for only 0.0 s"),
+        (None, 5_000, "since when it exists"),
+        (5_000, None, "lease_ms"),
+    ],
+)
+def test_a_registry_is_believed_once_it_is_as_old_as_the_longest_lease(
+    age_ms: int | None, lease_ms: int | None, doubt: str | None
+) -> None:
+    said = Registry("products", is_there=True, left_ms={}, age_ms=age_ms, lease_ms=lease_ms).doubt
+    assert said is None if doubt is None else doubt in (said or "")
+
+
+async def test_since_when_the_registry_exists_is_no_replica(redis_url: str) -> None:
+    async with Publisher(redis_url) as publisher, replicas(redis_url, "one"):
+        assert [each.replica for each in await publisher.replicas("products")] == ["one"]
+        confirmation = confirmation_of(await publisher.publish(Keys("a"), namespace="products", confirm=PATIENT))
+        assert confirmation.expected == ("one",)
 
 
 # --- the replica's side ----------------------------------------------------------------------------------------------
@@ -302,7 +666,7 @@ async def test_reports_heard_before_the_log_has_answered_count(redis_url: str) -
 
 def test_own_and_repeated_messages_are_reported_too() -> None:
     sequencer = Sequencer("products", [new_cache()])
-    sequencer.restart(Position("e", 0), "subscribed")
+    sequencer.restart(Anchor("e", 0, ""), "subscribed")
     own = invalidation_of([Keys("a")], namespace="products", id="own", confirm=True)
     sequencer.apply_own(own)
 
@@ -315,9 +679,10 @@ def test_own_and_repeated_messages_are_reported_too() -> None:
     sequencer.receive(frame(3, "unasked", confirm=False))
     sequencer.receive(frame(4, "ahead"))
     assert [(report.id, report.seq, report.outcome) for report, _ in sequencer.reports] == [
-        ("own", 1, "own"),
+        ("own", 1, "applied"),
         ("other", 2, "applied"),
-        ("other", 2, "duplicate"),
+        ("other", 2, "applied"),
+        ("ahead", 4, "applied"),
         ("ahead", 4, "applied"),
     ]
 
@@ -370,8 +735,7 @@ async def test_rubbish_on_the_channel_confirms_nothing(redis_url: str, caplog: p
             publishing = asyncio.create_task(
                 publisher.publish(Keys("a"), namespace="products", id="x", confirm=Confirm(timeout_seconds=0.5))
             )
-            while await publisher.head("products") is None:
-                await asyncio.sleep(0.01)
+            await logged(publisher)
             for text in ("yes", '{"replica":"frozen","reports":[{"id":"another"}]}', '{"replica":"frozen"}'):
                 await probe.call("PUBLISH", names_of("products").confirmed, text)
             assert confirmation_of(await publishing).missing == ("frozen",)
@@ -425,8 +789,7 @@ async def test_a_publisher_that_closes_while_it_waits_ends_and_leaves_no_connect
         async with publisher:
             child.freeze()
             publishing = asyncio.create_task(publisher.publish(Keys("a"), namespace="products", confirm=PATIENT))
-            while await publisher.head("products") is None:
-                await asyncio.sleep(0.01)
+            await logged(publisher)
         assert confirmation_of(await publishing).missing == ("frozen",)
         while b"name=broadcache:publisher" in (clients := await probe.call("CLIENT", "LIST")):
             await asyncio.sleep(0.01)

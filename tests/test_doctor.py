@@ -315,7 +315,7 @@ async def test_the_rights_of_the_page_are_enough_and_are_told_apart(own_server: 
         ("+publish", {"publisher", "replica"}),
         ("+subscribe", {"replica"}),
         ("+xrange", {"replica"}),
-        ("+hincrby", {"publisher"}),
+        ("+hset", {"publisher", "replica"}),
         ("+set", {"publisher", "replica"}),
     ],
 )

@@ -464,8 +464,10 @@ async def test_a_log_that_redis_does_not_let_read_is_a_gap_for_whoever_comes_bac
     async with api(own_server.url) as url, following(url, Last_Event_ID=f"{newest.epoch}:0") as client:
         await joined(client)
         assert [each.data["reason"] for each in await client.next_some(1)] == ["log-refused"]
+        # What took the log's place is removed, and a new log begun.
         await publish_keys(own_server.url, "b")
-        assert [each.keys for each in await client.next_some(1)] == ["b"]
+        [begun, published] = await client.next_some(2)
+        assert (begun.data["reason"], published.keys) == ("epoch-changed", "b")
 
 
 async def test_the_rights_that_the_page_adds_for_following_are_enough(own_server: EmbeddedServer) -> None:

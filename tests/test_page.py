@@ -277,6 +277,7 @@ def test_an_invalidation_is_previewed_sent_and_ticked_off_by_each_replica(
             expect(tick(page, name)).to_have_attribute("data-outcome", "confirmed")
             expect(tick(page, name)).to_contain_text(re.compile(r"✓.* ms"))
         expect(page.locator("#outcome-verdict")).to_have_text("#1 confirmed by 2 of 2 replicas")
+        expect(page.locator("#outcome-doubt")).to_be_hidden()
         expect(page.locator(".invalidation")).to_contain_text("wrong price")
         expect(page.locator(".invalidation .target")).to_have_text([f"key{KEY}", "keyother"])
 
@@ -358,6 +359,9 @@ def test_tags_prefixes_and_everything_can_be_invalidated(
         page.fill("#names", "name")
     page.click("#send")
     expect(page.locator("#outcome-verdict")).to_have_text("#1 is in the log; no replica is registered")
+    expect(page.locator("#outcome-doubt")).to_contain_text(
+        f"There may be other replicas: the registry of '{namespace}'"
+    )
     expect(page.locator(".invalidation .target")).to_have_text([expected])
 
 

@@ -11,6 +11,7 @@ import pytest
 from cachetools import LRUCache, TTLCache
 from tests.support.command_line import run
 from tests.support.redis_probe import redis_probe
+from tests.support.registry import make_registry_old
 from tests.support.replicas import FAST, fill, new_cache, reached
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.topologies import asked, cluster_of_three
@@ -48,6 +49,7 @@ async def replicas(url: str, *names: str, **options: Any) -> AsyncIterator[list[
             await stack.enter_async_context(
                 Subscriber(url, caches={NAMESPACE: caches[-1]}, replica_id=name, **(options or FAST))
             )
+        await make_registry_old(url, NAMESPACE)
         yield caches
 
 
@@ -72,9 +74,10 @@ async def test_a_preview_counts_what_each_replica_has_and_drops_nothing(redis_ur
                 ReplicaPreview(replica="two", entries=1, is_estimate=False),
             ),
             missing=(),
+            doubt=None,
         )
         assert [set(cache) for cache in caches] == [{"a", "b", "c"}, {"a"}, set()]
-        assert await publisher.head(NAMESPACE) is None
+        assert await publisher.history(NAMESPACE) == []
         assert [cache.stats().dropped for cache in caches] == [0, 0, 0]
         # The negative control: what is published is dropped.
         await publisher.publish(Keys("a", "b", "d"), namespace=NAMESPACE)
@@ -120,10 +123,30 @@ async def test_a_replica_that_does_not_answer_is_missing_and_the_sum_an_estimate
         proxy.heal()
 
 
-async def test_with_nobody_there_a_preview_is_empty_at_once(redis_url: str) -> None:
+async def test_with_no_replica_there_a_preview_is_empty_at_once(redis_url: str) -> None:
     async with Publisher(redis_url) as publisher:
+        async with replicas(redis_url, "one"):
+            pass
         preview = await publisher.preview(Everything(), namespace=NAMESPACE, timeout_seconds=PATIENT)
     assert (preview.replicas, preview.entries, preview.is_estimate, preview.missing) == (0, 0, False, ())
+    assert preview.doubt is None
+
+
+async def test_a_preview_is_an_estimate_when_the_registry_may_not_list_every_replica(redis_url: str) -> None:
+    async with Publisher(redis_url) as publisher, redis_probe(redis_url) as probe:
+        nothing = await publisher.preview(Everything(), namespace=NAMESPACE, timeout_seconds=PATIENT)
+        assert (nothing.replicas, nothing.entries, nothing.is_estimate, nothing.missing) == (0, 0, True, ())
+        assert "is missing" in (nothing.doubt or "")
+        async with replicas(redis_url, "one", "two") as caches:
+            fill(caches[0], "a")
+            whole = await publisher.preview(Everything(), namespace=NAMESPACE, timeout_seconds=PATIENT)
+            assert (whole.replicas, whole.entries, whole.is_estimate, whole.doubt) == (2, 1, False, None)
+            await probe.call("DEL", names_of(NAMESPACE).registry)
+            while len(await publisher.replicas(NAMESPACE)) < 2:
+                pass
+            again = await publisher.preview(Everything(), namespace=NAMESPACE, timeout_seconds=PATIENT)
+            assert (again.replicas, again.entries, again.is_estimate, again.missing) == (2, 1, True, ())
+            assert "has existed for only" in (again.doubt or "")
 
 
 async def test_a_large_request_is_asked_in_parts(redis_url: str) -> None:
@@ -373,6 +396,7 @@ async def test_a_preview_over_http_answers_what_the_library_does(redis_url: str)
                 "is_estimate": False,
                 "by_replica": [{"replica": "one", "entries": 1, "is_estimate": False}],
                 "missing": [],
+                "doubt": None,
             },
         )
         assert set(cache) == {"a", "b"}

@@ -129,7 +129,9 @@ async def test_a_namespace_hears_only_its_own(redis_url: str) -> None:
         receipt = await publisher.publish(Keys("same"), namespace="users")
         await reached(subscriber, "users", receipt)
         assert ("same" in products, "same" in users) == (True, False)
-        assert subscriber.position("products") is None
+        position = subscriber.position("products")
+        assert position is not None
+        assert position.sequence == 0
         with pytest.raises(InvalidSettings, match="expected one of the namespaces products, users, got 'prodcts'"):
             subscriber.position("prodcts")
 
@@ -195,8 +197,9 @@ async def test_a_cut_replays_what_was_missed_and_keeps_the_rest(own_server: Embe
         Subscriber(proxy.url, caches={"default": cache}, **FAST) as subscriber,
         Publisher(own_server.url) as publisher,
     ):
-        await publisher.publish(Keys("first"))
-        await until(lambda: subscriber.position("default") is not None)
+        await reached(subscriber, "default", await publisher.publish(Keys("first")))
+        echoes = subscriber.stats().echoes
+        await until(lambda: subscriber.stats().echoes > echoes + 1)  # what is proven now is not read again
         fill(cache, **{f"key {number}": number for number in range(100)})
         await proxy.refuse()
         await proxy.cut()
@@ -225,7 +228,7 @@ async def test_a_killed_connection_loses_nothing(own_server: EmbeddedServer) -> 
         assert cache.get("key") is None
 
 
-async def test_ten_killed_connections_among_ten_thousand_messages_lose_and_repeat_nothing(
+async def test_ten_killed_connections_among_ten_thousand_messages_lose_nothing(
     own_server: EmbeddedServer,
 ) -> None:
     messages, kills = 10_000, 10
@@ -246,10 +249,11 @@ async def test_ten_killed_connections_among_ten_thousand_messages_lose_and_repea
             await kill_the_replicas_connection(admin)
             await asyncio.gather(*publishing)
         await until(lambda: subscriber.position("default") == (epoch, messages + 1))
-        assert [sequence for sequence, _ in cache.listed] == list(range(2, messages + 2))
+        assert {sequence for sequence, _ in cache.listed} == set(range(2, messages + 2))
         assert {key for _, key in cache.listed} == {str(number) for number in range(messages)}
         assert cache.stats().clears == {"subscribed": 1}
         await subscribed(subscriber, kills + 1)
+        await until(lambda: subscriber.state == "coherent")
         assert subscriber.stats().received["replayed"] > 0
 
 
@@ -500,7 +504,7 @@ async def test_a_gap_that_the_log_does_not_hold_any_more_clears(redis_url: str) 
         assert cache.stats().clears == {"subscribed": 1, "log trimmed": 1}
 
 
-async def test_a_position_out_of_thin_air_clears_once_and_blinds_nobody(redis_url: str) -> None:
+async def test_a_position_that_the_log_does_not_have_moves_nothing(redis_url: str) -> None:
     cache = new_cache()
     async with (
         Subscriber(redis_url, caches={"default": cache}) as subscriber,
@@ -511,11 +515,11 @@ async def test_a_position_out_of_thin_air_clears_once_and_blinds_nobody(redis_ur
         await reached(subscriber, "default", first)
         forged = encode(Invalidation(epoch=position_of(first).epoch, seq=10**9, keys=("x",)))
         await foreign.publish("cache-invalidation", forged)
-        await until(lambda: cache.stats().clears == {"subscribed": 1, "log trimmed": 1})
+        await until(lambda: subscriber.stats().received.get("unlogged") == 1)
         fill(cache, key=1)
         second = await publisher.publish(Keys("key"))
         await reached(subscriber, "default", second)
-        assert len(cache) == 0
+        assert (len(cache), cache.stats().clears) == (0, {"subscribed": 1})
 
 
 async def test_a_flushed_server_begins_a_new_epoch_and_clears(redis_url: str) -> None:
@@ -535,7 +539,7 @@ async def test_a_flushed_server_begins_a_new_epoch_and_clears(redis_url: str) ->
         assert cache.stats().clears == {"subscribed": 1, "epoch changed": 1}
 
 
-async def test_a_replica_forgets_its_own_invalidation_at_once_and_once(redis_url: str) -> None:
+async def test_a_replica_forgets_its_own_invalidation_at_once_and_when_it_is_accepted(redis_url: str) -> None:
     mine, other = new_cache(), new_cache()
     async with (
         Subscriber(redis_url, caches={"default": mine}) as subscriber,
@@ -546,12 +550,14 @@ async def test_a_replica_forgets_its_own_invalidation_at_once_and_once(redis_url
         publishing = asyncio.create_task(subscriber.invalidate(Keys("key"), namespace="default", reason="mine"))
         await asyncio.sleep(0)
         assert "key" not in mine  # before the publish has returned
-        fill(mine, key="new")
+        fill(mine, key="read before it was accepted, from a source that lags")
         receipt = await publishing
+        assert "key" not in mine  # its message has come back before
+        fill(mine, key="new")
         await reached(elsewhere, "default", receipt)
         await reached(subscriber, "default", receipt)
         assert (mine.get("key"), other.get("key")) == ("new", None)
-        assert subscriber.stats().received == {"own": 1}
+        assert subscriber.stats().received == {"applied": 1}
 
 
 async def test_an_invalidation_survives_a_lost_link_and_is_logged_once(own_server: EmbeddedServer) -> None:

@@ -88,6 +88,8 @@ async def test_what_is_replayed_from_the_log_is_linked_too(redis_url: str, spans
     async with Publisher(redis_url) as publisher:
         async with subscriber:
             await reached(subscriber, await publisher.publish(Keys("a"), namespace="products"))
+            echoes = subscriber.stats().echoes
+            await until(lambda: subscriber.stats().echoes > echoes + 1)  # what is proven is not read again
         receipt = await publisher.publish(Keys("b"), namespace="products")
         async with subscriber:
             await reached(subscriber, receipt)
@@ -99,14 +101,15 @@ async def test_what_is_posted_over_http_is_linked_too(redis_url: str, spans: InM
     subscriber = Subscriber(redis_url, caches={"products": new_cache()})
     with publishing(invalidation_of([Keys("a")], namespace="products")) as traced:
         assert subscriber.apply(encode(traced)).outcome == "applied"
-        assert subscriber.apply(encode(traced)).outcome == "repeat"
     [apply] = named(spans, "apply products")
     [publish] = named(spans, "publish products")
     assert publish.context is not None
     assert [link.context.span_id for link in apply.links] == [publish.context.span_id]
 
 
-async def test_a_replicas_own_invalidation_is_traced_at_the_others(redis_url: str, spans: InMemorySpanExporter) -> None:
+async def test_a_replicas_own_invalidation_is_traced_where_it_is_applied(
+    redis_url: str, spans: InMemorySpanExporter
+) -> None:
     async with (
         Subscriber(redis_url, caches={"products": new_cache()}, **FAST) as one,
         Subscriber(redis_url, caches={"products": new_cache()}, **FAST) as other,
@@ -114,7 +117,7 @@ async def test_a_replicas_own_invalidation_is_traced_at_the_others(redis_url: st
         receipt = await one.invalidate(Keys("a"), namespace="products")
         await reached(one, receipt)
         await reached(other, receipt)
-    assert (len(named(spans, "publish products")), len(named(spans, "apply products"))) == (1, 1)
+    assert (len(named(spans, "publish products")), len(named(spans, "apply products"))) == (1, 2)
 
 
 async def test_a_publish_that_fails_is_a_span_that_says_so(spans: InMemorySpanExporter) -> None:

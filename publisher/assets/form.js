@@ -5,6 +5,7 @@ import { byId, counted, element, listed, milliseconds, setAttribute, setText } f
 
 const CONFIRM_SECONDS = 1;
 const PREVIEW_DELAY_MS = 300;
+const CHECK_AGAIN_MS = 600_000; // the log knows the request at least that long, unless it is told otherwise
 
 export class InvalidationForm {
   constructor() {
@@ -42,8 +43,23 @@ export class InvalidationForm {
   setReplicas(replicas) {
     const isOther = replicas.map((replica) => replica.replica).join("\n") !== this.replicas.map((replica) => replica.replica).join("\n");
     this.replicas = replicas;
-    this.ticks.take(replicas);
+    if (this.ticks.hasCaughtUp(replicas)) this.#checkAgain();
     if (isOther) this.#changed();
+  }
+
+  /** Have the publisher compare the positions of the missing replicas with the log: the same request is logged once. */
+  async #checkAgain() {
+    const { sending } = this;
+    if (!sending?.isAnswered || sending.isCheckedAgain || performance.now() - sending.sentAt > CHECK_AGAIN_MS) return;
+    sending.isCheckedAgain = true;
+    try {
+      const accepted = await publish(sending.body, sending.key);
+      if (this.sending === sending && sending.body.namespace === this.namespace) this.ticks.confirmLater(accepted);
+    } catch (error) {
+      if (!(error instanceof ApiProblem)) throw error; // otherwise they stay missing, and the next echo asks again
+    } finally {
+      sending.isCheckedAgain = false;
+    }
   }
 
   /** What is to be dropped, as the API wants it; null when nothing is named. */
@@ -87,7 +103,7 @@ export class InvalidationForm {
     const body = { namespace: this.namespace, ...targets, reason: this.reason.value.trim(), confirm: { timeout_seconds: CONFIRM_SECONDS } };
     // When no answer came, the same request is the same invalidation.
     const isRepeat = this.sending && !this.sending.isAnswered && JSON.stringify(this.sending.body) === JSON.stringify(body);
-    const sending = { body, key: isRepeat ? this.sending.key : newKey(), isAnswered: false, isUnderWay: true };
+    const sending = { body, key: isRepeat ? this.sending.key : newKey(), isAnswered: false, isUnderWay: true, sentAt: performance.now() };
     this.sending = sending;
     setAttribute(this.send, "aria-busy", "true");
     this.ticks.begin(titleOf(targets), this.replicas.map((replica) => replica.replica));
@@ -118,7 +134,8 @@ function titleOf(targets) {
 function previewText(found) {
   const about = found.is_estimate ? "about " : "";
   const missing = found.missing?.length ? `; not told by ${listed(found.missing)}` : "";
-  return `${counted(found.replicas, "replica")}, ${about}${counted(found.entries, "entry", "entries")}${missing}`;
+  const others = found.doubt ? "; there may be other replicas" : "";
+  return `${counted(found.replicas, "replica")}, ${about}${counted(found.entries, "entry", "entries")}${missing}${others}`;
 }
 
 /** Who has confirmed the invalidation that was sent last. */
@@ -127,6 +144,7 @@ class Ticks {
     this.box = byId("outcome");
     this.title = byId("outcome-title");
     this.verdict = byId("outcome-verdict");
+    this.doubt = byId("outcome-doubt");
     this.list = byId("ticks");
     this.clear();
   }
@@ -137,6 +155,7 @@ class Ticks {
     this.box.hidden = true;
     this.list.replaceChildren();
     setText(this.verdict, "");
+    this.doubt.hidden = true;
   }
 
   begin(title, replicas) {
@@ -167,24 +186,32 @@ class Ticks {
     this.#tell();
   }
 
-  /** Tick off who was missing, as soon as its position is not before the invalidation's. */
-  take(replicas) {
-    if (!this.accepted?.logged) return;
+  /** Whether a missing replica's position is not before the invalidation's any more. This alone does not confirm it. */
+  hasCaughtUp(replicas) {
+    if (!this.accepted?.logged) return false;
     const { epoch, sequence } = this.accepted;
-    let isChanged = false;
-    for (const { replica, position } of replicas) {
-      const isMissing = this.rows.get(replica)?.dataset.outcome === "missing";
-      if (!isMissing || position?.epoch !== epoch || position.sequence < sequence) continue;
-      this.#set(replica, "confirmed", "✓", "later, by its echo");
-      isChanged = true;
+    return replicas.some(({ replica, position }) => this.#isMissing(replica) && position?.epoch === epoch && position.sequence >= sequence);
+  }
+
+  /** Tick off the missing replicas that have confirmed it by now. */
+  confirmLater({ confirmation }) {
+    for (const { replica, outcome } of confirmation.replicas) {
+      if (outcome === "confirmed" && this.#isMissing(replica)) this.#set(replica, "confirmed", "✓", "later, by its echo");
     }
-    if (isChanged) this.#tell();
+    this.#tell();
+  }
+
+  #isMissing(replica) {
+    return this.rows.get(replica)?.dataset.outcome === "missing";
   }
 
   #tell() {
     const outcomes = [...this.rows.values()].map((row) => row.dataset.outcome);
     const confirmed = outcomes.filter((outcome) => outcome === "confirmed").length;
     const place = placeOf(this.accepted);
+    const { doubt } = this.accepted.confirmation;
+    this.doubt.hidden = !doubt;
+    setText(this.doubt, doubt ? `There may be other replicas: ${doubt}` : "");
     if (!outcomes.length) return setText(this.verdict, `${place} is in the log; no replica is registered`);
     setText(this.verdict, `${place} confirmed by ${confirmed} of ${counted(outcomes.length, "replica")}`);
   }

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from cachetools import TTLCache
 from tests.support.called_replicas import NETWORKS, SERVICE, TOKEN, called
 from tests.support.child_replica import ROOT
+from tests.support.registry import make_registry_old, make_registry_old_sync
 from tests.support.replicas import FAST, fill
 
 from broadcache.publisher.api import create_app
@@ -80,6 +81,7 @@ def replica(
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"coherent\n"
+            make_registry_old_sync(url, namespace)
             yield Replica(process)
         finally:
             process.kill()
@@ -137,6 +139,7 @@ async def _fleet(url: str, namespace: str, names: list[str], entries: int) -> As
             for name, cache in zip(names, caches, strict=True)
         ]
         await asyncio.gather(*map(stack.enter_async_context, subscribers))
+        await make_registry_old(url, namespace)
         for cache in caches:
             fill(cache, *(f"product:{number}" for number in range(entries)))
         yield

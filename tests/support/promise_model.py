@@ -4,7 +4,18 @@ The replica is the real `Subscriber` with its `Follower`, `Sequencer`s and `Loca
 clock and its event loop stand still between two operations: a schedule is nothing but a list of operations with a
 number each, so that it can be drawn from a seed, run again, and made smaller.
 
+Each namespace has two caches: one of a plain dict, and one of a mapping that raises where the schedule wants it to.
+
 The oracle knows the source, and when which invalidation was accepted. After each operation it reads every key.
+
+What the protocol assumes, and the schedules therefore leave out:
+
+- A link that loses a single message is lost as a whole. The numbers find such a loss all the same (`drop`), but not
+  when other messages with numbers of the log can take the lost one's place: `drop` meets no forger, no second primary.
+- There is one primary that answers its clients. A second one, frozen and thawed, has lost its clients; it carries out
+  the commands that they had sent, and its messages reach the clients of the first.
+- A server that hides its identity is not demoted and promoted again within one link: nothing tells of it. One that
+  shows its identity is.
 """
 
 import asyncio
@@ -12,19 +23,35 @@ import contextlib
 import itertools
 import logging
 import random
-from collections.abc import Callable
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
+import msgspec
 from tests.support.promise_model_loop import FakeClock, ScheduledLoop
+from tests.support.promise_model_mapping import MappingBroken, RaisingMapping
 from tests.support.promise_model_server import Accepted, ModelLink, Network, Push
 
-from broadcache.shared import Everything, Invalidation, Keys, LinkLost, LogRefused, Position, Prefixes, Tags, Target
+from broadcache.shared import (
+    Everything,
+    Invalidation,
+    Keys,
+    LinkLost,
+    LogRefused,
+    MalformedFrame,
+    Position,
+    Prefixes,
+    Tags,
+    Target,
+    wire,
+)
 from broadcache.shared.invalidation import invalidation_of
-from broadcache.shared.wire import encode, encode_tails
+from broadcache.shared.names import names_of
+from broadcache.shared.wire import decode, encode, encode_tails, encode_unsequenced, parts_of
 from broadcache.subscriber import LoadToken, LocalCache, Subscriber
 from broadcache.subscriber import follower as follower_module
+from broadcache.subscriber.sequencer import Sequencer
 
 MAX_STALENESS_SECONDS = 3.0
 NAMESPACES = ("products", "orders")
@@ -37,6 +64,10 @@ TARGETS: tuple[Target, ...] = (
     Prefixes("a:"),
     Everything(),
 )
+REPLICA_ID = "replica"
+# So small that a few keys with long names are split.
+FRAME_BYTES_MAX = 700
+PADDING = tuple(f"{'p' * 180}{number}" for number in range(6))
 
 Operation: TypeAlias = tuple[str, int]
 Schedule: TypeAlias = list[Operation]
@@ -95,27 +126,32 @@ class Oracle:
             )
 
 
-class Cleared(NamedTuple):
-    reason: str
-    at: Position
+Targets: TypeAlias = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], bool]
+
+
+def targets_of(invalidation: Invalidation) -> Targets:
+    return invalidation.keys, invalidation.tags, invalidation.prefixes, invalidation.everything
 
 
 class WatchedCache(LocalCache):
-    """Writes down what it is told: the positions it applied, and where it was cleared."""
+    """Writes down what it is told: when which invalidation came last, and when it was cleared."""
 
-    def __init__(self, clock: FakeClock) -> None:
-        super().__init__({}, clock=clock, max_staleness_seconds=MAX_STALENESS_SECONDS)
-        self.story: list[Position | Cleared] = []
-        self.position: Callable[[], Position | None] = lambda: None
+    def __init__(self, mapping: dict[str, Any], clock: FakeClock, count: Callable[[], int]) -> None:
+        super().__init__(mapping, clock=clock, max_staleness_seconds=MAX_STALENESS_SECONDS)
+        self.applied_at: dict[tuple[str, Targets], int] = {}
+        self.cleared_at = 0
+        self.reasons: list[str] = []
+        self._count = count
 
     def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
-        if invalidation.position is not None:
-            self.story.append(invalidation.position)
+        self.applied_at[invalidation.id, targets_of(invalidation)] = self._count()
+        if invalidation.everything:
+            self.cleared_at = self._count()
         super().apply_invalidation(invalidation, reason=reason)
 
     def apply(self, target: Target, *, reason: str = "invalidation") -> None:
         assert target == Everything()
-        self.story.append(Cleared(reason, self.position() or Position("", 0)))
+        self.reasons.append(reason)
         super().apply(target, reason=reason)
 
 
@@ -130,13 +166,24 @@ class OwnErrors(logging.Handler):
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        if RaisingMapping.__qualname__ in record.getMessage():
+            return  # what a user's mapping raises is no mistake of the replica's
         self.texts.append(f"{record.getMessage()}: {record.exc_info and record.exc_info[1]!r}")
 
 
 class Load(NamedTuple):
     namespace: str
-    token: LoadToken
+    key: str
+    tokens: list[LoadToken]
     version: int
+
+
+class Logged(NamedTuple):
+    """An invalidation, or a part of one, that the log has accepted, and when."""
+
+    at: int
+    namespace: str
+    invalidation: Invalidation
 
 
 class Replica:
@@ -146,45 +193,63 @@ class Replica:
         self.clock = FakeClock()
         self.loop = ScheduledLoop(self.clock)
         self.oracles = {namespace: Oracle(self.clock) for namespace in NAMESPACES}
-        self.accepted: list[Accepted] = []
-        # The ids of what others have published: the rest is what the replica has said itself.
-        self.ids_of_others: set[str] = set()
-        # What was published, with the versions that it made void, and the ids of what was posted as well.
+        self.count = itertools.count(1).__next__
+        self.logged: list[Logged] = []
+        # What was published, with the versions that it made void.
         self.published: list[tuple[Invalidation, dict[str, int]]] = []
-        self.posted_ids: set[str] = set()
-        self.network = Network(NAMESPACES, self.accepted.append)
-        self._patch = mock.patch.object(follower_module, "Link", self.network)
-        self._patch.start()
+        # What has been posted under the id that a later publish will have.
+        self.foretold: dict[str, tuple[Invalidation, Target]] = {}
+        # How many hits were served after the first operation of each kind.
+        self.hits_after: Counter[str] = Counter()
+        self.network = Network(NAMESPACES, self._note_accepted, self.clock)
+        self._patches = contextlib.ExitStack()
+        for module, name, value in (
+            (follower_module, "Link", self.network),
+            # Pages of few entries, so that a replay has several.
+            (follower_module, "_PAGE_ENTRIES_FIRST", 2),
+            (follower_module, "_PAGE_ENTRIES_MAX", 5),
+            (wire, "FRAME_BYTES_MAX", FRAME_BYTES_MAX),
+        ):
+            self._patches.enter_context(mock.patch.object(module, name, value))
         self.own_errors = OwnErrors()
         logging.getLogger("broadcache").addHandler(self.own_errors)
         self.loads: list[Load] = []
         self.own: list[asyncio.Task[Any]] = []
+        self.own_parts: dict[str, list[Invalidation]] = {namespace: [] for namespace in NAMESPACES}
         self.names = itertools.count(1)
         # Whether everything that was missed can be learned from the log, so that nothing has to be cleared.
         self.is_log_intact = True
-        # Whether only the log has told the replica of epochs, and whether somebody has made up a sequence ahead of it.
-        self.is_epoch_sure = True
-        self.is_forged_ahead = False
         for namespace in NAMESPACES:
             self.publish_to(namespace, Everything())
-        self.caches = {namespace: WatchedCache(self.clock) for namespace in NAMESPACES}
+        self.mappings = {namespace: RaisingMapping() for namespace in NAMESPACES}
+        self.caches = {
+            namespace: [
+                # The one that raises comes first: the other one has to be told all the same.
+                WatchedCache(self.mappings[namespace], self.clock, self.count),
+                WatchedCache({}, self.clock, self.count),
+            ]
+            for namespace in NAMESPACES
+        }
         self.subscriber = Subscriber(
             "redis://127.0.0.1:1",
             caches=self.caches,
-            replica_id="replica",
+            replica_id=REPLICA_ID,
             echo_interval_seconds=1.0,
             echo_timeout_seconds=2.0,
             backoff_seconds_max=1.0,
             clock=self.clock,
             uniform=lambda: 0.5,
         )
-        for namespace, cache in self.caches.items():
-            cache.position = partial(self.subscriber.position, namespace)
+        for namespace, sequencer in self.subscriber.sequencers.items():
+            self._note_own_parts(namespace, sequencer)
         self.entering = self.loop.create_task(self.subscriber.__aenter__())
         self.exchange(15)
         assert self.subscriber.state == "coherent"
-        for number in range(len(NAMESPACES) * len(TAGS_OF_KEY)):
-            self.fill(number)
+        self.fill_all()
+
+    def _note_accepted(self, accepted: Accepted) -> None:
+        invalidation = decode(accepted.frame, accepted.namespace)
+        self.logged.append(Logged(self.count(), accepted.namespace, invalidation))
 
     def close(self) -> None:
         closing = self.loop.create_task(self.subscriber.close())
@@ -194,7 +259,7 @@ class Replica:
         # Nobody answers any more: it stops trying to say that it leaves.
         self.clock.now += 1.0
         self.loop.turn()
-        self._patch.stop()
+        self._patches.close()
         logging.getLogger("broadcache").removeHandler(self.own_errors)
         assert closing.done()
         self.loop.close()
@@ -202,11 +267,14 @@ class Replica:
     def run(self, schedule: Schedule) -> None:
         """Carry out a schedule, then let the faults end. Raises: PromiseBroken."""
         try:
+            kinds: set[str] = set()
             for name, number in schedule:
                 getattr(self, name)(number)
-                self.check_reads()
+                kinds.add(name)
+                self.hits_after.update(dict.fromkeys(kinds, self.check_reads()))
             self.heal()
             self.check_healed()
+            self.check_served()
         finally:
             self.close()
         # A future that nobody waited for any more is no mistake.
@@ -237,11 +305,24 @@ class Replica:
             self.loop.turn()
             if (link := self.network.link) is None:
                 return
+            if self.network.bytes_per_second is not None:
+                self.clock.now += 0.1
             while link.serve():
                 pass
             while link.deliver():
                 pass
             self.loop.turn()
+
+    def recover(self, number: int) -> None:
+        """Time passes as it does between faults, until the replica is coherent or for some seconds, and it is used."""
+        for _ in range(8 + number % 8):
+            if self.subscriber.state == "coherent":
+                break
+            self.tick(0)
+            self.exchange(3)
+            self.check_reads()
+        if number % 3:
+            self.fill_all()
 
     def step(self, number: int) -> None:
         """The server answers one request, and its answer arrives together with what is published right after it."""
@@ -279,10 +360,14 @@ class Replica:
 
     def stray(self, number: int) -> None:
         """A server carries out what a lost link had still sent it."""
-        if self.network.strays:
-            link, command = self.network.strays.popleft()
-            if link.server in self.network.servers:
-                self.network.execute(link, command)
+        strays = self.network.strays
+        for _ in range(len(strays)):
+            server, command = strays.popleft()
+            if server.is_frozen:
+                strays.append((server, command))
+            elif server in self.network.servers:
+                command()
+                return
 
     # --- what the service does ---------------------------------------------------------------------------------------
 
@@ -294,46 +379,103 @@ class Replica:
 
     def begin(self, number: int) -> None:
         namespace, key = self._namespace(number), self._key(number)
-        self.loads.append(
-            Load(namespace, self.caches[namespace].begin_load(key), self.oracles[namespace].versions[key])
-        )
+        tokens = [cache.begin_load(key) for cache in self.caches[namespace]]
+        self.loads.append(Load(namespace, key, tokens, self.oracles[namespace].versions[key]))
 
     def store(self, number: int) -> None:
         if self.loads:
-            namespace, token, version = self.loads.pop(number % len(self.loads))
-            self.caches[namespace].store(token, version, tags=TAGS_OF_KEY[token.key])
+            load = self.loads.pop(number % len(self.loads))
+            for cache, token in zip(self.caches[load.namespace], load.tokens, strict=True):
+                with contextlib.suppress(MappingBroken):
+                    cache.store(token, load.version, tags=TAGS_OF_KEY[load.key])
 
     def fill(self, number: int) -> None:
         self.begin(number)
         self.store(-1)
 
-    def check_reads(self) -> None:
-        for namespace, cache in self.caches.items():
-            for key in TAGS_OF_KEY:
-                version = cache.get(key)
+    def fill_all(self) -> None:
+        for number in range(4 * len(TAGS_OF_KEY)):
+            self.fill(number)
+
+    def check_reads(self) -> int:
+        """Read every key of every cache; return how many reads were served. Raises: PromiseBroken."""
+        hits = 0
+        for namespace, caches in self.caches.items():
+            for cache, key in itertools.product(caches, TAGS_OF_KEY):
+                try:
+                    version = cache.get(key)
+                except MappingBroken:
+                    continue
                 if version is None:
                     continue
+                hits += 1
                 self.oracles[namespace].check(key, version)
                 if self.subscriber.state != "coherent":
                     raise PromiseBroken(f"expected {key} to be bypassed without a link, got version {version}")
+        return hits
 
     # --- what is published -------------------------------------------------------------------------------------------
 
-    def publish_to(self, namespace: str, target: Target) -> None:
+    def publish_to(self, namespace: str, target: Target, **settings: Any) -> None:
         oracle = self.oracles[namespace]
-        versions = oracle.write(target)
-        invalidation = invalidation_of([target], namespace=namespace)
-        self.ids_of_others.add(invalidation.id)
+        foretold, foretold_target = self.foretold.pop(namespace, (None, target))
+        versions = oracle.write(foretold_target)
+        invalidation = foretold or invalidation_of([target], namespace=namespace, **settings)
+        self._append(invalidation, versions)
+
+    def _append(self, invalidation: Invalidation, versions: dict[str, int]) -> None:
+        namespace = invalidation.namespace
         self.published.append((invalidation, versions))
-        self.network.append(namespace, invalidation.id, encode_tails(invalidation))
-        oracle.accept(versions)
+        self.network.append(namespace, _receipt_of(invalidation), encode_tails(invalidation))
+        self.oracles[namespace].accept(versions)
+
+    def _target(self, number: int) -> Target:
+        return TARGETS[number // 4 % len(TARGETS)]
 
     def publish(self, number: int) -> None:
-        self.publish_to(self._namespace(number), TARGETS[number // 4 % len(TARGETS)])
+        self.publish_to(self._namespace(number), self._target(number))
 
     def publish_many(self, number: int) -> None:
         for place in range(number % 5):
             self.publish(number + 4 * place)
+
+    def publish_large(self, number: int) -> None:
+        """An invalidation that is split into several messages, of which each names other keys."""
+        first, second = (("a:1", "b:1"), ("b:1", "a:2"), ("a:2", "a:1"))[number // 4 % 3]
+        self.publish_to(self._namespace(number), Keys(first, *PADDING[: 3 + number // 12 % 4], second))
+
+    def publish_older(self, number: int) -> None:
+        """A publisher of an older version, which keeps no digest with the head."""
+        namespace, target = self._namespace(number), self._target(number)
+        versions = self.oracles[namespace].write(target)
+        self.network.append_without_digest(namespace, encode_tails(invalidation_of([target], namespace=namespace)))
+        self.oracles[namespace].accept(versions)
+
+    def publish_with_own_id(self, number: int) -> None:
+        """Another publisher publishes with an id of the replica's own, or one that begins with it."""
+        namespace, target = self._namespace(number), self._target(number)
+        if own := self._own_parts(namespace):
+            part = own[number % len(own)]
+            id = part.id + ("", ".1", ".evil")[number % 3]
+            if number // 3 % 2:
+                target = _target_of(part)
+            self._append(
+                invalidation_of([target], namespace=namespace, id=id, source=f"another-{next(self.names)}"),
+                self.oracles[namespace].write(target),
+            )
+
+    def _note_own_parts(self, namespace: str, sequencer: Sequencer) -> None:
+        apply_own = sequencer.apply_own
+
+        def apply_and_note(invalidation: Invalidation) -> None:
+            self.own_parts[namespace] += parts_of(invalidation)
+            apply_own(invalidation)
+
+        sequencer.apply_own = apply_and_note  # type: ignore[method-assign]
+
+    def _own_parts(self, namespace: str) -> list[Invalidation]:
+        """What the replica is publishing, or has published."""
+        return self.own_parts[namespace]
 
     def post(self, number: int) -> None:
         """What was published lately comes over HTTP too, before or after it comes over Redis."""
@@ -341,27 +483,38 @@ class Replica:
 
     def post_first(self, number: int) -> None:
         """The log cannot take an invalidation: it is posted, and logged later, or never."""
-        namespace, target = self._namespace(number), TARGETS[number // 4 % len(TARGETS)]
+        namespace, target = self._namespace(number), self._target(number)
         invalidation = invalidation_of([target], namespace=namespace)
         versions = self.oracles[namespace].write(target)
-        self.ids_of_others.add(invalidation.id)
         self._post(invalidation, versions)
         if number % 3:
-            self.network.append(namespace, invalidation.id, encode_tails(invalidation))
+            self.network.append(namespace, _receipt_of(invalidation), encode_tails(invalidation))
+
+    def post_in_advance(self, number: int) -> None:
+        """A client posts an invalidation with the id, and all that it likes of the rest, that a later publish has."""
+        namespace, target = self._namespace(number), self._target(number)
+        later = self.foretold.get(namespace, (invalidation_of([target], namespace=namespace), target))
+        self.foretold[namespace] = later
+        posted = later[0]
+        if number % 3 == 0:
+            posted = msgspec.structs.replace(posted, sent_at_ms=None)
+        if number % 5 == 0:
+            posted = msgspec.structs.replace(posted, keys=("x",), tags=(), prefixes=(), everything=False)
+        self._post(posted, {})
 
     def _post(self, invalidation: Invalidation, versions: dict[str, int]) -> None:
-        self.posted_ids.add(invalidation.id)
-        applied = self.subscriber.apply(encode(invalidation))
-        if (applied.outcome, applied.namespace) not in {
-            (each, invalidation.namespace) for each in ("applied", "repeat")
-        }:
-            raise PromiseBroken(f"expected {invalidation} to be applied, got {applied}")
+        for body in encode_unsequenced(invalidation):
+            applied = self.subscriber.apply(body)
+            if (applied.outcome, applied.namespace) != ("applied", invalidation.namespace):
+                raise PromiseBroken(f"expected {invalidation} to be applied, got {applied}")
         # Whatever the link does: nothing older may be served any more.
         self.oracles[invalidation.namespace].void_now(versions)
 
     def publish_own(self, number: int) -> None:
         """The replica itself invalidates: it forgets at once, and for good."""
-        namespace, target = self._namespace(number), TARGETS[number // 4 % len(TARGETS)]
+        namespace, target = self._namespace(number), self._target(number)
+        if number // 4 % 5 == 0:
+            target = Keys("a:1", *PADDING[:4], "b:1")
         oracle = self.oracles[namespace]
         versions = oracle.write(target)
 
@@ -374,8 +527,8 @@ class Replica:
         oracle.void_now(versions)
 
     def publish_unsequenced(self, number: int) -> None:
-        """A foreign publisher, past the log: promised to nobody, and it must not disturb the others."""
-        namespace, target = self._namespace(number), TARGETS[number // 4 % len(TARGETS)]
+        """A foreign publisher, past the log: promised to no reader, and it must not disturb the others."""
+        namespace, target = self._namespace(number), self._target(number)
         foreign = invalidation_of([target], namespace=namespace, id=f"foreign-{number}")
         self.network.publish(namespace, encode(foreign))
 
@@ -383,10 +536,10 @@ class Replica:
         self.is_log_intact = False
         self.network.publish(self._namespace(number), b"now")
 
+    # --- the forger, which may publish on the channel, and write nothing ---------------------------------------------
+
     def forge(self, number: int) -> None:
         """A position out of thin air: too low, or of no epoch that ever was."""
-        self.is_log_intact = False
-        self.is_epoch_sure = False
         namespace = self._namespace(number)
         applied = self.subscriber.position(namespace) or Position("X0", 0)
         forged = (
@@ -397,23 +550,61 @@ class Replica:
         )[number // 4 % 4]
         self._publish_forged(namespace, forged)
 
-    def forge_ahead(self, number: int) -> None:
-        """A position out of thin air that is too high, in the epoch that the replica is in.
-
-        Not the very next one, nor in an epoch that it is yet to hear of: those take the place of the real ones, and so
-        nobody may make them up.
-        """
-        self.is_log_intact = False
+    def forge_next(self, number: int) -> None:
+        """The very next positions after the one that the replica is at."""
         namespace = self._namespace(number)
-        applied, head = self.subscriber.position(namespace), self.network.primary.logs[namespace].head
-        if self.is_epoch_sure and applied and head and applied.epoch == head[0]:
-            self.is_forged_ahead = True
-            self._publish_forged(namespace, Position(head[0], head[1] + 2 + number % 3))
+        if applied := self.subscriber.position(namespace):
+            for place in range(1 + number // 4 % 3):
+                self._publish_forged(namespace, Position(applied.epoch, applied.sequence + 1 + place))
+
+    def forge_ahead(self, number: int) -> None:
+        """Positions after the head of the log, near and far."""
+        namespace = self._namespace(number)
+        if head := self.network.primary.logs[namespace].head:
+            ahead = (0, 1, 2, 3, 1_000, 2**52)[number // 4 % 6]
+            self._publish_forged(namespace, Position(head[0], head[1] + ahead))
+
+    def forge_copy(self, number: int) -> None:
+        """An exact copy of a message that the log has, or of one that has come."""
+        namespace = self._namespace(number)
+        if frames := self._frames_seen(namespace):
+            self._publish_as_forger(namespace, frames[-1 - number // 4 % min(5, len(frames))])
+
+    def forge_altered(self, number: int) -> None:
+        """A copy of such a message that names other keys."""
+        namespace = self._namespace(number)
+        if frames := self._frames_seen(namespace):
+            with contextlib.suppress(MalformedFrame):
+                seen = decode(frames[-1 - number // 4 % min(5, len(frames))], namespace)
+                altered = msgspec.structs.replace(seen, keys=("x",), tags=(), prefixes=(), everything=False)
+                self._publish_as_forger(namespace, encode(altered))
+
+    def forge_own(self, number: int) -> None:
+        """The id of an invalidation of the replica's own, with its targets or with others, at the next position."""
+        namespace = self._namespace(number)
+        applied, own = self.subscriber.position(namespace), self._own_parts(namespace)
+        if applied and own:
+            part = own[number % len(own)]
+            if number // 4 % 2:
+                part = msgspec.structs.replace(part, keys=("x",), tags=(), prefixes=(), everything=False)
+            if number // 8 % 3 == 0:
+                part = msgspec.structs.replace(part, id=f"{part.id}.evil")
+            sequence = applied.sequence + number // 24 % 3
+            frame = encode(msgspec.structs.replace(part, epoch=applied.epoch, seq=sequence, namespace=namespace))
+            self._publish_as_forger(namespace, frame)
+
+    def _frames_seen(self, namespace: str) -> list[bytes]:
+        link, channel = self.network.link, names_of(namespace).channel.encode()
+        delivered = [push.frame for push in (link.delivered if link else ()) if push.channel == channel]
+        return [*delivered, *[frame for _, frame in self.network.primary.logs[namespace].entries]]
 
     def _publish_forged(self, namespace: str, forged: Position) -> None:
-        if not (self.is_forged_ahead and forged.epoch.startswith("X")):
-            frame = encode(Invalidation(keys=("x",), epoch=forged.epoch, seq=forged.sequence, id="forged"))
-            self.network.publish(namespace, frame)
+        forged_invalidation = Invalidation(keys=("x",), epoch=forged.epoch, seq=forged.sequence, id="forged")
+        self._publish_as_forger(namespace, encode(forged_invalidation))
+
+    def _publish_as_forger(self, namespace: str, frame: bytes) -> None:
+        self.is_log_intact = False
+        self.network.publish(namespace, frame)
 
     # --- what happens to messages and links --------------------------------------------------------------------------
 
@@ -421,9 +612,9 @@ class Replica:
         return [item for item in link.incoming if isinstance(item, Push)]
 
     def drop(self, number: int) -> None:
-        """A message is lost on its way, and nobody is told.
+        """A message is lost on its way, and the link lives on.
 
-        A replica that knows of no log at all has nothing to compare with: a whole log that comes, is not heard of and
+        A replica that knows of no log at all has nothing to compare with: a whole log that comes, is not received and
         goes again between two echoes is not noticed. No link of Redis loses a message and lives; so it is left out.
         """
         is_log_known = all(self.subscriber.position(namespace) for namespace in NAMESPACES)
@@ -431,11 +622,12 @@ class Replica:
             link.incoming.remove(pushes[number % len(pushes)])
 
     def duplicate(self, number: int) -> None:
-        if not self.is_forged_ahead and (link := self.network.link):
-            self.is_epoch_sure = False
-            known = [push for push in (*link.delivered, *self._pushes(link)) if b'"forged"' not in push.frame]
-            if known:
-                link.incoming.append(known[number % len(known)])
+        """A message comes once more; probes too."""
+        if (link := self.network.link) and (known := [*link.delivered, *self._pushes(link)]):
+            push = known[number % len(known)]
+            if b"forged" in push.frame:
+                self.is_log_intact = False
+            link.incoming.append(push)
 
     def cut(self, number: int) -> None:
         """The connection ends, after some of what was on its way."""
@@ -453,8 +645,21 @@ class Replica:
                 link.serve()
             link.is_black_hole = True
 
+    def slow_down(self, number: int) -> None:
+        """Links carry little from now on: pages take several operations, and come in parts. Or they are fast again."""
+        # A replica that cannot keep up may clear.
+        self.is_log_intact = False
+        self.network.bytes_per_second = (400, 400, 1_500, None)[number % 4]
+
     def refuse(self, number: int) -> None:
         self.network.is_refusing = not self.network.is_refusing
+
+    # --- what happens to the caches ----------------------------------------------------------------------------------
+
+    def break_mapping(self, number: int) -> None:
+        """The first cache's mapping raises, some operations later, once or from then on."""
+        mapping = self.mappings[self._namespace(number)]
+        mapping.blow(("__delitem__", "__setitem__", "__getitem__")[number // 4 % 3], number // 12 % 3, number // 36 % 2)
 
     # --- what happens to servers -------------------------------------------------------------------------------------
 
@@ -467,13 +672,63 @@ class Replica:
         self.is_log_intact = False
         self.network.primary.logs[self._namespace(number)].epoch = None
 
+    def move_head(self, number: int) -> None:
+        """A foreign hand counts the head up or down."""
+        self.is_log_intact = False
+        log = self.network.primary.logs[self._namespace(number)]
+        if log.epoch is not None:
+            log.sequence = max(0, log.sequence + (-1, -2, -3, 1, 3)[number // 4 % 5])
+
+    def replace_log(self, number: int) -> None:
+        """A foreign hand puts a value of another type in the place of the log, or deletes it."""
+        self.is_log_intact = False
+        log = self.network.primary.logs[self._namespace(number)]
+        log.entries, log.is_other_type = [], bool(number // 4 % 3)
+
+    def hide_identity(self, number: int) -> None:
+        """The servers no longer tell this user who they are; or they do again."""
+        self.is_log_intact = False
+        self.network.is_identity_hidden = not self.network.is_identity_hidden
+
+    def freeze(self, number: int) -> None:
+        """The primary freezes while publishers send to it, and another one is promoted."""
+        self.is_log_intact = False
+        if not any(server.is_frozen for server in self.network.servers):
+            for place in range(number % 4):
+                namespace, target = self._namespace(number), self._target(number + 4 * place)
+                invalidation = invalidation_of([target], namespace=namespace)
+                self.network.append_later(namespace, _receipt_of(invalidation), encode_tails(invalidation))
+            frozen = self.network.primary
+            self.network.freeze(lost_count=number // 4 % 2)
+            if number // 8 % 2:
+                for link in list(frozen.links):
+                    link.lose("the server is frozen")
+                self.loop.turn()
+
+    def thaw(self, number: int) -> None:
+        """The frozen server goes on, as a primary of its own history, and carries out what it was sent."""
+        self.network.thaw()
+        for _ in range(number % 8):
+            self.stray(0)
+        if number % 2:
+            self.carry(number // 8)
+
+    def carry(self, number: int) -> None:
+        """Some of what the thawed server has published comes over the bus of the cluster."""
+        for _ in range(1 + number % 3):
+            self.network.carry(number // 4)
+
+    def demote(self, number: int) -> None:
+        """The thawed server learns that it was replaced."""
+        self.network.demote()
+
     def trim(self, number: int) -> None:
         self.is_log_intact = False
         log = self.network.primary.logs[self._namespace(number)]
         log.entries = log.entries[len(log.entries) - number // 4 % 3 :]
 
     def scribble(self, number: int) -> None:
-        """Somebody writes to the log what is not a frame."""
+        """A foreign hand writes to the log what is not a frame."""
         self.is_log_intact = False
         log = self.network.primary.logs[self._namespace(number)]
         newest = log.entries[-1][0] if log.entries else 0
@@ -533,63 +788,100 @@ class Replica:
     def move(self, number: int) -> None:
         """The address leads to another server: those who are connected stay where they are."""
         self.is_log_intact = False
-        self.network.addressed = self.network.servers[number % len(self.network.servers)]
+        servers = self.network.addressable
+        self.network.addressed = servers[number % len(servers)]
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def heal(self) -> None:
-        """No more faults: everything that is sent arrives, and time passes until coherence has been proven anew."""
+        """No more faults: everything that is sent arrives, and time passes until coherence has been proven anew.
+
+        A slow link stays slow.
+        """
         self.network.is_refusing = False
-        self.network.addressed = self.network.primary
-        self.network.replicate()
+        for mapping in self.mappings.values():
+            mapping.mend()
+        self.network.thaw()
         while self.network.strays:
             self.stray(0)
+        while self.network.bus:
+            self.network.carry(0)
+        self.network.addressed = self.network.primary
+        self.network.replicate()
         heal_at, echoes = self.clock.now, self.subscriber.stats().echoes
+        heal_seconds = 30 if self.network.bytes_per_second is None else 300
         while self.subscriber.state != "coherent" or self.subscriber.stats().echoes < echoes + 2:
             self.exchange(15)
             self.check_reads()
-            if self.clock.now > heal_at + 30:
-                raise PromiseBroken(f"expected to be coherent 30 s after the last fault, got {self.subscriber.state}")
+            if self.clock.now > heal_at + heal_seconds:
+                raise PromiseBroken(
+                    f"expected to be coherent {heal_seconds} s after the last fault, got {self.subscriber.state}"
+                )
             self.clock.now = max(self.clock.now, min(self.loop.next_timer() or 0.0, self.clock.now + 1))
 
     def check_healed(self) -> None:
-        for namespace, cache in self.caches.items():
+        for namespace, caches in self.caches.items():
             head = self.network.primary.logs[namespace].head
-            position = self.subscriber.position(namespace)
-            if position != head:
-                raise PromiseBroken(f"expected the position {head} at last, got {position}")
-            for key in TAGS_OF_KEY:
-                if (version := cache.get(key)) is not None:
-                    self.oracles[namespace].check(key, version, max_staleness_seconds=0)
-            self._check_story(namespace, cache.story, head)
-            clears = [event for event in cache.story if isinstance(event, Cleared)]
-            if self.is_log_intact and len(clears) > 1:
-                raise PromiseBroken(f"expected no clear while the log was whole, got {clears}")
+            sequencer = self.subscriber.sequencers[namespace]
+            proven = sequencer.proven
+            if not sequencer.position == head == (proven and proven.position):
+                raise PromiseBroken(f"expected the position {head} at last, got {sequencer.position}, proven {proven}")
+            for cache in caches:
+                for key in TAGS_OF_KEY:
+                    if (version := cache.get(key)) is not None:
+                        self.oracles[namespace].check(key, version, max_staleness_seconds=0)
+                self._check_applied(namespace, cache)
+                clears = [reason for reason in cache.reasons if reason != "invalidation"]
+                if self.is_log_intact and len(clears) > 1:
+                    raise PromiseBroken(f"expected no clear while the log was whole, got {clears}")
 
-    def _check_story(self, namespace: str, story: list[Position | Cleared], head: tuple[str, int] | None) -> None:
-        """Everything that was logged after the last clear has been applied once, in order; but for what it had said
-        itself, and for what was posted, which need not have been applied again."""
-        last = max((place for place, event in enumerate(story) if isinstance(event, Cleared)), default=0)
-        cleared = story[last]
-        assert isinstance(cleared, Cleared)
-        if head is None:
-            return
-        epoch, sequence = head
-        since = cleared.at.sequence if cleared.at.epoch == epoch else 0
-        expected = range(since + 1, sequence + 1)
-        # The last one of each: a server that had lost its tail gives out sequences again.
-        ids = {each.sequence: each.id for each in self.accepted if (each.namespace, each.epoch) == (namespace, epoch)}
-        own = {sequence for sequence, id in ids.items() if id not in self.ids_of_others}
-        posted = {sequence for sequence, id in ids.items() if id in self.posted_ids}
-        applied = [event.sequence for event in story[last:] if isinstance(event, Position) and event.epoch == epoch]
-        got = [each for each in applied if each > since]
-        if got != [each for each in expected if each not in own and (each not in posted or each in got)]:
-            raise PromiseBroken(f"expected {list(expected)} but for {own} to be applied after {cleared}, got {got}")
+    def _check_applied(self, namespace: str, cache: WatchedCache) -> None:
+        """Everything that was accepted has been applied or cleared since; but for what the replica has said itself."""
+        for accepted_at, logged_namespace, accepted in self.logged:
+            applied_at = cache.applied_at.get((accepted.id, targets_of(accepted)), 0)
+            if (
+                logged_namespace == namespace
+                and accepted.source != REPLICA_ID
+                and max(applied_at, cache.cleared_at) <= accepted_at
+            ):
+                raise PromiseBroken(f"expected {accepted} to be applied in {namespace} since it was logged, it was not")
+
+    def check_served(self) -> None:
+        """A replica that has been healed serves what is loaded now."""
+        self.fill_all()
+        hits = self.check_reads()
+        expected = sum(len(caches) for caches in self.caches.values()) * len(TAGS_OF_KEY)
+        if hits != expected:
+            raise PromiseBroken(f"expected {expected} reads to be served after the faults, got {hits}")
+
+
+def _target_of(invalidation: Invalidation) -> Target:
+    """Return the target of an invalidation that has one."""
+    if invalidation.keys:
+        return Keys(*invalidation.keys)
+    if invalidation.tags:
+        return Tags(*invalidation.tags)
+    return Prefixes(*invalidation.prefixes) if invalidation.prefixes else Everything()
+
+
+def _receipt_of(invalidation: Invalidation) -> str:
+    """Return where the log keeps the receipt: an id is scoped to its source."""
+    return f"{invalidation.source}:{invalidation.id}"
 
 
 # --- schedules -------------------------------------------------------------------------------------------------------
 
-ALWAYS = {"publish": 4, "exchange": 4, "step": 4, "tick": 4, "fill": 6, "deliver": 3, "serve": 3, "turn": 2}
+ALWAYS = {
+    "publish": 4,
+    "exchange": 4,
+    "step": 4,
+    "tick": 4,
+    "fill": 6,
+    "deliver": 3,
+    "serve": 3,
+    "turn": 2,
+    "recover": 4,
+}
 HARMLESS = (
     "begin",
     "store",
@@ -598,21 +890,29 @@ HARMLESS = (
     "answer_late",
     "stray",
     "publish_many",
+    "publish_large",
     "publish_own",
+    "publish_with_own_id",
     "publish_unsequenced",
     "post",
     "post_first",
+    "post_in_advance",
     "drop",
     "duplicate",
     "cut",
     "black_hole",
     "refuse",
 )
+FORGERIES = ("forge", "forge_next", "forge_ahead", "forge_copy", "forge_altered", "forge_own")
+SECOND_PRIMARY = ("freeze", "thaw", "carry", "demote")
 FAULTS = (
     "flush",
     "lose_head",
     "trim",
     "scribble",
+    "move_head",
+    "replace_log",
+    "hide_identity",
     "restart",
     "fail_over",
     "fail_back",
@@ -621,27 +921,48 @@ FAULTS = (
     "replicate",
     "part",
     "move",
+    "publish_older",
     "publish_garbage",
-    "forge",
-    "forge_ahead",
+    "slow_down",
+    "break_mapping",
+    *FORGERIES,
+)
+OPERATIONS = (*ALWAYS, *HARMLESS, *FAULTS, *SECOND_PRIMARY)
+# What the protocol assumes never to meet: see above.
+APART: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("drop", (*FORGERIES, *SECOND_PRIMARY, "duplicate", "move_head")),
+    ("hide_identity", ("fail_back", "promote")),
 )
 
 
-def schedule_of(seed: int, length: int = 40) -> Schedule:
-    """Draw a schedule. Each has operations of few kinds, so that they meet each other more often."""
+def schedule_of(seed: int, length: int = 40, focus: Sequence[str] = ()) -> Schedule:
+    """Draw a schedule. Each has operations of few kinds, so that they meet each other more often.
+
+    `focus` names operations that it has in any case.
+    """
     choice = random.Random(seed)
     weights = dict(ALWAYS)
     for name in choice.sample(HARMLESS, choice.randint(1, 7)):
         weights[name] = 3
     for name in choice.sample(FAULTS, choice.choice((0, 0, 1, 2, 3, 5))):
         weights[name] = 2
+    if choice.random() < 0.15:
+        weights.update(dict.fromkeys(SECOND_PRIMARY, 2))
+    weights.update(dict.fromkeys(focus, 3))
+    for name, others in APART:
+        if name in weights:
+            apart = [other for other in others if other in weights]
+            for left_out in apart if name in focus or not apart or choice.random() < 0.5 else [name]:
+                weights.pop(left_out, None)
     names = choice.choices(list(weights), list(weights.values()), k=choice.randint(length // 2, length))
-    return [(name, choice.randrange(240)) for name in names]
+    return [(name, choice.randrange(5_040)) for name in names]
 
 
-def run(schedule: Schedule) -> None:
-    """Run one schedule on a new replica. Raises: PromiseBroken."""
-    Replica().run(schedule)
+def run(schedule: Schedule) -> Counter[str]:
+    """Run one schedule on a new replica; return the hits after each kind of operation. Raises: PromiseBroken."""
+    replica = Replica()
+    replica.run(schedule)
+    return replica.hits_after
 
 
 def shrunk(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:

@@ -34,7 +34,10 @@ def audit(
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
-    """Sample invalidations, and ask every replica whether it keeps to them. 1: one does not, or none is there."""
+    """Sample invalidations, and ask every replica whether it keeps to them.
+
+    The exit code is 1 when one does not, and when it was never known that every replica was asked.
+    """
     source = None if source_url is None else _source_at(source_url, namespace)
     stats, findings = asyncio.run(
         _audited(redis_url, namespace, seconds, sample, within, source=source, timeout_seconds=timeout_seconds)
@@ -99,7 +102,7 @@ def _print_text(stats: "AuditStats", findings: "tuple[Inconsistency, ...]", seco
     for finding in findings:
         print(printable(f"  ✗ {finding}"))
     if stats.unasked:
-        print(f"  not asked: {stats.unasked}, when no replica was there")
+        print(f"  not asked: {stats.unasked}, when no replica was there or the registry may not have listed every one")
     if stats.undecided:
         print(f"  undecided: {stats.undecided}, of keys that were invalidated all the time")
 

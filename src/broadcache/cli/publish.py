@@ -43,8 +43,9 @@ def publish(
 ) -> None:
     """Tell every replica to drop entries. Done (0) means that Redis has logged it; otherwise the exit code is 1.
 
-    With --confirm, done means besides that every replica that is there has applied it; with --dry-run, that every one
-    of them has answered, and nothing is dropped.
+    With --confirm, done also means that every replica that is there has applied it. Where the registry may not list
+    every replica, because it is new or was lost, the exit code is 1. With --dry-run, done means that every registered
+    replica has answered; nothing is dropped.
     """
     targets = _targets(key or [], tag or [], prefix or [], everything=everything)
     if not targets:
@@ -117,6 +118,8 @@ def _print_preview(preview: "Preview", *, json: bool) -> None:
     for replica in preview.missing:
         print(f"  {printable(replica)}  no answer in time, or of a version that gives none")
     about = "about " if preview.is_estimate else ""
+    if preview.doubt is not None:
+        print(f"  there may be other replicas: {printable(preview.doubt)}")
     print(f"nothing was dropped: {preview.replicas} replicas, {about}{preview.entries} entries")
 
 
@@ -153,6 +156,7 @@ def _as_json(receipt: "Receipt") -> str:
             "expected": confirmation.expected,
             "confirmed": confirmation.confirmed,
             "missing": confirmation.missing,
+            "doubt": confirmation.doubt,
             "replicas": msgspec.to_builtins(confirmation.replicas),
         }
     return json.dumps(answer)
@@ -177,5 +181,10 @@ def _print_confirmation(confirmation: Confirmation) -> None:
         else:
             line.append("  missing: it may serve what it was told to drop, up to its bound")
         console.print(line, soft_wrap=True)
+    if confirmation.doubt is not None:
+        console.print(
+            Text(f"  ? there may be other replicas: {printable(confirmation.doubt)}", "yellow"), soft_wrap=True
+        )
     missing, expected = len(confirmation.missing), len(confirmation.expected)
-    print(f"confirmed by {expected - missing} of {expected} replicas" if expected else "no replica is registered")
+    verdict = f"confirmed by {expected - missing} of {expected} replicas" if expected else "no replica is registered"
+    print(verdict if confirmation.doubt is None else f"{verdict}; there may be others")
