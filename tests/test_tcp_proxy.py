@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -146,12 +147,39 @@ async def test_a_black_hole_is_silent_and_heals_by_dropping_what_lost_bytes(
     assert await another.call(b"after") == b"after"
 
 
+async def test_a_cut_does_not_wait_for_the_end_of_a_black_hole(proxy: TcpProxy, caller: Caller, dial: Dial) -> None:
+    assert await caller.call(b"before") == b"before"
+    proxy.black_hole()
+    caller.send(b"lost")
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await proxy.has_discarded(len(b"lost"))
+        await proxy.cut()
+    assert await caller.is_dropped()
+    proxy.heal()
+    another = await dial()
+    assert await another.call(b"after") == b"after"
+
+
 async def test_a_stall_delivers_late(proxy: TcpProxy, caller: Caller, echo_port: int) -> None:
     proxy.stall()
     caller.send(b"late")
     assert await caller.has_heard_nothing(echo_port)
     proxy.heal()
     assert await caller.hear() == b"late"
+
+
+async def test_a_slow_link_delivers_everything_at_its_pace(echo_port: int, callers: list[Caller]) -> None:
+    sent, bytes_per_second = b"x" * 30_000, 100_000
+    async with TcpProxy("127.0.0.1", echo_port, bytes_per_second=bytes_per_second) as proxy:
+        callers.append(await Caller.dial(proxy.port))
+        began = time.monotonic()
+        callers[0].send(sent)
+        received = b""
+        while len(received) < len(sent):
+            received += await callers[0].hear()
+        # The last chunk is paid for after it was delivered.
+        assert time.monotonic() - began >= 0.9 * len(sent) / bytes_per_second
+    assert received == sent
 
 
 async def test_a_server_that_is_away_ends_the_connection(callers: list[Caller]) -> None:

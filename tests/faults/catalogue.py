@@ -7,14 +7,16 @@ import asyncio
 import itertools
 import random
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
+from tests.faults import failovers, foreign
+from tests.faults.fault import BOTH, NAIVE, SOME_WRITES, Fault, Inject
 from tests.faults.ledger import NAMESPACE
 from tests.faults.messages import Command
-from tests.faults.stage import PATIENCE_SECONDS, POLL_SECONDS, Stage, StageSettings
+from tests.faults.stage import PATIENCE_SECONDS, POLL_SECONDS, OneServerStage, StageSettings
 from tests.support.tcp_proxy import Directions
 
 from broadcache.publisher import Publisher
@@ -24,44 +26,38 @@ from broadcache.shared.invalidation import Keys
 from broadcache.shared.link import Link, RedisAddress, Refused
 from broadcache.shared.log import names_of
 
-SOME_WRITES: Final = 20
 KILLS: Final = 5
 HOUR_SECONDS: Final = 3_600
 FILLER_BYTES: Final = 2_000
-
-Inject = Callable[[Stage], Awaitable[None]]
-Breaks = frozenset[Literal["naive", "clearing"]]
-
-
-class Fault(NamedTuple):
-    """`breaks`: the controls that must break the promise under it; the others may, or cannot be made to for certain."""
-
-    name: str
-    inject: Inject
-    breaks: Breaks = frozenset()
-    settings: StageSettings = StageSettings()
-
+SLOW_LINK_BYTES_PER_SECOND: Final = 1_000_000
+# 4 MB in all, each frame near to the limit of 64 KiB.
+LARGE_FRAMES, LARGE_KEYS, LARGE_KEY_BYTES = 64, 60, 1_000
 
 # --- the link --------------------------------------------------------------------------------------------------------
 
 
-async def nothing(stage: Stage) -> None:
+async def nothing(stage: OneServerStage) -> None:
     await stage.writes(SOME_WRITES)
 
 
-async def client_kill(stage: Stage) -> None:
+async def raising_mapping(stage: OneServerStage) -> None:
+    """Nothing but writes: the fault is within the replica."""
+    await stage.writes(5 * SOME_WRITES)
+
+
+async def client_kill(stage: OneServerStage) -> None:
     for _ in range(KILLS):
         await stage.writer.ask(Command("kill_and_write", SOME_WRITES))
         await stage.writes(SOME_WRITES // 2)
 
 
-async def cut(stage: Stage) -> None:
+async def cut(stage: OneServerStage) -> None:
     await stage.cut_off()
     await stage.writes(SOME_WRITES)
 
 
 def black_hole(directions: Directions) -> Inject:
-    async def inject(stage: Stage) -> None:
+    async def inject(stage: OneServerStage) -> None:
         stage.front.black_hole(directions)
         await stage.writes(SOME_WRITES)
         await stage.outlast_bound()
@@ -69,13 +65,13 @@ def black_hole(directions: Directions) -> Inject:
     return inject
 
 
-async def delay(stage: Stage) -> None:
+async def delay(stage: OneServerStage) -> None:
     stage.front.stall("to_client")
     await stage.writes(SOME_WRITES)
     await stage.outlast_bound()
 
 
-async def buffer_overflow(stage: Stage) -> None:
+async def buffer_overflow(stage: OneServerStage) -> None:
     """Nobody reads, so the server's buffer fills up, and it kills the subscriptions."""
     await stage.admin(("CONFIG", "SET", "client-output-buffer-limit", "pubsub 32kb 16kb 1"))
     stage.front.stall("to_client")
@@ -89,13 +85,13 @@ async def buffer_overflow(stage: Stage) -> None:
 # --- the processes ---------------------------------------------------------------------------------------------------
 
 
-async def server_stopped(stage: Stage) -> None:
+async def server_stopped(stage: OneServerStage) -> None:
     stage.server.pause()
     await stage.outlast_bound()
     stage.server.resume()
 
 
-async def replica_stopped(stage: Stage) -> None:
+async def replica_stopped(stage: OneServerStage) -> None:
     replicas = stage.replicas.values()
     for replica in replicas:
         replica.freeze()
@@ -105,13 +101,13 @@ async def replica_stopped(stage: Stage) -> None:
         replica.wake()
 
 
-async def publisher_stopped(stage: Stage) -> None:
+async def publisher_stopped(stage: OneServerStage) -> None:
     stage.writer.freeze()
     await stage.outlast_bound()
     stage.writer.wake()
 
 
-async def loop_blocked(stage: Stage) -> None:
+async def loop_blocked(stage: OneServerStage) -> None:
     command = Command("block", stage.bound_seconds + 0.5)
     await asyncio.gather(*(replica.ask(command) for replica in stage.replicas.values()))
     await stage.writes(SOME_WRITES)
@@ -119,7 +115,7 @@ async def loop_blocked(stage: Stage) -> None:
 
 
 def wall_clock(seconds: float) -> Inject:
-    async def inject(stage: Stage) -> None:
+    async def inject(stage: OneServerStage) -> None:
         for amount in (seconds, 0):
             for replica in stage.replicas.values():
                 await replica.ask(Command("wall", amount))
@@ -132,14 +128,16 @@ def wall_clock(seconds: float) -> Inject:
 # --- the server and its memory ---------------------------------------------------------------------------------------
 
 
-async def server_killed(stage: Stage) -> None:
+async def server_killed(stage: OneServerStage) -> None:
     await asyncio.to_thread(stage.server.kill)
     await asyncio.to_thread(stage.server.restart)
 
 
-async def tail_lost(stage: Stage) -> None:
+async def tail_lost(stage: OneServerStage) -> None:
     """Killed and restarted with an append-only file that lacks the last writes: the sequences are given out again."""
-    folder = Path(await _config(stage, "dir")) / "appendonlydir"
+    directory = Path(await _config(stage, "dir"))
+    # Redis 6.2 has one file.
+    folder = next(each for name in ("appendonlydir", "appendonly.aof") if (each := directory / name).exists())
     kept = folder.with_name("kept")
     await asyncio.to_thread(_copy, folder, kept)
     await stage.writes(SOME_WRITES)
@@ -150,12 +148,12 @@ async def tail_lost(stage: Stage) -> None:
     await _catch_up_with_lost_sequences(stage)
 
 
-async def _catch_up_with_lost_sequences(stage: Stage) -> None:
+async def _catch_up_with_lost_sequences(stage: OneServerStage) -> None:
     """Let the head pass the position of the replicas: who compares no more than numbers believes to have missed few."""
     await stage.writes(3 * SOME_WRITES)
 
 
-async def _config(stage: Stage, name: str) -> str:
+async def _config(stage: OneServerStage, name: str) -> str:
     [answer] = await stage.admin(("CONFIG", "GET", name))
     value = answer[name.encode()]
     assert isinstance(value, bytes)
@@ -163,11 +161,24 @@ async def _config(stage: Stage, name: str) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
+    if source.is_file():
+        shutil.copyfile(source, target)
+        return
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
 
 
-async def promoted(stage: Stage) -> None:
+async def backlog_on_slow_link(stage: OneServerStage) -> None:
+    """What was missed is large, and takes longer over this link than an echo may."""
+    await stage.cut_off()
+    async with Publisher(stage.server.url) as publisher:
+        for number in range(LARGE_FRAMES):
+            keys = (f"{number}:{each}:".ljust(LARGE_KEY_BYTES, "x") for each in range(LARGE_KEYS))
+            await publisher.publish(Keys(*keys), namespace=NAMESPACE)
+    await stage.writes(SOME_WRITES)
+
+
+async def promoted(stage: OneServerStage) -> None:
     """A copy that has not seen the last accepted writes becomes the primary, and gives out their sequences again."""
     copy = stage.new_server()
     await asyncio.to_thread(copy.start)
@@ -185,7 +196,7 @@ async def promoted(stage: Stage) -> None:
     await _catch_up_with_lost_sequences(stage)
 
 
-async def _become_copy(stage: Stage, copy: EmbeddedServer) -> None:
+async def _become_copy(stage: OneServerStage, copy: EmbeddedServer) -> None:
     await stage.admin(("CONFIG", "SET", "repl-diskless-sync-delay", 0))
     await _call(copy, "REPLICAOF", "127.0.0.1", stage.server.port)
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -205,29 +216,29 @@ async def _call(server: EmbeddedServer, *command: str | int) -> bytes:
 def while_cut_off(inject: Inject) -> Inject:
     """Nobody hears what is published, and then it cannot be read in the log either."""
 
-    async def both(stage: Stage) -> None:
+    async def both(stage: OneServerStage) -> None:
         await cut(stage)
         await inject(stage)
 
     return both
 
 
-async def flushall(stage: Stage) -> None:
+async def flushall(stage: OneServerStage) -> None:
     await stage.admin(("FLUSHALL",))
     await stage.writes(SOME_WRITES)
 
 
-async def log_deleted(stage: Stage) -> None:
+async def log_deleted(stage: OneServerStage) -> None:
     await stage.admin(("DEL", names_of(NAMESPACE).log))
     await stage.writes(SOME_WRITES)
 
 
-async def log_trimmed(stage: Stage) -> None:
+async def log_trimmed(stage: OneServerStage) -> None:
     await stage.writes(SOME_WRITES)
     await stage.admin(("XTRIM", names_of(NAMESPACE).log, "MAXLEN", "=", 5))
 
 
-async def log_evicted(stage: Stage) -> None:
+async def log_evicted(stage: OneServerStage) -> None:
     """Memory runs out, and the server throws away something: in the end the log, or its head, or both.
 
     At random, because by age it would spare them for long: every change uses both.
@@ -248,7 +259,7 @@ async def log_evicted(stage: Stage) -> None:
     await stage.writes(SOME_WRITES)
 
 
-async def _used_memory_bytes(stage: Stage) -> int:
+async def _used_memory_bytes(stage: OneServerStage) -> int:
     [info] = await stage.admin(("INFO", "memory"))
     assert isinstance(info, bytes)
     return int(info.partition(b"used_memory:")[2].split()[0])
@@ -256,37 +267,50 @@ async def _used_memory_bytes(stage: Stage) -> int:
 
 # --- all of them -----------------------------------------------------------------------------------------------------
 
-_BOTH: Final[Breaks] = frozenset({"naive", "clearing"})
-_NAIVE: Final[Breaks] = frozenset({"naive"})
 
-FAULTS: Final = {
-    fault.name: fault
-    for fault in (
+def _on_one_server() -> Iterator[Fault]:
+    yield from (
         Fault("nothing", nothing),
-        Fault("slow loads", nothing, _BOTH, StageSettings(has_slow_loads=True)),
-        Fault("client kill", client_kill, _NAIVE),
-        Fault("cut", cut, _NAIVE),
-        Fault("black hole", black_hole("both"), _BOTH),
-        Fault("black hole to client", black_hole("to_client"), _BOTH),
+        Fault("slow loads", nothing, BOTH, StageSettings(has_slow_loads=True)),
+        Fault("client kill", client_kill, NAIVE),
+        Fault("cut", cut, NAIVE),
+        Fault("black hole", black_hole("both"), BOTH),
+        Fault("black hole to client", black_hole("to_client"), BOTH),
         Fault("black hole to server", black_hole("to_server")),
-        Fault("delay", delay, _BOTH),
-        Fault("buffer overflow", buffer_overflow, _NAIVE),
+        Fault("delay", delay, BOTH),
+        Fault("buffer overflow", buffer_overflow, NAIVE),
         Fault("server stopped", server_stopped),
         Fault("replica stopped", replica_stopped),
         Fault("publisher stopped", publisher_stopped),
-        Fault("loop blocked", loop_blocked, _BOTH),
+        Fault("loop blocked", loop_blocked, BOTH),
         Fault("wall clock +1 h", wall_clock(HOUR_SECONDS)),
         Fault("wall clock -1 h", wall_clock(-HOUR_SECONDS)),
         Fault("server killed", server_killed),
-        Fault("tail lost", tail_lost, _NAIVE, StageSettings(is_persistent=True)),
-        Fault("promoted", promoted, _NAIVE),
+        Fault("tail lost", tail_lost, NAIVE, StageSettings(is_persistent=True)),
+        Fault("promoted", promoted, NAIVE),
         Fault("flushall", flushall),
-        Fault("flushall while cut off", while_cut_off(flushall), _NAIVE),
-        Fault("log deleted", while_cut_off(log_deleted), _NAIVE),
-        Fault("log trimmed", while_cut_off(log_trimmed), _NAIVE),
-        Fault("log evicted", while_cut_off(log_evicted), _NAIVE),
+        Fault("flushall while cut off", while_cut_off(flushall), NAIVE),
+        Fault("log deleted", while_cut_off(log_deleted), NAIVE),
+        Fault("log trimmed", while_cut_off(log_trimmed), NAIVE),
+        Fault("log evicted", while_cut_off(log_evicted), NAIVE),
+        Fault(
+            "backlog on a slow link",
+            backlog_on_slow_link,
+            NAIVE,
+            StageSettings(link_bytes_per_second=SLOW_LINK_BYTES_PER_SECOND),
+        ),
+        Fault("raising mapping", raising_mapping, settings=StageSettings(has_raising_mapping=True)),
+        Fault("tail lost without identity", tail_lost, NAIVE, StageSettings(is_persistent=True, hides_identity=True)),
     )
-}
+    for server in ("redis", "redis-6.2"):
+        yield Fault("cut", cut, NAIVE, StageSettings(server=server))
+        yield Fault("black hole", black_hole("both"), BOTH, StageSettings(server=server))
+        yield Fault("tail lost", tail_lost, NAIVE, StageSettings(server=server, is_persistent=True))
+        yield Fault("promoted", promoted, NAIVE, StageSettings(server=server))
+        yield Fault("log trimmed", while_cut_off(log_trimmed), NAIVE, StageSettings(server=server))
+
+
+FAULTS: Final = {fault.key: fault for fault in (*_on_one_server(), *foreign.FAULTS, *failovers.FAULTS)}
 
 # One of each group at a time: the faults of one group would undo each other.
 _LINK: Final = ("nothing", "client kill", "cut", "black hole", "black hole to client", "black hole to server", "delay")
@@ -302,7 +326,7 @@ def combination(chance: random.Random) -> tuple[str, Inject]:
     injects = [*(FAULTS[name].inject for name in names), log_fault]
     pauses_seconds = [chance.uniform(0, 1.5) for _ in injects]
 
-    async def inject(stage: Stage) -> None:
+    async def inject(stage: OneServerStage) -> None:
         async with asyncio.TaskGroup() as tasks:
             for each, seconds in zip(injects, pauses_seconds, strict=True):
                 tasks.create_task(_later(each, stage, seconds))
@@ -315,7 +339,7 @@ def combination(chance: random.Random) -> tuple[str, Inject]:
     return ", ".join(described), inject
 
 
-async def _later(inject: Inject, stage: Stage, seconds: float) -> None:
+async def _later(inject: Inject, stage: OneServerStage, seconds: float) -> None:
     await asyncio.sleep(seconds)
     # One fault may be in the other's way: a server that is away cannot lose its log. That is no failure of ours.
     with suppress(BroadcacheError, Refused, TimeoutError):

@@ -23,6 +23,12 @@ On which side it errs
 - A value loaded after step 1 and before step 3 is the new version already. One loaded before step 1 is the old one.
 - What a loader has just returned is not judged, as it was not served from the cache; as soon as it is, it is.
 
+Confirmations are judged too
+----------------------------
+A confirmation that is complete says that every replica has applied the invalidation. So whatever the bound is, no
+replica may serve version n after a publish of its invalidation has returned with a complete confirmation. That time is
+noted as `confirmed_at` of version n.
+
 All times are CLOCK_MONOTONIC, which on Linux is one clock for all processes. It is not the clock that broadcache reads
 (CLOCK_BOOTTIME there); the two differ only by the time a machine was suspended.
 """
@@ -36,14 +42,16 @@ NAMESPACE: Final = "products"
 KEYS: Final = 600
 VERSIONS_MAX: Final = 4_096
 _NUMBER_BYTES: Final = 8
-_SIZE_BYTES: Final = (1 + KEYS + KEYS * VERSIONS_MAX) * _NUMBER_BYTES
+_VERSIONS: Final = KEYS * VERSIONS_MAX
+_SIZE_BYTES: Final = (1 + KEYS + 2 * _VERSIONS) * _NUMBER_BYTES
 
 
 class Ledger:
     """One file, mapped by the writer, which alone changes it, and by each replica.
 
     Shape: a *version* is unique over all keys: `key number * VERSIONS_MAX + n`. `source[key number]` is the current
-           version of a key; `superseded_at[version]` is when the next one was accepted, inf until then.
+           version of a key; `superseded_at[version]` is when the next one was accepted, inf until then, and
+           `confirmed_at[version]` is when all replicas were said to have applied that, inf unless they were.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,9 +59,11 @@ class Ledger:
             # Numbers are eight bytes at multiples of eight: each is read and written in one go.
             numbers = memoryview(mmap.mmap(file.fileno(), _SIZE_BYTES))
         first, second = _NUMBER_BYTES, (1 + KEYS) * _NUMBER_BYTES
+        third = second + _VERSIONS * _NUMBER_BYTES
         self._accepted: Final = numbers[:first].cast("q")
         self.source: Final = numbers[first:second].cast("q")
-        self.superseded_at: Final = numbers[second:].cast("d")
+        self.superseded_at: Final = numbers[second:third].cast("d")
+        self.confirmed_at: Final = numbers[third:].cast("d")
 
     @classmethod
     def create(cls, path: Path) -> Self:
@@ -78,13 +88,15 @@ class Ledger:
         self._put(number, version + 1)
         return version
 
-    def accept(self, version: int) -> None:
-        """Note that the invalidation of what came before has been accepted: its publish has returned."""
-        self.superseded_at[version] = time.monotonic()
+    def accept(self, version: int, *, is_confirmed: bool = False) -> None:
+        """Note that the publish has returned which invalidates this version, and whether all replicas confirmed it."""
+        self.superseded_at[version] = now = time.monotonic()
+        if is_confirmed:
+            self.confirmed_at[version] = now
         self._accepted[0] += 1
 
     def _put(self, number: int, version: int) -> None:
-        self.superseded_at[version] = float("inf")
+        self.superseded_at[version] = self.confirmed_at[version] = float("inf")
         self.source[number] = version
 
 
@@ -96,3 +108,8 @@ def key_of(number: int) -> str:
 def tag_of(number: int) -> str:
     """The tag that this key alone carries."""
     return f"page:{number:04d}"
+
+
+def change_id_of(version: int) -> str:
+    """The id of the invalidation that supersedes this version: a forger can foresee it."""
+    return f"change-{version}"

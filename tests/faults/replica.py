@@ -5,7 +5,7 @@ import contextlib
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol
@@ -13,11 +13,13 @@ from typing import Final, Protocol
 import msgspec
 from cachetools import TTLCache
 from tests.faults.child_side import answer
-from tests.faults.ledger import KEYS, NAMESPACE, Ledger, key_of, tag_of
+from tests.faults.ledger import KEYS, NAMESPACE, Ledger, change_id_of, key_of, tag_of
 from tests.faults.messages import BrokenRead, Command, ReplicaSettings, Report
 from tests.faults.naive import listening
+from tests.faults.raising import MappingBroke, RaisingTTLCache
 
-from broadcache.shared.log import names_of
+from broadcache.shared.invalidation import Keys
+from broadcache.shared.names import names_of
 from broadcache.subscriber import LocalCache, Subscriber
 
 TTL_SECONDS: Final = 3_600
@@ -25,6 +27,7 @@ TTL_SECONDS: Final = 3_600
 PAUSE_SECONDS: Final = 0.002
 LOADS_MAX: Final = 32
 BROKEN_KEPT_MAX: Final = 20
+CONNECT_TIMEOUT_SECONDS: Final = 2.0
 
 
 class Subject(Protocol):
@@ -37,6 +40,10 @@ class Subject(Protocol):
 
     async def load(self, number: int, from_source: Callable[[], int], seconds: float) -> None: ...
 
+    def post(self, body: bytes) -> None: ...
+
+    async def invalidate(self, key: str) -> None: ...
+
     def counted(self) -> Report: ...
 
 
@@ -47,6 +54,12 @@ class Ours:
         self.get: Callable[[str], int | None] = cache.get
         self._cache = cache
         self._subscriber = subscriber
+
+    def post(self, body: bytes) -> None:
+        self._subscriber.apply(body)
+
+    async def invalidate(self, key: str) -> None:
+        await self._subscriber.invalidate(Keys(key), namespace=NAMESPACE)
 
     @property
     def is_coherent(self) -> bool:
@@ -72,6 +85,30 @@ class Ours:
         )
 
 
+class OursThatRaises(Ours):
+    """The same over a mapping that raises at random. A read that raises has served nothing."""
+
+    def __init__(self, cache: LocalCache, subscriber: Subscriber) -> None:
+        super().__init__(cache, subscriber)
+        get = self.get
+
+        def get_or_nothing(key: str) -> int | None:
+            try:
+                return get(key)
+            except MappingBroke:
+                return None
+
+        self.get = get_or_nothing
+
+    async def load(self, number: int, from_source: Callable[[], int], seconds: float) -> None:
+        with contextlib.suppress(MappingBroke):
+            await super().load(number, from_source, seconds)
+
+    def counted(self) -> Report:
+        # What the subscriber has counted is the first cache's to report.
+        return Report(bypassed=self._cache.stats().bypassed)
+
+
 class Naive:
     """A TTLCache beside a PubSub. Its loads are stored whatever has happened since they began."""
 
@@ -86,6 +123,12 @@ class Naive:
         if seconds:
             await asyncio.sleep(seconds)
         self._cache[key_of(number)] = version
+
+    def post(self, body: bytes) -> None:
+        pass
+
+    async def invalidate(self, key: str) -> None:
+        pass
 
     def counted(self) -> Report:
         return Report()
@@ -105,7 +148,7 @@ class Reader:
         self._block_seconds = 0.0
         self._healed_at: float | None = None
         self._recovered_seconds = 0.0
-        self._checked = self._broken = 0
+        self._reads = self._checked = self._cached = self._broken = self._misconfirmed = 0
         self._longest_seconds = 0.0
         self._first_broken: list[BrokenRead] = []
 
@@ -135,10 +178,14 @@ class Reader:
             staleness_seconds = at - superseded_at[version]
             if staleness_seconds > 0:
                 self._judge(number, version, at, staleness_seconds)
+        self._reads += KEYS
         self._checked += served
+        self._cached = served
 
     def _judge(self, number: int, version: int, at: float, staleness_seconds: float) -> None:
         self._longest_seconds = max(self._longest_seconds, staleness_seconds)
+        if self._ledger.confirmed_at[version] < at:
+            self._misconfirmed += 1
         if staleness_seconds <= self._bound_seconds:
             return
         self._broken += 1
@@ -170,13 +217,27 @@ class Reader:
             self._block_seconds = command.amount
         elif command.do == "wall":
             _move_wall_clock(command.amount)
+        elif command.do == "post":
+            self._post(int(command.amount))
+        elif command.do == "invalidate":
+            for number in range(int(command.amount)):
+                await self._subject.invalidate(f"own:{number}")
         return self.report()
+
+    def _post(self, count: int) -> None:
+        """Post what names a key, with the id that the next change of this key will have, and without a time."""
+        for number in range(count):
+            id, key = change_id_of(self._ledger.source[number]), key_of(number)
+            self._subject.post(msgspec.json.encode({"v": 1, "id": id, "namespace": NAMESPACE, "keys": [key]}))
 
     def report(self) -> Report:
         """Return what was counted."""
         return msgspec.structs.replace(
             self._subject.counted(),
+            reads=self._reads,
             checked=self._checked,
+            cached=self._cached,
+            misconfirmed=self._misconfirmed,
             broken=self._broken,
             longest_seconds=self._longest_seconds,
             first_broken=self._first_broken,
@@ -201,51 +262,88 @@ def _move_wall_clock(seconds: float) -> None:
     time.time_ns = lambda: int((_wall_clock() + seconds) * 1e9)
 
 
-def _subject(settings: ReplicaSettings) -> AbstractAsyncContextManager[Subject]:
+def _subjects(settings: ReplicaSettings) -> AbstractAsyncContextManager[Sequence[Subject]]:
     return _ours(settings) if settings.kind == "ours" else _naive(settings)
 
 
 @asynccontextmanager
-async def _ours(settings: ReplicaSettings) -> AsyncIterator[Subject]:
+async def _ours(settings: ReplicaSettings) -> AsyncIterator[Sequence[Subject]]:
     bound_seconds = settings.bound_seconds
-    cache = LocalCache(TTLCache(maxsize=2 * KEYS, ttl=TTL_SECONDS), max_staleness_seconds=bound_seconds)
+    is_one_server = settings.url.startswith("redis://")
+    caches = [LocalCache(TTLCache(maxsize=2 * KEYS, ttl=TTL_SECONDS), max_staleness_seconds=bound_seconds)]
+    if settings.has_raising_mapping:
+        mapping = RaisingTTLCache(maxsize=2 * KEYS, ttl=TTL_SECONDS, chance=random.Random(settings.seed))
+        # The first one to be told of an invalidation, so that the healthy one suffers if one stops the other.
+        caches.insert(0, LocalCache(mapping, max_staleness_seconds=bound_seconds))
     subscriber = Subscriber(
         settings.url,
-        caches={NAMESPACE: cache},
+        caches={NAMESPACE: caches},
         echo_interval_seconds=bound_seconds * 0.15,
         echo_timeout_seconds=bound_seconds * 0.5,
-        connect_timeout_seconds=bound_seconds * 0.5,
+        # To find the primary among several, one that is frozen has to be waited for.
+        connect_timeout_seconds=bound_seconds * 0.5 if is_one_server else CONNECT_TIMEOUT_SECONDS,
         backoff_seconds_max=0.5,
     )
     async with subscriber:
-        yield Ours(cache, subscriber)
+        healthy = Ours(caches[-1], subscriber)
+        yield [healthy, OursThatRaises(caches[0], subscriber)] if settings.has_raising_mapping else [healthy]
 
 
 @asynccontextmanager
-async def _naive(settings: ReplicaSettings) -> AsyncIterator[Subject]:
+async def _naive(settings: ReplicaSettings) -> AsyncIterator[Sequence[Subject]]:
     cache: TTLCache[str, int] = TTLCache(maxsize=2 * KEYS, ttl=TTL_SECONDS)
     channel = names_of(NAMESPACE).channel
     clears = settings.kind == "clearing"
     async with listening(settings.url, channel, NAMESPACE, cache, clears_on_reconnect=clears):
-        yield Naive(cache)
+        yield [Naive(cache)]
+
+
+class Readers:
+    """One reader for each cache of this replica, which reports as one."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self._readers = readers
+
+    async def handle(self, command: Command) -> Report:
+        first, *others = [await reader.handle(command) for reader in self._readers]
+        for other in others:
+            first = _sum(first, other)
+        return first
+
+
+def _sum(one: Report, other: Report) -> Report:
+    """Both together. `cached` is of the first alone: a mapping that raises is never full."""
+    return msgspec.structs.replace(
+        one,
+        reads=one.reads + other.reads,
+        checked=one.checked + other.checked,
+        broken=one.broken + other.broken,
+        misconfirmed=one.misconfirmed + other.misconfirmed,
+        longest_seconds=max(one.longest_seconds, other.longest_seconds),
+        first_broken=one.first_broken + other.first_broken,
+        is_coherent=one.is_coherent and other.is_coherent,
+        recovered_seconds=max(one.recovered_seconds, other.recovered_seconds),
+        bypassed=one.bypassed + other.bypassed,
+    )
 
 
 async def _main(settings: ReplicaSettings) -> None:
     ledger = Ledger(Path(settings.ledger_path))
-    async with _subject(settings) as subject:
-        reader = Reader(subject, ledger, settings)
-        reading = asyncio.create_task(reader.read_for_ever())
-        answering = asyncio.create_task(answer(reader.handle))
+    async with _subjects(settings) as subjects:
+        readers = [Reader(subject, ledger, settings) for subject in subjects]
+        tasks = [asyncio.create_task(reader.read_for_ever()) for reader in readers]
+        tasks.append(asyncio.create_task(answer(Readers(readers).handle)))
         try:
-            done, _ = await asyncio.wait([reading, answering], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in (reading, answering):
+            for task in tasks:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(reading, answering)
-            await reader.close()
+                await asyncio.gather(*tasks)
+            for reader in readers:
+                await reader.close()
 
 
 if __name__ == "__main__":

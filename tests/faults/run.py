@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from tests.faults.catalogue import FAULTS, SOME_WRITES, Breaks, Fault, Inject, combination, nothing
-from tests.faults.messages import Command, Kind, Report
+from tests.faults.catalogue import FAULTS, combination, nothing
+from tests.faults.fault import SOME_WRITES, Breaks, Fault, Inject
+from tests.faults.messages import Kind, Report
 from tests.faults.stage import Stage, StageSettings
+from tests.faults.stages import stage_of
 
 COMBINATION: Final = "combination"
 NAMES: Final = (*FAULTS, COMBINATION)
@@ -15,9 +17,12 @@ CONTROLS: Final[tuple[Kind, ...]] = ("naive", "clearing")
 
 _HEADINGS: Final = (
     "fault",
+    "servers",
     "times",
     "reads",
+    "local",
     "broken",
+    "misconfirmed",
     "longest / bound, s",
     "recovery, s",
     "replayed",
@@ -33,6 +38,7 @@ class Row(NamedTuple):
     """What came of one fault. `has_recovered`: our replica became coherent again each time."""
 
     fault: Fault
+    server: str
     bound_seconds: float
     times: int
     has_recovered: bool
@@ -45,8 +51,9 @@ class Row(NamedTuple):
 
     @property
     def is_kept(self) -> bool:
-        """Whether our replica kept the promise, and came back."""
-        return self.ours.broken == 0 and self.ours.checked > 0 and self.has_recovered
+        """Whether our replica kept the promise, confirmed nothing that was not so, and came back."""
+        ours = self.ours
+        return ours.broken == ours.misconfirmed == 0 and ours.checked > 0 and self.has_recovered
 
     @property
     def is_proven(self) -> bool:
@@ -60,29 +67,29 @@ async def run(name: str, *, bound_seconds: float, seed: int, seconds: float = 0.
     fault = FAULTS.get(name) or Fault(COMBINATION, nothing, settings=StageSettings(is_persistent=True))
     draws = _draws(fault, seed)
     described: list[str] = []
-    has_recovered = True
-    async with Stage(fault.settings._replace(bound_seconds=bound_seconds, seed=seed)) as stage:
+    async with stage_of(fault.settings._replace(bound_seconds=bound_seconds, seed=seed)) as stage:
+        server = f"{fault.settings.topology}, {await stage.version()}"
         while not described or time.monotonic() < ends_at:
             what, inject = next(draws)
             described.append(what)
-            has_recovered = await _endure(stage, inject, fault.breaks) and has_recovered
-        return Row(fault, bound_seconds, len(described), has_recovered, await stage.reports(), tuple(described))
+            await _endure(stage, inject, fault.breaks)
+        reports = await stage.reports()
+        return Row(fault, server, bound_seconds, len(described), stage.has_recovered, reports, tuple(described))
 
 
-async def _endure(stage: Stage, inject: Inject, breaks: Breaks) -> bool:
-    """Bring a fault about once, and wait until its traces have shown; return whether our replica has recovered."""
+async def _endure(stage: Stage, inject: Inject, breaks: Breaks) -> None:
+    """Bring a fault about once, and wait until its traces have shown."""
     try:
         await inject(stage)
     finally:
         await stage.heal()
-    has_recovered = await stage.recovered()
+    await stage.recovered()
     await stage.writes(SOME_WRITES)
     # From now on nothing hides that an invalidation was lost: what is stale stays so, and grows old enough to be seen.
-    await stage.writer.ask(Command("pause"))
+    await stage.pause_writes()
     await stage.outlast_bound()
     await stage.broken_by(breaks)
-    await stage.writer.ask(Command("go"))
-    return has_recovered
+    await stage.resume_writes()
 
 
 def _draws(fault: Fault, seed: int) -> Iterator[tuple[str, Inject]]:
@@ -93,7 +100,7 @@ def _draws(fault: Fault, seed: int) -> Iterator[tuple[str, Inject]]:
 
 def render(rows: Sequence[Row]) -> str:
     """The table, in Markdown."""
-    lines = [_HEADINGS, ("---",) + ("--:",) * (len(_HEADINGS) - 1), *(_cells(row) for row in rows)]
+    lines = [_HEADINGS, ("---", "---") + ("--:",) * (len(_HEADINGS) - 2), *(_cells(row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -101,9 +108,12 @@ def _cells(row: Row) -> tuple[str, ...]:
     ours = row.ours
     return (
         row.fault.name,
+        row.server,
         str(row.times),
         f"{ours.checked:,}",
+        f"{ours.checked / ours.reads:.0%}",
         str(ours.broken),
+        str(ours.misconfirmed),
         f"{ours.longest_seconds:.2f} / {row.bound_seconds:g}",
         f"{ours.recovered_seconds:.2f}" if row.has_recovered else "never",
         f"{ours.replayed:,}",

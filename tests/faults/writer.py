@@ -12,17 +12,21 @@ from typing import Final
 
 import msgspec
 from tests.faults.child_side import answer
-from tests.faults.ledger import KEYS, NAMESPACE, Ledger, key_of, tag_of
+from tests.faults.ledger import KEYS, NAMESPACE, Ledger, change_id_of, key_of, tag_of
 from tests.faults.messages import Command, Report, WriterSettings
 
 from broadcache.publisher import Publisher
+from broadcache.shared.confirmation import Confirm
 from broadcache.shared.errors import LinkLost, LogRefused
-from broadcache.shared.invalidation import Keys, Prefixes, Tags, Target, new_id
+from broadcache.shared.invalidation import Keys, Prefixes, Tags, Target
 from broadcache.shared.link import Link, RedisAddress
 
 CHANGES_UNDER_WAY_MAX: Final = 64
 PUBLISH_TIMEOUT_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 0.05
+# This share of changes waits for a confirmation, and all of a burst do. One that stays incomplete is noted late.
+CONFIRMED_SHARE: Final = 0.1
+CONFIRM: Final = Confirm(timeout_seconds=0.5)
 
 
 class Writer:
@@ -31,7 +35,10 @@ class Writer:
     def __init__(self, ledger: Ledger, publisher: Publisher, settings: WriterSettings) -> None:
         self._ledger = ledger
         self._publisher = publisher
+        self._url = settings.url
         self._address = RedisAddress(settings.url)
+        # For bursts: opened while the writer is paused, so that it has no link that is frozen.
+        self._fresh: Publisher | None = None
         self._interval_seconds = 1 / settings.changes_per_second
         self._random = random.Random(settings.seed)
         self._order = self._keys_for_ever()
@@ -54,20 +61,26 @@ class Writer:
             number = next(self._order)
             # One change of a key at a time: the oracle relies on it.
             if number not in self._under_way:
-                task = self._under_way[number] = asyncio.create_task(self._change_one(number))
-                task.add_done_callback(partial(self._end, number))
+                confirm = CONFIRM if self._random.random() < CONFIRMED_SHARE else None
+                self._begin(number, self._publisher, confirm)
 
-    async def _change_one(self, number: int) -> None:
+    def _begin(self, number: int, publisher: Publisher, confirm: Confirm | None) -> asyncio.Task[None]:
+        task = self._under_way[number] = asyncio.create_task(self._change_one(number, publisher, confirm))
+        task.add_done_callback(partial(self._end, number))
+        return task
+
+    async def _change_one(self, number: int, publisher: Publisher, confirm: Confirm | None) -> None:
         version = self._ledger.change(number)
-        target, id = self._target(number), new_id()
+        target, id = self._target(number), change_id_of(version)
         while True:
             try:
-                await self._publisher.publish(target, namespace=NAMESPACE, id=id)
+                receipt = await publisher.publish(target, namespace=NAMESPACE, id=id, confirm=confirm)
             except (LinkLost, LogRefused) as error:
                 logging.getLogger(__name__).info("not accepted yet: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
-                self._ledger.accept(version)
+                confirmation = receipt.confirmation
+                self._ledger.accept(version, is_confirmed=confirmation is not None and confirmation.is_complete)
                 return
 
     def _end(self, number: int, _: asyncio.Task[None]) -> None:
@@ -90,8 +103,29 @@ class Writer:
             self._goes.clear()
             await asyncio.gather(*self._under_way.values())
         elif command.do == "go":
+            await self._close_fresh()
             self._goes.set()
+        elif command.do == "burst":
+            await self._burst(int(command.amount), command.spacing_seconds)
         return Report()
+
+    async def _burst(self, count: int, spacing_seconds: float) -> None:
+        """Change keys at once, or one after another, over a link of its own; return when all are accepted."""
+        if self._fresh is None:
+            self._fresh = await Publisher(self._url, timeout_seconds=PUBLISH_TIMEOUT_SECONDS).__aenter__()
+        tasks: list[asyncio.Task[None]] = []
+        while len(tasks) < count:
+            number = next(self._order)
+            if number not in self._under_way:
+                tasks.append(self._begin(number, self._fresh, CONFIRM))
+                if spacing_seconds:
+                    await asyncio.sleep(spacing_seconds)
+        await asyncio.gather(*tasks)
+
+    async def _close_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, None
+        if fresh is not None:
+            await fresh.close()
 
     async def _kill_and_change(self, count: int) -> None:
         """Kill every subscription and at once change keys: the server does both before anybody has come back."""
@@ -112,6 +146,7 @@ class Writer:
 
     async def close(self) -> None:
         """End the changes that are under way."""
+        await self._close_fresh()
         tasks = list(self._under_way.values())
         for task in tasks:
             task.cancel()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -17,10 +18,13 @@ class TcpProxy:
 
     One port for its whole life: the port stays reserved while the proxy refuses. Each fault lasts until `heal()`
     (`refuse()`: until `accept()`).
+
+    Units: each connection carries at most `bytes_per_second` to its client, for the proxy's whole life; None: no limit.
     """
 
-    def __init__(self, target_host: str, target_port: int) -> None:
+    def __init__(self, target_host: str, target_port: int, *, bytes_per_second: float | None = None) -> None:
         self._target = (target_host, target_port)
+        self._bytes_per_second = bytes_per_second
         self._discarded = asyncio.Event()
         self._flows = {"to_server": _Flow(self._discarded), "to_client": _Flow(self._discarded)}
         self._links: dict[asyncio.Task[None], _Link] = {}
@@ -39,10 +43,10 @@ class TcpProxy:
         return f"redis://127.0.0.1:{self.port}"
 
     async def cut(self) -> None:
-        """Drop every connection and keep listening."""
-        for link in list(self._links.values()):
-            link.abort()
-        await self._links_gone()
+        """Drop every connection and keep listening; at once, also what a black hole or a stall holds."""
+        for task in list(self._links):
+            task.cancel()
+        await asyncio.gather(*self._links, return_exceptions=True)
 
     async def refuse(self) -> None:
         """Refuse new connections; those that exist go on."""
@@ -96,8 +100,6 @@ class TcpProxy:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.refuse()
-        for task in self._links:
-            task.cancel()
         await self.cut()
         if self._reservation is not None:
             self._reservation.close()
@@ -105,8 +107,9 @@ class TcpProxy:
     def _chosen(self, directions: Directions) -> "list[_Flow]":
         return list(self._flows.values()) if directions == "both" else [self._flows[directions]]
 
-    async def _links_gone(self) -> None:
-        await asyncio.gather(*self._links, return_exceptions=True)
+    async def _new_rewrite(self) -> Callable[[bytes], bytes]:
+        """Return what changes the bytes that one connection's client receives, chunk by chunk. Here: nothing."""
+        return bytes
 
     async def _serve(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -116,9 +119,10 @@ class TcpProxy:
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._target)
             link.writers.append(server_writer)
+            rewrite = await self._new_rewrite()
             await asyncio.gather(
                 self._flows["to_server"].pump(link, client_reader, server_writer),
-                self._flows["to_client"].pump(link, server_reader, client_writer),
+                self._flows["to_client"].pump(link, server_reader, client_writer, rewrite, self._bytes_per_second),
             )
         except (OSError, asyncio.CancelledError):
             pass  # The server is away, an end broke off, or the proxy closes: each ends this link and nothing else.
@@ -163,16 +167,30 @@ class _Flow:
         self._is_discarding = True
         self._passes.clear()
 
-    async def pump(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(CHUNK_BYTES_MAX):
+    async def pump(
+        self,
+        link: _Link,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        rewrite: Callable[[bytes], bytes] = bytes,
+        bytes_per_second: float | None = None,
+    ) -> None:
+        while chunk := await reader.read(_chunk_bytes(bytes_per_second)):
             if self._is_discarding:
                 link.has_lost_bytes = True
                 self.bytes_discarded += len(chunk)
                 self.discarded.set()
                 continue
             await self._passes.wait()
-            writer.write(chunk)
+            writer.write(rewrite(chunk))
             await writer.drain()
+            if bytes_per_second is not None:
+                await asyncio.sleep(len(chunk) / bytes_per_second)
         await self._passes.wait()
         with contextlib.suppress(OSError):
             writer.write_eof()
+
+
+def _chunk_bytes(bytes_per_second: float | None) -> int:
+    """A slow link carries small chunks, a hundred a second, so that small messages wait in turn and no longer."""
+    return CHUNK_BYTES_MAX if bytes_per_second is None else max(1, min(CHUNK_BYTES_MAX, int(bytes_per_second / 100)))
