@@ -12,7 +12,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX PIP_TARGET PIP_PREFIX
 export PIP_USER := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check soak bench install lock clean
+.PHONY: help demo test check model soak bench install lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -28,6 +28,9 @@ check: $(SET_UP) ## Lint, formatting, types: all that needs no run
 	$(PYTHON_IN_VENV) -m ruff format --check
 	$(PYTHON_IN_VENV) -m mypy
 	$(PYTHON_IN_VENV) -m basedpyright --pythonpath $(PYTHON_IN_VENV)
+
+model: $(VENV)/.package ## Search the specification of the protocol with spin (ARGS='--scene bus --trails')
+	@$(PYTHON_IN_VENV) docs/specification/check.py $(ARGS)
 
 soak: $(SET_UP) ## Check the promise under every fault, for minutes (ARGS='--seconds 60 --faults cut,delay')
 	@$(PYTHON_IN_VENV) -m tests.faults $(ARGS)
