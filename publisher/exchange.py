@@ -5,18 +5,13 @@ dialled as it was given: no name is looked up here.
 """
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Sequence
-from typing import Final, NamedTuple, cast
-
-import h11
+from typing import Final, NamedTuple
 
 __all__ = ["Answer", "Header", "Tls", "Untold", "exchange"]
 
 Header = tuple[bytes, bytes]
-
-_HEAD_BYTES_MAX: Final = 65_536
 
 
 class Answer(NamedTuple):
@@ -65,10 +60,9 @@ async def exchange(
     Units:  `timeout_seconds` includes connecting. An answer whose head has come counts although its body does not end.
     Raises: Untold.
     """
-    try:
-        protocol = _Exchange(method, target, headers, body, answer_bytes_max)
-    except h11.LocalProtocolError as error:
-        raise Untold(f"the request cannot be sent: {error}", may_be_repeated=False) from None
+    from .http1 import Http1  # h11 is in an extra: what needs none of it can be imported without
+
+    protocol = Http1(method, target, headers, body, answer_bytes_max)
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(timeout_seconds):
@@ -94,109 +88,3 @@ async def exchange(
         return protocol.answer_so_far(f"within {timeout_seconds:.3g} s")
     finally:
         protocol.close()
-
-
-class _Exchange(asyncio.Protocol):
-    """Writes the request as soon as there is a connection, and reads until the answer is whole, or large enough."""
-
-    def __init__(
-        self, method: bytes, target: bytes, headers: Sequence[Header], body: bytes, answer_bytes_max: int
-    ) -> None:
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES_MAX)
-        self._request = self._written(method, target, headers, body)
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._answer_bytes_max = answer_bytes_max
-        self._transport: asyncio.Transport | None = None
-        self._is_sent = False
-        self._response: h11.Response | None = None
-        self._body = bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Other event loops have transports that are no subclass of this one.
-        self._transport = cast("asyncio.Transport", transport)
-        self._is_sent = True
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        if self.answer.done():
-            return
-        try:
-            self._http.receive_data(data)
-            self._read()
-        except h11.RemoteProtocolError as error:
-            self._fail(f"the answer is not HTTP/1.1: {error}")
-
-    def eof_received(self) -> None:
-        self._read_end()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._read_end()
-
-    def answer_so_far(self, time: str) -> Answer:
-        """Return the answer of which at least the head has come in this time. Raises: Untold."""
-        if self._response is None:
-            missing = "answer" if self._is_sent else "connection"
-            raise Untold(f"no {missing} {time}", may_be_repeated=not self._is_sent)
-        return self._answered(self._response)
-
-    def close(self) -> None:
-        """Give up the connection."""
-        if not self.answer.cancel() and not self.answer.cancelled():
-            self.answer.exception()  # one that nobody waited for any more
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _written(self, method: bytes, target: bytes, headers: Sequence[Header], body: bytes) -> bytes:
-        framed = [*headers, (b"Connection", b"close")]
-        if body or method not in _BODILESS:
-            framed.append((b"Content-Length", b"%d" % len(body)))
-        events: list[h11.Event] = [h11.Request(method=method, target=target, headers=framed)]
-        if body:
-            events.append(h11.Data(data=body))
-        return b"".join(self._http.send(event) or b"" for event in (*events, h11.EndOfMessage()))
-
-    def _read(self) -> None:
-        while True:
-            match self._http.next_event():
-                case h11.Response() as response:
-                    self._response = response
-                case h11.Data(data=data):
-                    self._body += data
-                    if len(self._body) >= self._answer_bytes_max:
-                        break
-                case h11.InformationalResponse():
-                    pass
-                case h11.EndOfMessage():
-                    break
-                case _:
-                    return
-        if self._response is not None:
-            self.answer.set_result(self._answered(self._response))
-
-    def _read_end(self) -> None:
-        if self.answer.done():
-            return
-        with contextlib.suppress(h11.RemoteProtocolError):
-            self._http.receive_data(b"")
-            self._read()
-        if self.answer.done():
-            return
-        if self._response is not None:
-            self.answer.set_result(self._answered(self._response))
-        else:
-            self._fail("the connection was closed before the answer")
-
-    def _answered(self, response: h11.Response) -> Answer:
-        retry_after = next((value for name, value in response.headers if name == b"retry-after"), b"")
-        return Answer(
-            response.status_code,
-            bytes(self._body[: self._answer_bytes_max]),
-            float(retry_after) if retry_after.isdigit() and len(retry_after) < 10 else None,
-        )
-
-    def _fail(self, why: str) -> None:
-        self.answer.set_exception(Untold(why, may_be_repeated=not self._is_sent))
-
-
-# Of these an absent Content-Length says that there is no body; of all others a body of no bytes is said to be one.
-_BODILESS: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})

@@ -10,6 +10,7 @@ import msgspec
 from ..shared.closing import Closing
 from ..shared.delivery import FanoutReport, Outcome
 from ..shared.errors import BroadcacheError, InvalidSettings
+from ..shared.extras import check_installed
 from .broadcaster import Broadcast, Broadcaster, HostMode, Limits, Request, Scheme
 from .broadcaster import Outcome as Called
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
@@ -73,6 +74,7 @@ class Fanout(Closing):
         tls_name: str | None = None,
         observer: Observer = UNOBSERVED,
     ) -> None:
+        check_installed("Fanout", "h11", *([] if addresses else ["dns"]), extra="fanout")
         if not path.startswith("/") or not path.isascii():
             raise InvalidSettings(f"expected a path that begins with / and is percent-encoded, got {path!r:.100}")
         self.service: Final = service

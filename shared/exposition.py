@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Final
 
-from .errors import InvalidSettings
+from .extras import check_installed
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -26,8 +26,7 @@ def can_expose(where: str) -> bool:
 
 def check_can_expose(what: str) -> None:
     """Raises: InvalidSettings when prometheus_client, which `what` needs, is not installed."""
-    if importlib.util.find_spec("prometheus_client") is None:
-        raise InvalidSettings(f"expected prometheus_client for {what}, it is not installed: {INSTALL}")
+    check_installed(what, "prometheus_client", extra="metrics")
 
 
 def exposed(registry: "CollectorRegistry", accept: str | None) -> tuple[bytes, str]:

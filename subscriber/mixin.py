@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar, final, overload
 
 from ..shared.errors import InvalidSettings
+from ..shared.extras import check_installed
 from ..shared.invalidation import DEFAULT_NAMESPACE, Target
 from ..shared.log import Receipt
 from ..shared.tokens import Tokens
@@ -158,7 +159,9 @@ class CacheInvalidationMixin:
                what the body names; with a token where one is set). GET /metrics, for Prometheus, where
                prometheus_client is installed; a service that has such a path of its own calls `metrics.register`
                instead.
+        Raises: InvalidSettings when FastAPI is not installed.
         """
-        from .routes import router_of  # only a service that has FastAPI asks for it
+        check_installed("the router", "fastapi", extra="publisher")
+        from .routes import router_of
 
         return router_of(self.__door.subscriber, self.__door.tokens)

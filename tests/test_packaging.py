@@ -10,7 +10,8 @@ import sys
 import sysconfig
 import tomllib
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,52 @@ def test_a_wheel_built_from_the_source_distribution_installs_and_imports_whole(t
     assert (python.parent / "broadcache").is_file()
 
 
+IN_THE_BASE_INSTALL = """
+import asyncio, broadcache.publisher, broadcache.shared, broadcache.subscriber
+from cachetools import TTLCache
+
+for package in (broadcache.publisher, broadcache.shared, broadcache.subscriber):
+    for name in package.__all__:
+        getattr(package, name)
+
+async def use():
+    cache = broadcache.subscriber.LocalCache(TTLCache(10, 60))
+    assert await cache.get_or_load("key", lambda: "value") == "value"
+    broadcache.subscriber.Subscriber("redis://127.0.0.1:1", caches={"products": cache})
+    async with broadcache.publisher.Publisher("redis://127.0.0.1:1", timeout_seconds=0.1) as publisher:
+        try:
+            await publisher.publish(broadcache.shared.Keys("key"))
+        except broadcache.shared.LinkLost:
+            print("used")
+
+class Catalogue(broadcache.subscriber.CacheInvalidationMixin):
+    namespace = "products"
+
+asyncio.run(use())
+catalogue = Catalogue("redis://127.0.0.1:1", cache=TTLCache(10, 60))
+for what in (lambda: broadcache.publisher.Fanout("web", 80), lambda: catalogue.router):
+    try:
+        what()
+    except broadcache.shared.InvalidSettings as error:
+        print(error)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_base_install_has_every_public_name_and_says_what_needs_an_extra(tmp_path: Path) -> None:
+    python = _environment_with_the_built_wheel(tmp_path, extras=())
+    assert _run([str(python), "-I", "-c", IN_THE_BASE_INSTALL], tmp_path).splitlines() == [
+        "used",
+        "Fanout needs the package h11, which is not installed: pip install 'broadcache[fanout]'",
+        "the router needs the package fastapi, which is not installed: pip install 'broadcache[publisher]'",
+    ]
+    command = subprocess.run(
+        [str(python.parent / "broadcache"), "publish"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert command.stderr == "broadcache: this command needs the package typer: pip install 'broadcache[cli]'\n"
+    assert command.returncode == 2
+
+
 @pytest.mark.parametrize("lock_file", LOCK_FILES, ids=lambda path: path.name)
 def test_a_lock_file_holds_pins_and_hashes_and_no_address(lock_file: Path) -> None:
     lines = lock_file.read_text().splitlines()
@@ -208,10 +255,11 @@ def _modules_loaded_by(statement: str, *, depth: int = 1) -> set[str]:
     return {".".join(name.split(".")[:depth]) for name in names}
 
 
-def _environment_with_the_built_wheel(workspace: Path) -> Path:
+def _environment_with_the_built_wheel(workspace: Path, extras: Iterable[str] | None = None) -> Path:
     """Build sdist, then from it the wheel; install that alone in a new environment. Returns its interpreter.
 
-    Nothing is fetched: the dependencies are those of the environment that runs the tests, named in a `.pth` file.
+    Nothing is fetched: the dependencies are those of the environment that runs the tests, named in a `.pth` file. With
+    `extras`, only those that the package asks for with these extras.
     Builds a copy, because setuptools leaves files behind where it builds, and takes stale ones from there.
     """
     source, wheels, environment = workspace / "source", workspace / "wheels", workspace / "environment"
@@ -229,8 +277,30 @@ def _environment_with_the_built_wheel(workspace: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
     _run([*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel)], workspace)
     [site_packages] = environment.glob("lib/python*/site-packages")
-    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    lent = Path(sysconfig.get_path("purelib"))
+    if extras is not None:
+        lent = workspace / "lent"
+        _lend(lent, extras)
+    (site_packages / "dependencies.pth").write_text(f"{lent}\n")
     return python
+
+
+def _lend(folder: Path, extras: Iterable[str]) -> None:
+    """Link what the package needs with these extras, of the environment that runs the tests, into a new folder."""
+    folder.mkdir()
+    project = PYPROJECT["project"]
+    wanted = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    lent: set[str] = set()
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        if requirement.name in lent or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        lent.add(requirement.name)
+        distribution = metadata.distribution(requirement.name)
+        wanted += distribution.requires or []
+        for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(distribution.locate_file(top))))
 
 
 def _run(command: list[str], folder: Path) -> str:
