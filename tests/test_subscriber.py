@@ -6,6 +6,7 @@ a stale value in a plain TTLCache.
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import threading
@@ -36,8 +37,9 @@ from broadcache.shared import (
     Target,
 )
 from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.log import Heads, echo
 from broadcache.shared.wire import encode
-from broadcache.subscriber import LocalCache, State, Subscriber
+from broadcache.subscriber import LocalCache, State, Subscriber, follower
 
 pytestmark = pytest.mark.anyio
 
@@ -692,6 +694,104 @@ async def test_closing_is_idempotent_and_the_subscriber_can_live_again(redis_url
         await subscriber.close()
         states.append(subscriber.state)
     assert states == ["coherent", "closed"] * 2
+
+
+async def test_a_cache_of_a_running_subscriber_is_refused_to_any_other(redis_url: str) -> None:
+    """It would be served as long as either of them is coherent, although the other one misses what is published."""
+    cache, refusal = new_cache(), "expected a cache that no other subscriber keeps coherent"
+    other = Subscriber(redis_url, caches={"users": cache}, **FAST)
+    async with (
+        Subscriber(redis_url, caches={"products": cache, "prices": new_cache()}, **FAST) as owner,
+        Subscriber(redis_url, caches={"users": new_cache()}, **FAST) as running,
+    ):
+        with pytest.raises(InvalidSettings, match=refusal):
+            await other.__aenter__()
+        with pytest.raises(InvalidSettings, match=refusal):
+            other.__enter__()
+        for namespace in ("users", "products"):
+            with pytest.raises(InvalidSettings, match=refusal):
+                await running.attach(namespace, cache)
+        assert (owner.state, cache.is_coherent, other.state) == ("coherent", True, "closed")
+        assert (running.state, list(running.caches_by_namespace)) == ("coherent", ["users"])
+        await owner.detach("products")
+        async with other:
+            assert cache.is_coherent
+        assert await running.attach("products", cache)
+
+
+@pytest.mark.parametrize("is_threaded", [False, True])
+async def test_a_cache_is_free_again_when_its_subscriber_has_closed(redis_url: str, is_threaded: bool) -> None:
+    cache = new_cache()
+    first, second = (Subscriber(redis_url, caches={"products": cache}, **FAST) for _ in range(2))
+
+    def serve(subscriber: Subscriber) -> None:
+        with subscriber:
+            assert cache.is_coherent
+
+    for subscriber in (first, second, first):
+        if is_threaded:
+            await asyncio.to_thread(serve, subscriber)
+            continue
+        async with subscriber:
+            assert cache.is_coherent
+
+
+async def test_a_cache_is_free_again_when_its_subscriber_is_gone_without_a_close(redis_url: str) -> None:
+    cache = new_cache()
+
+    async def leave_it_running() -> None:
+        await Subscriber(redis_url, caches={"products": cache}, **FAST).__aenter__()
+
+    await asyncio.to_thread(lambda: asyncio.run(leave_it_running()))
+    gc.collect()
+    async with Subscriber(redis_url, caches={"products": cache}, **FAST):
+        assert cache.is_coherent
+
+
+async def test_a_subscriber_whose_close_was_cancelled_is_refused_until_it_has_ended(own_server: EmbeddedServer) -> None:
+    cache = new_cache()
+    subscriber = Subscriber(own_server.url, caches={"default": cache}, **FAST)
+    await subscriber.__aenter__()
+    [life] = [
+        task for task in asyncio.all_tasks() if task.get_name() == f"broadcache subscriber {subscriber.replica_id}"
+    ]
+    own_server.pause()  # it takes its leave, and no answer comes
+    closing = asyncio.create_task(subscriber.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    with pytest.raises(InvalidSettings, match="its close was cancelled and has not ended yet"):
+        await subscriber.__aenter__()
+    assert not life.done()
+    own_server.resume()
+    await asyncio.wait([life])
+    async with subscriber:
+        fill(cache, key=1)
+        await reached(subscriber, "default", await subscriber.invalidate(Keys("key"), namespace="default"))
+        assert (subscriber.state, cache.get("key")) == ("coherent", None)
+
+
+async def test_a_cache_attached_while_an_echo_is_under_way_gets_no_lease_from_it(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That echo registered the replica for as long as the bounds of the other caches last."""
+    late, attaching = new_cache(max_staleness_seconds=60), list[asyncio.Task[bool]]()
+    was_coherent: list[bool] = []
+
+    async def attach_and_echo(*arguments: Any, **options: Any) -> Heads:
+        was_coherent.append(late.is_coherent)
+        if not attaching:
+            attaching.append(asyncio.create_task(subscriber.attach("products", late)))
+            await asyncio.sleep(0)
+            assert late in subscriber.caches
+        return await echo(*arguments, **options)
+
+    async with Subscriber(redis_url, caches={"products": new_cache()}, **FAST) as subscriber:
+        monkeypatch.setattr(follower, "echo", attach_and_echo)
+        await until(lambda: attaching and attaching[0].done())
+        assert (was_coherent[:2], attaching[0].result(), late.is_coherent) == ([False, False], True, True)
+        monkeypatch.undo()
 
 
 async def test_cancelling_the_start_leaves_nothing_running() -> None:

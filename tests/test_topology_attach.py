@@ -14,7 +14,7 @@ from tests.support.waiting import until
 from broadcache.publisher import Publisher
 from broadcache.shared import InvalidNamespace, InvalidSettings, Keys
 from broadcache.shared.embedded import EmbeddedServer
-from broadcache.subscriber import LocalCache, Subscriber
+from broadcache.subscriber import LocalCache, Subscriber, follower
 from broadcache.subscriber.routes import router_of
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +122,50 @@ async def test_the_last_namespace_may_go_and_another_one_come(redis_url: str) ->
         await reached(subscriber, await publisher.publish(Keys("key"), namespace="products"))
         assert set(cache) == {"other"}
         assert subscriber.stats().subscriptions == 2
+
+
+async def test_a_detached_cache_is_bypassed_before_anything_is_awaited(own_server: EmbeddedServer) -> None:
+    """Once the replica is not registered any more, it is not waited for."""
+    cache = new_cache(max_staleness_seconds=60)
+    async with Subscriber(own_server.url, caches={"products": cache}, **FAST) as subscriber:
+        own_server.pause()  # the link cannot be closed in good order at once
+        try:
+            detaching = asyncio.create_task(subscriber.detach("products"))
+            await asyncio.sleep(0)
+            assert (detaching.done(), cache.is_coherent) == (False, False)
+            detaching.cancel()
+            await asyncio.wait([detaching])
+            assert (detaching.cancelled(), cache.is_coherent) == (True, False)
+        finally:
+            own_server.resume()
+        assert list(subscriber.caches_by_namespace) == []
+
+
+@pytest.mark.parametrize("stage", ["read_head", "echo"])
+async def test_the_first_namespace_may_go_while_another_one_comes(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """The probe comes on a channel of the first namespace: of the one that was the first when it was subscribed to."""
+    call, users, prices = getattr(follower, stage), new_cache(), new_cache()
+    caches = {"products": new_cache(), "users": users}
+    async with Subscriber(redis_url, caches=caches, **FAST) as subscriber, Publisher(redis_url) as publisher:
+
+        async def detach_and_call(*arguments: Any, **options: Any) -> Any:
+            if {"products", "prices"} <= subscriber.caches_by_namespace.keys():
+                await subscriber.detach("products")
+            return await call(*arguments, **options)
+
+        monkeypatch.setattr(follower, stage, detach_and_call)
+        assert await subscriber.attach("prices", prices)
+        echoes = subscriber.stats().echoes
+        await until(lambda: subscriber.stats().echoes > echoes + 2)
+        assert list(subscriber.caches_by_namespace) == ["users", "prices"]
+        for namespace, cache in subscriber.caches_by_namespace.items():
+            fill(cache, "key", "other")
+            await reached(subscriber, await publisher.publish(Keys("key"), namespace=namespace))
+            assert set(cache) == {"other"}
+        assert (subscriber.stats().lost, subscriber.stats().subscriptions) == (0, 1)
+        monkeypatch.undo()
 
 
 async def test_attaching_and_detaching_while_messages_flood_in_misses_nothing(redis_url: str) -> None:
