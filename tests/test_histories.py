@@ -91,6 +91,44 @@ async def test_a_forged_position_a_cut_and_what_was_accepted_meanwhile_do_not_ad
         assert (cache.get("a"), cache.get("b")) == (None, None)
 
 
+async def test_a_flood_of_forged_gaps_sends_no_echoes_and_few_reads(redis_url: str) -> None:
+    """Any client may claim what the log does not have: that must not set the pace of every replica."""
+    cache = new_cache(max_staleness_seconds=600)
+    async with (
+        replica(redis_url, cache, echo_interval_seconds=300) as subscriber,
+        Publisher(redis_url) as publisher,
+        Redis.from_url(redis_url) as foreign,
+    ):
+
+        async def calls() -> dict[str, int]:
+            commands = await foreign.info("commandstats")
+            return {each: commands.get(f"cmdstat_{each}", {"calls": 0})["calls"] for each in ("evalsha", "xrange")}
+
+        await reached(subscriber, await publisher.publish(Keys("first"), namespace="products"))
+        before = await calls()
+        for number in range(25):  # one after the other: each is looked for in the log
+            await forge(foreign, subscriber, 5 + 5 * number)
+            await until(lambda number=number: subscriber.stats().received.get("unlogged") == number + 1)  # type: ignore[misc]
+        one_by_one = await calls()
+        assert one_by_one["evalsha"] - before["evalsha"] <= 2
+        assert one_by_one["xrange"] - before["xrange"] <= 30
+        applied = subscriber.stats().received["applied"]
+        position = subscriber.position("products")
+        assert position is not None
+        async with foreign.pipeline(transaction=False) as burst:
+            for number in range(50):
+                frame = Invalidation(epoch=position.epoch, seq=1_000 + 5 * number, keys=("x",), namespace="products")
+                burst.publish(NAMES.channel, encode(frame))
+            await burst.execute()
+        await until(lambda: subscriber.stats().received["applied"] == applied + 50)
+        fill(cache, "a", "kept")
+        await reached(subscriber, await publisher.publish(Keys("a"), namespace="products"))
+        together = await calls()
+        assert together["evalsha"] - one_by_one["evalsha"] <= 3  # one of them is the publisher's
+        assert together["xrange"] - one_by_one["xrange"] <= 12
+        assert (cache.get("a"), cache.get("kept"), cache.stats().clears) == (None, "old", {"subscribed": 1})
+
+
 # --- foreign hands ---------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +156,43 @@ async def test_a_head_that_was_moved_by_a_foreign_hand_hides_nothing(redis_url: 
         await proven(subscriber)
         assert [cache.get(key) for key in keys] == [None] * len(keys)
         assert sum(cache.stats().clears.values()) > 1  # another history: everything is in doubt
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("seq", value) for value in ("-3", "7.5", "inf", "nan", "1" + "0" * 30, "abc", "")),
+        *(("epoch", value) for value in ("two words", b"\xff\xfe", "")),
+        ("digest_seq", "abc"),
+        (None, "no hash"),
+    ],
+)
+async def test_a_head_that_is_none_is_made_anew_and_hides_nothing(
+    redis_url: str, field: str | None, value: str | bytes
+) -> None:
+    """A replica that could not read it would be bypassed for ever, or clear with each echo."""
+    cache = new_cache()
+    async with (
+        replica(redis_url, cache) as subscriber,
+        Publisher(redis_url) as publisher,
+        Redis.from_url(redis_url) as foreign,
+    ):
+        await reached(subscriber, await publisher.publish(Keys("first"), namespace="products"))
+        await proven(subscriber)
+        if field is None:
+            await foreign.set(NAMES.head, value)
+        else:
+            await foreign.hset(NAMES.head, field, value)
+        await proven(subscriber)
+        for key in "ab":
+            fill(cache, key)
+            await reached(subscriber, await publisher.publish(Keys(key), namespace="products"))
+            assert cache.get(key) is None
+        fill(cache, "c", "kept")
+        await proven(subscriber)
+        await reached(subscriber, await publisher.publish(Keys("c"), namespace="products"))
+        assert (cache.get("c"), cache.get("kept")) == (None, "old")
+        assert sum(cache.stats().clears.values()) - 1 <= 2
 
 
 @pytest.mark.parametrize("other_type", ["string", "deleted"])
