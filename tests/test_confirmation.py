@@ -22,6 +22,7 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Confirm, Publisher
 from broadcache.publisher.confirmations import Wait
+from broadcache.publisher.registries import Registries
 from broadcache.shared import (
     Confirmation,
     Everything,
@@ -199,6 +200,34 @@ async def test_a_killed_replica_is_missing_as_long_as_it_is_expected(redis_url: 
             child.kill()
         confirmation = confirmation_of(await publisher.publish(Keys("a"), namespace="products", confirm=IMPATIENT))
         assert (confirmation.expected, confirmation.missing) == (("doomed",), ("doomed",))
+
+
+async def test_a_replica_that_registers_while_the_invalidation_is_logged_is_expected(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have loaded before the acceptance what the invalidation names, and have been cut off before it came."""
+    read, looks = Registries.read, 0
+    async with (
+        Publisher(own_server.url) as publisher,
+        replicas(own_server.url, "one"),
+        TcpProxy("127.0.0.1", own_server.port) as proxy,
+        AsyncExitStack() as stack,
+    ):
+
+        async def read_before_another_comes(registries: Registries, link: Link, namespace: str) -> Registry:
+            nonlocal looks
+            looks += 1
+            registry = await read(registries, link, namespace)
+            if looks == 1:
+                late = Subscriber(proxy.url, caches={namespace: new_cache()}, replica_id="late", **LISTED_LONG)
+                await stack.enter_async_context(late)
+                proxy.black_hole()
+            return registry
+
+        monkeypatch.setattr(Registries, "read", read_before_another_comes)
+        confirmation = confirmation_of(await publisher.publish(Keys("a"), namespace="products", confirm=IMPATIENT))
+        assert (confirmation.expected, confirmation.missing) == (("late", "one"), ("late",))
+        assert not confirmation.is_complete
 
 
 async def test_a_replica_that_is_not_registered_and_confirms_is_listed_too(redis_url: str) -> None:

@@ -1,6 +1,7 @@
 """What counts as taken by the fan-out of an invalidation: the answer of a replica that has applied it."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -66,6 +67,27 @@ async def test_the_parts_of_a_large_one_are_each_answered_for(pods: Pods) -> Non
         pods[1].behaviour = as_replica(replica="web-1", id="large.1")
         with pytest.raises(NotDelivered, match=r"to have applied id 'large\.2', got id 'large\.1'"):
             await publisher.publish(LARGE, id="large")
+
+
+async def test_parts_that_two_replicas_behind_one_address_have_answered_confirm_neither(
+    redis_url: str, pods: Pods
+) -> None:
+    workers = itertools.cycle([as_replica(replica="worker-a"), as_replica(replica="worker-b")])
+
+    async def take_turns(received: Received, writer: asyncio.StreamWriter) -> None:
+        await next(workers)(received, writer)
+
+    pods[1].behaviour = take_turns
+    said = "expected one replica to take all 4 parts, got several behind one address: worker-a, worker-b"
+    async with Publisher(None, delivery="fanout", fanout=fanout_of(pods)) as publisher:
+        with pytest.raises(NotDelivered, match=said):
+            await publisher.publish(LARGE)
+    async with Publisher(redis_url, delivery="both", fanout=fanout_of(pods)) as publisher:
+        receipt = await publisher.publish(LARGE, confirm=Confirm(timeout_seconds=0.1))
+    assert receipt.fanout is not None
+    assert [(each.is_success, each.error) for each in receipt.fanout.outcomes] == [(True, None), (False, said)]
+    assert receipt.confirmation is not None
+    assert receipt.confirmation.confirmed == ("web-0",)
 
 
 @pytest.mark.parametrize(
