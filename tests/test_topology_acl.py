@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.support.receipts import position_of
 from tests.support.replicas import FAST, fill, new_cache, reached
 from tests.support.topologies import asked, cluster_of_three
 from tests.support.waiting import until
@@ -202,6 +203,30 @@ async def test_a_publisher_without_one_of_its_rights_is_told_which(own_server: E
         with pytest.raises((LogRefused, LinkLost)) as refused:
             await do_all()
     assert named(right) in str(refused.value).lower()
+
+
+async def test_a_publisher_that_may_not_append_leaves_the_log_as_it_is(own_server: EmbeddedServer) -> None:
+    """To delete it would hide what its replicas have yet to read."""
+    rights = [each for each in rights_of("publisher") if each != "+xadd"]
+    cache = new_cache()
+    async with (
+        Publisher(own_server.url) as publisher,
+        Publisher(allow(own_server, "publisher", rights)) as refused,
+        Subscriber(own_server.url, caches={"default": cache}, **FAST) as subscriber,
+    ):
+        accepted = [await publisher.publish(Keys("key")) for _ in range(5)]
+        before = await publisher.history()
+        for _ in range(2):
+            with pytest.raises(LogRefused, match="xadd"):
+                await refused.publish(Keys("key"))
+        assert await publisher.history() == before
+        assert asked(own_server.port, "XLEN", "{cache-invalidation}:log") == 5
+        await until(lambda: subscriber.state == "coherent")
+        fill(cache, "key")
+        receipt = await publisher.publish(Keys("key"))
+        await reached(subscriber, receipt)
+        assert cache.get("key") is None
+        assert position_of(receipt).epoch == position_of(accepted[-1]).epoch
 
 
 def named(right: str) -> str:
