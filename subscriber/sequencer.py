@@ -182,7 +182,10 @@ class Sequencer:
 
     def prove(self, mark: Mark, head: Anchor) -> None:
         """Take note that everything up to `head` has been applied: `compare` found it so, or the log was read since."""
-        digest = mark.digest if head.digest is None and mark.sequence == head.sequence else head.digest
+        digest = head.digest
+        for ours in (mark, self.mark()) if digest is None else ():
+            if ours.sequence == head.sequence:
+                digest = ours.digest
         self._proven = head._replace(digest=digest)
 
     def _differs(self, ours: Anchor, head: Anchor) -> str | None:

@@ -312,7 +312,11 @@ def test_without_the_library_there_is_no_route_and_it_is_said_what_to_install() 
     ran = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("False\n") == 2
-    for said in ("replica r has no GET /metrics", "the publisher has no GET /metrics", "InvalidSettings the metrics of"):
+    for said in (
+        "replica r has no GET /metrics",
+        "the publisher has no GET /metrics",
+        "InvalidSettings the metrics of",
+    ):
         assert said in ran.stdout
     assert ran.stdout.count("pip install 'broadcache[metrics]'") == 3
 

@@ -445,7 +445,11 @@ class Replica:
         self.publish_to(self._namespace(number), Keys(first, *PADDING[: 3 + number // 12 % 4], second))
 
     def publish_older(self, number: int) -> None:
-        """A publisher of an older version, which keeps no digest with the head."""
+        """A publisher of an older version, which keeps no digest with the head.
+
+        Where a message of it is missed, its digest may not be learned, and the next subscription drops everything.
+        """
+        self.is_log_intact = False
         namespace, target = self._namespace(number), self._target(number)
         versions = self.oracles[namespace].write(target)
         self.network.append_without_digest(namespace, encode_tails(invalidation_of([target], namespace=namespace)))
