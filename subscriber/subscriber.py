@@ -313,8 +313,12 @@ class Subscriber(Closing):
                 "expected a subscriber that is not running, got one that is: it was entered twice, or its close was "
                 "cancelled and has not ended yet"
             )
-        for cache in self.caches:
-            _owners.claim(cache, self)
+        try:
+            for cache in self.caches:
+                _owners.claim(cache, self)
+        except InvalidSettings:
+            self._release_caches()
+            raise
         # Events belong to the event loop that first waits for them, and the next life may have another.
         self._has_sweep_work = asyncio.Event()
         for follower in self._followers.values():
