@@ -18,7 +18,7 @@ from broadcache.shared import Invalidation, Keys
 from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.names import names_of
 from broadcache.shared.wire import encode
-from broadcache.subscriber import LocalCache, Subscriber
+from broadcache.subscriber import LocalCache, Subscriber, follower
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +129,28 @@ async def test_a_flood_of_forged_gaps_sends_no_echoes_and_few_reads(redis_url: s
         assert (cache.get("a"), cache.get("kept"), cache.stats().clears) == (None, "old", {"subscribed": 1})
 
 
+async def test_forged_gaps_do_not_set_the_pace_of_reads(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the pause after a look is over, whatever is claimed waits. Here it lasts longer than the test."""
+    async with (
+        replica(redis_url, new_cache(max_staleness_seconds=600), echo_interval_seconds=300) as subscriber,
+        Publisher(redis_url) as publisher,
+        Redis.from_url(redis_url) as foreign,
+    ):
+        await reached(subscriber, await publisher.publish(Keys("first"), namespace="products"))
+        await forge(foreign, subscriber, 5)
+        await until(lambda: subscriber.stats().received.get("unlogged") == 1)
+        monkeypatch.setattr(follower, "_GAP_PAUSE_SECONDS", 600.0)
+        before = await foreign.info("commandstats")
+        for number in range(50):
+            applied = subscriber.stats().received["applied"]
+            await forge(foreign, subscriber, 5 + 5 * number)
+            await until(lambda applied=applied: subscriber.stats().received["applied"] > applied)  # type: ignore[misc]
+        after = await foreign.info("commandstats")
+        for command in ("cmdstat_xrange", "cmdstat_evalsha"):
+            assert after[command]["calls"] - before[command]["calls"] <= 1
+        assert subscriber.stats().received["applied"] >= 50
+
+
 # --- foreign hands ---------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +180,7 @@ async def test_a_head_that_was_moved_by_a_foreign_hand_hides_nothing(redis_url: 
         assert sum(cache.stats().clears.values()) > 1  # another history: everything is in doubt
 
 
-@pytest.mark.parametrize(
+NO_HEADS = pytest.mark.parametrize(
     ("field", "value"),
     [
         *(("seq", value) for value in ("-3", "7.5", "inf", "nan", "1" + "0" * 30, "abc", "")),
@@ -167,6 +189,17 @@ async def test_a_head_that_was_moved_by_a_foreign_hand_hides_nothing(redis_url: 
         (None, "no hash"),
     ],
 )
+
+
+async def spoil_head(foreign: Redis, field: str | None, value: str | bytes) -> None:
+    """Write `value` into a field of the head, or in its place."""
+    if field is None:
+        await foreign.set(NAMES.head, value)
+    else:
+        await foreign.hset(NAMES.head, field, value)
+
+
+@NO_HEADS
 async def test_a_head_that_is_none_is_made_anew_and_hides_nothing(
     redis_url: str, field: str | None, value: str | bytes
 ) -> None:
@@ -179,10 +212,7 @@ async def test_a_head_that_is_none_is_made_anew_and_hides_nothing(
     ):
         await reached(subscriber, await publisher.publish(Keys("first"), namespace="products"))
         await proven(subscriber)
-        if field is None:
-            await foreign.set(NAMES.head, value)
-        else:
-            await foreign.hset(NAMES.head, field, value)
+        await spoil_head(foreign, field, value)
         await proven(subscriber)
         for key in "ab":
             fill(cache, key)
@@ -193,6 +223,24 @@ async def test_a_head_that_is_none_is_made_anew_and_hides_nothing(
         await reached(subscriber, await publisher.publish(Keys("c"), namespace="products"))
         assert (cache.get("c"), cache.get("kept")) == (None, "old")
         assert sum(cache.stats().clears.values()) - 1 <= 2
+
+
+@NO_HEADS
+async def test_a_head_that_is_none_is_in_the_way_of_no_publish_and_no_start(
+    redis_url: str, field: str | None, value: str | bytes
+) -> None:
+    cache = new_cache()
+    async with Publisher(redis_url) as publisher, Redis.from_url(redis_url) as foreign:
+        await publisher.publish(Keys("first"), namespace="products")
+        await spoil_head(foreign, field, value)
+        receipt = await publisher.publish(Keys("second"), namespace="products")
+        assert await publisher.head("products") == receipt.position
+        await spoil_head(foreign, field, value)
+        async with replica(redis_url, cache) as subscriber:
+            assert (subscriber.state, subscriber.stats().lost) == ("coherent", 0)
+            fill(cache, "a")
+            await reached(subscriber, await publisher.publish(Keys("a"), namespace="products"))
+            assert cache.get("a") is None
 
 
 @pytest.mark.parametrize("other_type", ["string", "deleted"])
