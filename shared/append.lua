@@ -51,10 +51,7 @@ for i = 7, #ARGV do
   seq = seq + 1
   local number = string.format('%.0f', seq)
   local frame = frame_at(epoch, seq, ARGV[i])
-  -- The head first: should a command below be refused, replicas find with their next echo that they are behind it.
-  redis.call('HSET', head, 'epoch', epoch, 'seq', number, 'digest', redis.sha1hex(frame), 'digest_seq', number)
-  local id = number .. '-0'
-  local added = redis.pcall('XADD', log, 'MAXLEN', '~', log_length, id, 'f', frame)
+  local added = redis.pcall('XADD', log, 'MAXLEN', '~', log_length, number .. '-0', 'f', frame)
   local is_refused = type(added) == 'table' and added.err
   if is_refused and not (added.err:find('WRONGTYPE') or added.err:find('equal or smaller')) then
     return redis.error_reply(added.err)
@@ -62,12 +59,13 @@ for i = 7, #ARGV do
   if is_refused then
     -- The log has an entry of another writer at this place or beyond, or is no stream; or the head was moved back, and
     -- this sequence has been given out before. Begin a new log, with an epoch of its own: replicas drop everything.
-    epoch, seq = ARGV[2], 1
+    epoch, seq, number = ARGV[2], 1, '1'
     frame = frame_at(epoch, seq, ARGV[i])
     redis.call('DEL', log)
-    redis.call('HSET', head, 'epoch', epoch, 'seq', 1, 'digest', redis.sha1hex(frame), 'digest_seq', 1)
     redis.call('XADD', log, 'MAXLEN', '~', log_length, '1-0', 'f', frame)
   end
+  -- Before the message: should that be refused, replicas find with their next echo that they are behind the head.
+  redis.call('HSET', head, 'epoch', epoch, 'seq', number, 'digest', redis.sha1hex(frame), 'digest_seq', number)
   receivers = redis.call(publish, channel, frame)
 end
 
