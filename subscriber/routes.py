@@ -18,7 +18,7 @@ __all__ = ["router_of"]
 
 _POST_DESCRIPTION: Final = (
     "The body is one message of the wire format. An empty body, one that cannot be read, and one of more than "
-    f"{FRAME_BYTES_MAX} bytes mean everything. What also comes over Redis is applied once."
+    f"{FRAME_BYTES_MAX} bytes mean everything. What also comes over Redis is applied again."
 )
 _POST_BODY: Final = {
     "requestBody": {

@@ -100,7 +100,7 @@ class Story:
         await self._await(subscribed, "come back", lambda row: row.replica.await_state(is_coherent=True))
         await self._await(subscribed, "read it in the log", lambda row: row.replica.await_sequence(1))
         self._last_sequence = 1  # of a new log: the server has kept nothing
-        self._screen.say("Valkey is back: what could not be logged now is, and nobody applies it a second time.")
+        self._screen.say("Valkey is back: what waited is logged now, and applied again, which costs a load.")
         await self._scene()
 
     async def _await(self, rows: Iterable[Row], what: str, waiting: Callable[[Row], Awaitable[bool]]) -> None:
