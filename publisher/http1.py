@@ -72,7 +72,7 @@ class Http1(asyncio.Protocol):
     def close(self) -> None:
         """Give up the connection."""
         if not self.answer.cancel() and not self.answer.cancelled():
-            self.answer.exception()  # one that nobody waited for any more
+            self.answer.exception()  # no caller waits for it any more
         if self._transport is not None:
             self._transport.abort()
 

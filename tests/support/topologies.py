@@ -226,7 +226,7 @@ class ClusterOfSix:
         """The primary of the namespace's slot, as it sees it itself. Raises: LookupError while there is none."""
         slot = slot_of(namespace)
         for node in self.nodes:
-            # A frozen server is nobody's primary, and one that was killed refuses.
+            # A frozen server does not act as a primary, and one that was killed refuses.
             with contextlib.suppress(RedisError):
                 if _role_of(node) == b"master" and _has_slot(node, slot):
                     return node
