@@ -22,7 +22,7 @@ _HEADERS: Final = [
     (b"x-accel-buffering", b"no"),
 ]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("broadcache.publisher")
 
 
 class EventStream(Response):

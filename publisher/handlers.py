@@ -29,7 +29,7 @@ __all__ = ["add_problem_handlers"]
 
 _RETRY_AFTER_SECONDS: Final = 1
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("broadcache.publisher")
 
 
 def add_problem_handlers(app: FastAPI) -> None:

@@ -18,7 +18,7 @@ from .replay import BEFORE_THE_FIRST, Gap, read_missed
 
 __all__ = ["Client", "Hub", "HubFull"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("broadcache.publisher")
 
 
 class HubFull(BroadcacheError):

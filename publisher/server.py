@@ -27,7 +27,7 @@ _SHUTDOWN_SECONDS: Final = 5
 _KEEP_ALIVE_SECONDS: Final = 75
 """Longer than the 60 s that load balancers keep a connection: whoever sends must be the one who closes."""
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("broadcache.publisher")
 
 
 class AddressUnavailable(BroadcacheError, OSError):

@@ -14,7 +14,7 @@ __all__ = ["VARIABLE_PREFIX", "Settings", "read_settings", "variable_of"]
 
 VARIABLE_PREFIX: Final = "BROADCACHE_"
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("broadcache.settings")
 
 # For a Service called `broadcache` or `broadcache-…`, Kubernetes puts such variables into every pod of its namespace.
 # Nobody who deploys us chose them, so they are no mistakes to warn of. It is also why no setting of ours may have a

@@ -72,7 +72,7 @@ def test_a_process_that_is_not_asked_writes_lines_for_people() -> None:
     with running("serve", "--port", "0") as process:
         process.url()
         _, errors = process.end(signal.SIGTERM)
-    assert "INFO broadcache.publisher.server: closed http://" in errors
+    assert "INFO broadcache.publisher: closed http://" in errors
 
 
 def test_a_format_that_is_none_is_refused(tmp_path: Path) -> None:
