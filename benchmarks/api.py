@@ -20,7 +20,7 @@ from benchmarks.harness import Effort, Limit, Row, Stopwatch, Taken, answer, chi
 from broadcache.publisher.api import create_app
 from broadcache.publisher.server import listen, new_server
 from broadcache.publisher.settings import ApiSettings
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -18,10 +18,10 @@ from typing import Any, Final
 from cachetools import TTLCache
 
 from benchmarks.harness import HAS_HIREDIS, Effort, Limit, Row, Stopwatch, Taken, answer, child, compare, run_async
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import Keys, invalidation_of
-from broadcache.shared.link import Link, RedisAddress
-from broadcache.shared.log import append, names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link, RedisAddress
+from broadcache.shared.transport.redis.log import append, names_of
 from broadcache.subscriber import LocalCache, Subscriber
 
 ENTRIES: Final = 10_000

@@ -23,9 +23,9 @@ from redis.asyncio import Redis
 
 from benchmarks.harness import Effort, Measure, Row, answer, child, compare, run_async
 from broadcache.publisher import Confirm, Publisher
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import Invalidation, Keys
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import LocalCache, Subscriber
 
 REPLICAS: Final = (1, 10, 100)

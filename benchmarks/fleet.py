@@ -26,8 +26,8 @@ from redis.asyncio import Redis
 
 from benchmarks.harness import HAS_HIREDIS, Effort, Limit, Measure, Row, Stopwatch, answer, child, compare, run_async
 from broadcache.publisher import Publisher
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import Invalidation, Keys, invalidation_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.wire import encode
 from broadcache.subscriber import LocalCache, Subscriber
 

@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from benchmarks.harness import Effort, Limit, Measure, Row, Stopwatch, Taken, answer, child, compare, run_async
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import LocalCache, Subscriber
 
 REPLICAS: Final = 4

@@ -20,8 +20,8 @@ from cachetools import TTLCache
 
 from benchmarks.harness import Effort, Limit, Row, compare
 from broadcache.publisher import Publisher
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import Everything, Keys, Prefixes, Tags, Target
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import LocalCache, Subscriber
 
 ENTRIES: Final = 100_000

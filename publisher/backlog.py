@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from ..shared.invalidation import REQUEST_NAMES_MAX, Everything, Invalidation, Prefixes, Target, invalidation_of, new_id
-from ..shared.link import Link
+from ..shared.transport.redis.link import Link
 from .coverage import Coverage
 
 __all__ = ["Backlog", "Pending"]

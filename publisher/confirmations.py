@@ -6,17 +6,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal, NamedTuple, Protocol
 
-from ..shared.address import RedisAddress
 from ..shared.clock import Clock
 from ..shared.confirmation import Confirmation, ReplicaConfirmation, Report, decode_reports
 from ..shared.delivery import Outcome as FanoutOutcome
 from ..shared.errors import LinkLost, MalformedFrame
 from ..shared.invalidation import Invalidation, Position
-from ..shared.link import Link, Refused
-from ..shared.log import Entry, Receipt
-from ..shared.names import names_of
 from ..shared.presence import Presence
 from ..shared.question import Answer
+from ..shared.transport.redis.address import RedisAddress
+from ..shared.transport.redis.link import Link, Refused
+from ..shared.transport.redis.log import Entry, Receipt
+from ..shared.transport.redis.names import names_of
 from ..shared.wire import digest_of, encode_tails, frame_at, parts_of
 from .kept_link import KeptLinks
 

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
 from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused
 from ..shared.invalidation import check_namespace
-from ..shared.link import Argument, Link, OnMessage, Refused
-from ..shared.log import Entry, echo_channel_of, head, names_of, read_after, read_newest
+from ..shared.transport.redis.address import RedisAddress
+from ..shared.transport.redis.link import Argument, Link, OnMessage, Refused
+from ..shared.transport.redis.log import Entry, echo_channel_of, head, names_of, read_after, read_newest
 from .discovery import Discovered
 from .doctor import examine_fanout, examine_namespace, examine_server, is_settled, unreachable
 from .facts import DeliveryFacts, FanoutFacts, LogFacts, NamespaceFacts, ServerFacts

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ..shared.invalidation import Invalidation, Position
-from ..shared.log import Entry
+from ..shared.transport.redis.log import Entry
 from .models import shown
 from .replay import Gap
 

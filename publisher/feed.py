@@ -11,8 +11,8 @@ import msgspec
 
 from ..shared.errors import LinkLost, LogRefused, MalformedFrame
 from ..shared.invalidation import Invalidation, Position, check_namespace
-from ..shared.link import Link, RedisAddress, Refused
-from ..shared.log import head, names_of, read_after
+from ..shared.transport.redis.link import Link, RedisAddress, Refused
+from ..shared.transport.redis.log import head, names_of, read_after
 from ..shared.wire import decode
 from .replay import BEFORE_THE_FIRST, Gap, read_missed
 

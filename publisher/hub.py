@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 from ..shared.errors import BroadcacheError, LinkLost, LogRefused, MalformedFrame
 from ..shared.invalidation import Invalidation, Position
-from ..shared.link import Link
-from ..shared.log import head
+from ..shared.transport.redis.link import Link
+from ..shared.transport.redis.log import head
 from . import event
 from .event import HEARTBEAT, Event
 from .feed import Feed

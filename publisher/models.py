@@ -28,8 +28,8 @@ from ..shared.invalidation import (
     check_namespace,
     check_text,
 )
-from ..shared.log import Entry, Receipt
 from ..shared.presence import ReplicaPresence
+from ..shared.transport.redis.log import Entry, Receipt
 from .history import HistoryPage
 from .problems import BODY_UNREADABLE, INVALIDATION_INVALID, Flaw, Problem
 

@@ -9,7 +9,6 @@ from datetime import datetime
 from functools import partial
 from typing import Final, Self, TypeVar, get_args
 
-from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
 from ..shared.closing import Closing
 from ..shared.confirmation import Confirm
@@ -25,11 +24,12 @@ from ..shared.invalidation import (
     check_text,
     invalidation_of,
 )
-from ..shared.link import Link
-from ..shared.log import LOG_LENGTH, Entry, Receipt, append, head, read_at, read_newest
 from ..shared.presence import ReplicaPresence, presences, replicas_of
 from ..shared.question import Question, counting
 from ..shared.tracing import is_set_up, publishing
+from ..shared.transport.redis.address import RedisAddress
+from ..shared.transport.redis.link import Link
+from ..shared.transport.redis.log import LOG_LENGTH, Entry, Receipt, append, head, read_at, read_newest
 from .backlog import Pending
 from .confirmations import Confirmations, Wait
 from .delivery import Delivery, Teller

@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from ..shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings
 from ..shared.invalidation import check_namespace
-from ..shared.log import LOG_LENGTH
 from ..shared.logs import LogSettings
+from ..shared.transport.redis.log import LOG_LENGTH
 from .broadcaster import Broadcaster, HostMode, Limits, Scheme, tls_of
 from .delivery import Delivery
 from .discovery import Discovery, DnsDiscovery, ListDiscovery

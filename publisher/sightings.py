@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from ..shared.invalidation import DEFAULT_NAMESPACE, Position
-from ..shared.names import names_of
+from ..shared.transport.redis.names import names_of
 from .facts import PresenceFacts
 
 __all__ = ["PRESENCE_PATTERN", "is_of", "sighting_of"]

@@ -17,8 +17,8 @@ from .errors import (
     ServerBinaryNotFound,
 )
 from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
-from .log import Receipt
 from .presence import ReplicaPresence
+from .transport.redis.log import Receipt
 
 __all__ = [
     "BroadcacheError",

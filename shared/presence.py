@@ -7,10 +7,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from .invalidation import Position
-from .link import Link, Refused
-from .log import head
-from .names import names_of
-from .refusals import refused
+from .transport.redis.link import Link, Refused
+from .transport.redis.log import head
+from .transport.redis.names import names_of
+from .transport.redis.refusals import refused
 
 __all__ = ["Presence", "Registry", "ReplicaPresence", "presences", "registered", "replicas_of", "withdraw"]
 

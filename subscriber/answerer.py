@@ -7,9 +7,9 @@ from typing import Final
 
 from ..shared.confirmation import encode_reports
 from ..shared.errors import BroadcacheError, MalformedFrame
-from ..shared.link import Link, Refused
-from ..shared.names import names_of
 from ..shared.question import Answer, Question, decode_question
+from ..shared.transport.redis.link import Link, Refused
+from ..shared.transport.redis.names import names_of
 from .entries import Count
 from .sequencer import Sequencer
 

@@ -15,9 +15,18 @@ from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar
 
 from ..shared.clock import Clock
 from ..shared.errors import BroadcacheError, LinkLost, LogRefused
-from ..shared.link import Link, RedisAddress, Refused
-from ..shared.log import Entry, Identity, echo, echo_channel_of, identity, names_of, read_from, read_head
 from ..shared.presence import withdraw
+from ..shared.transport.redis.link import Link, RedisAddress, Refused
+from ..shared.transport.redis.log import (
+    Entry,
+    Identity,
+    echo,
+    echo_channel_of,
+    identity,
+    names_of,
+    read_from,
+    read_head,
+)
 from .answerer import Answerer
 from .local_cache import LocalCache
 from .presence import Teller

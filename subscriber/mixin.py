@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar, fina
 from ..shared.errors import InvalidSettings
 from ..shared.extras import check_installed
 from ..shared.invalidation import DEFAULT_NAMESPACE, Target
-from ..shared.log import Receipt
 from ..shared.tokens import Tokens
+from ..shared.transport.redis.log import Receipt
 from .local_cache import LocalCache, WhenIncoherent
 from .replica_token import replica_tokens
 from .subscriber import Subscriber

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 from ..shared.confirmation import Report
 from ..shared.errors import MalformedFrame
 from ..shared.invalidation import Anchor, Everything, Invalidation, Position
-from ..shared.log import Entry
 from ..shared.tracing import trace_applied
+from ..shared.transport.redis.log import Entry
 from ..shared.wire import decode, digest_of
 from .lag import Lag
 from .local_cache import LocalCache

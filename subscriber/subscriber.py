@@ -17,13 +17,13 @@ from types import TracebackType
 from typing import Final, NoReturn, Self
 from weakref import WeakKeyDictionary, ref
 
-from ..shared.address import RedisAddress
 from ..shared.clock import Clock, monotonic
 from ..shared.closing import Closing
 from ..shared.errors import InvalidSettings, LinkLost, LogRefused, MalformedFrame, NotPrimary
 from ..shared.invalidation import Everything, Invalidation, Position, Target, check_namespace, invalidation_of
-from ..shared.log import Receipt, append
 from ..shared.tracing import publishing
+from ..shared.transport.redis.address import RedisAddress
+from ..shared.transport.redis.log import Receipt, append
 from ..shared.wire import decode
 from .applied import Applied, Outcome
 from .follower import Follower, State, Timing

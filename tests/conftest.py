@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 CLEANUP_SECONDS = 10.0
 """How long a test that was given up may take to stop what it started."""

@@ -31,8 +31,8 @@ from broadcache.publisher.idempotency import id_of
 from broadcache.publisher.server import AddressUnavailable, listen
 from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import InvalidSettings
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.log import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.log import names_of
 from broadcache.subscriber import LocalCache, Subscriber
 
 pytestmark = pytest.mark.anyio

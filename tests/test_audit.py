@@ -28,9 +28,9 @@ from broadcache.publisher import Auditor, AuditStats, Publisher
 from broadcache.publisher.audit_stats import Within
 from broadcache.publisher.source import source_at
 from broadcache.shared import Everything, InvalidSettings, Keys, Prefixes, Receipt, Tags
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.fingerprint import NO_FINGERPRINT, fingerprint_of
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import LocalCache, Subscriber
 
 pytestmark = pytest.mark.anyio

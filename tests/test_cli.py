@@ -26,7 +26,7 @@ from broadcache.cli.app import app
 from broadcache.cli.watch_printer import JsonPrinter, TextPrinter
 from broadcache.publisher import Publisher
 from broadcache.shared import Keys, MalformedFrame
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 InThisProcess = Callable[..., tuple[int, str, str]]
 HEAVY = {"aiohttp", "cachetools", "fastapi", "redis", "uvicorn"}

@@ -11,8 +11,8 @@ from tests.support.replicas import FAST
 from tests.support.topologies import asked
 
 from broadcache.publisher import Publisher
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.names import names_of
 
 pytestmark = pytest.mark.anyio
 

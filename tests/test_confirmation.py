@@ -38,13 +38,13 @@ from broadcache.shared import (
     Target,
 )
 from broadcache.shared.confirmation import Report, decode_reports, encode_reports
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.errors import MalformedFrame
 from broadcache.shared.invalidation import Anchor, Invalidation, invalidation_of
-from broadcache.shared.link import Link, Refused
-from broadcache.shared.log import Entry, read_after
-from broadcache.shared.names import names_of
 from broadcache.shared.presence import Presence, Registry
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link, Refused
+from broadcache.shared.transport.redis.log import Entry, read_after
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.shared.wire import decode, digest_of, encode, encode_tails, frame_at
 from broadcache.subscriber import LocalCache, Subscriber
 from broadcache.subscriber.reporter import Reporter

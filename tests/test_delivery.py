@@ -36,8 +36,8 @@ from broadcache.shared import (
     Receipt,
     Tags,
 )
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import invalidation_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
 

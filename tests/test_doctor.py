@@ -24,7 +24,7 @@ from broadcache.publisher.facts import DeliveryFacts, LogFacts, NamespaceFacts, 
 from broadcache.publisher.findings import Finding
 from broadcache.publisher.rights import rights_of
 from broadcache.shared import InvalidNamespace, InvalidSettings, Keys, Position
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio

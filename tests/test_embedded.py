@@ -19,15 +19,15 @@ from pathlib import Path
 import pytest
 import redis
 
-from broadcache.shared import embedded
-from broadcache.shared.embedded import (
+from broadcache.shared.errors import InvalidSettings, ServerBinaryNotFound
+from broadcache.shared.transport.redis import embedded
+from broadcache.shared.transport.redis.embedded import (
     EmbeddedServer,
     PortTaken,
     ServerNotRunning,
     ServerStartFailed,
     find_server_binary,
 )
-from broadcache.shared.errors import InvalidSettings, ServerBinaryNotFound
 
 DEADLINE_SECONDS = 20
 
@@ -49,7 +49,10 @@ def owner(body: str, tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", 
 
     One that is killed cannot remove its temporary files: they go below `tmp_path`.
     """
-    program = "import signal, sys\nfrom broadcache.shared.embedded import EmbeddedServer\n" + textwrap.dedent(body)
+    program = (
+        "import signal, sys\nfrom broadcache.shared.transport.redis.embedded import EmbeddedServer\n"
+        + textwrap.dedent(body)
+    )
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", program],

@@ -25,10 +25,10 @@ from broadcache.publisher.feed import Feed
 from broadcache.publisher.hub import Hub, HubFull
 from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import Everything, Keys, Prefixes, Receipt
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import Position
-from broadcache.shared.link import Link, RedisAddress
-from broadcache.shared.log import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link, RedisAddress
+from broadcache.shared.transport.redis.log import names_of
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,8 @@ from broadcache.publisher import Confirm, Fanout, Publisher
 from broadcache.publisher.broadcaster import Limits
 from broadcache.publisher.metrics import PublisherMetrics
 from broadcache.shared import Keys, NotDelivered
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import invalidation_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.wire import encode_unsequenced
 
 pytestmark = pytest.mark.anyio

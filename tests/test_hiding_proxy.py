@@ -6,8 +6,8 @@ import pytest
 from tests.support.hiding_proxy import HidingProxy
 from tests.support.redis_probe import redis_probe
 
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.link import Link
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,8 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
 from broadcache.shared import Invalidation, Keys
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.shared.wire import encode
 from broadcache.subscriber import LocalCache, Subscriber, follower
 

@@ -13,7 +13,7 @@ from broadcache.publisher.settings import ApiSettings
 from broadcache.publisher.since import since_ms_of
 from broadcache.shared import Everything, InvalidSettings, Keys, Prefixes, Tags
 from broadcache.shared.invalidation import Invalidation
-from broadcache.shared.log import names_of
+from broadcache.shared.transport.redis.log import names_of
 from broadcache.shared.wire import encode
 
 pytestmark = pytest.mark.anyio

@@ -11,9 +11,10 @@ from tests.support.redis_probe import redis_probe
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
 
-from broadcache.shared import InvalidSettings, LinkLost, address
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.link import Link, OnMessage, RedisAddress, Refused
+from broadcache.shared import InvalidSettings, LinkLost
+from broadcache.shared.transport.redis import address
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link, OnMessage, RedisAddress, Refused
 
 pytestmark = pytest.mark.anyio
 

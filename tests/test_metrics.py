@@ -39,9 +39,9 @@ from broadcache.publisher.metrics import PublisherMetrics
 from broadcache.publisher.settings import ApiSettings, FanoutSettings
 from broadcache.shared import Everything, Keys, LinkLost, LogRefused, Prefixes, Tags
 from broadcache.shared.confirmation import Confirm
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.histogram import Histogram
-from broadcache.shared.log import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.log import names_of
 from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber
 from broadcache.subscriber.lag import Lag
 from broadcache.subscriber.metrics import register, unregister

@@ -14,7 +14,7 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
 from broadcache.shared import InvalidSettings, Keys, Tags
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import CacheInvalidationMixin, LocalCache
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,7 @@ from tests.support.command_line import ask
 from broadcache.publisher.api import create_fanout_app
 from broadcache.publisher.page import PAGE_PATHS
 from broadcache.publisher.settings import FanoutSettings
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 PATIENCE_MS = 20_000
 LISTED_LONG = {"echo_timeout_seconds": 30.0}

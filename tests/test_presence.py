@@ -18,8 +18,8 @@ from tests.support.waiting import until
 from broadcache import __version__
 from broadcache.publisher import Publisher
 from broadcache.shared import Keys, Position, ReplicaPresence
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio

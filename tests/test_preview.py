@@ -22,11 +22,11 @@ from broadcache.publisher.api import create_app
 from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import Everything, InvalidSettings, InvalidTarget, Keys, LogRefused, Prefixes, Tags, Target
 from broadcache.shared.confirmation import decode_reports, encode_reports
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.errors import MalformedFrame
 from broadcache.shared.invalidation import invalidation_of
-from broadcache.shared.names import names_of
 from broadcache.shared.question import Answer, Question, counting, decode_question, encode_question
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import LocalCache, Subscriber
 from broadcache.subscriber.answerer import Answerer
 from broadcache.subscriber.sequencer import Sequencer

@@ -21,9 +21,9 @@ from broadcache.shared import (
     Prefixes,
     Tags,
 )
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.link import Link
-from broadcache.shared.log import Entry, names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link
+from broadcache.shared.transport.redis.log import Entry, names_of
 
 pytestmark = pytest.mark.anyio
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from broadcache.publisher.settings import ApiSettings
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.settings import variable_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

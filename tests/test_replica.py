@@ -16,7 +16,7 @@ from tests.support.receipts import position_of
 from broadcache.cli.catalogue import NoSuchProduct, Source
 from broadcache.publisher import Publisher
 from broadcache.shared import InvalidSettings, Keys, Receipt, Tags, Target
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 Urls = tuple[str, ...]
 

@@ -23,9 +23,9 @@ from tests.support.web_server import served
 
 from broadcache.publisher import Publisher
 from broadcache.shared import Invalidation, InvalidSettings, Keys, MalformedFrame, Prefixes, Tags
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import invalidation_of
-from broadcache.shared.log import append, names_of, read_newest
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.log import append, names_of, read_newest
 from broadcache.shared.wire import FRAME_BYTES_MAX, decode, encode
 from broadcache.subscriber import CacheInvalidationMixin, Subscriber
 from broadcache.subscriber.routes import router_of

@@ -11,7 +11,7 @@ from tests.support.waiting import until
 from broadcache.publisher import Confirm, Fanout, Publisher
 from broadcache.publisher.backlog import Pending
 from broadcache.shared import FanoutReport, Keys, LinkLost, Outcome, Receipt
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
 

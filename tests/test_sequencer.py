@@ -8,7 +8,7 @@ import pytest
 
 from broadcache.shared import Everything, Invalidation, Keys, Prefixes, Tags, Target
 from broadcache.shared.invalidation import Anchor, invalidation_of
-from broadcache.shared.log import Entry
+from broadcache.shared.transport.redis.log import Entry
 from broadcache.shared.wire import decode, digest_of, encode
 from broadcache.subscriber import LocalCache
 from broadcache.subscriber.sequencer import Mark, Sequencer

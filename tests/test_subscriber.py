@@ -36,8 +36,8 @@ from broadcache.shared import (
     Tags,
     Target,
 )
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.log import Heads, echo
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.log import Heads, echo
 from broadcache.shared.wire import encode
 from broadcache.subscriber import LocalCache, State, Subscriber, follower
 

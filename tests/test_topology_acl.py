@@ -12,7 +12,7 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Confirm, Publisher
 from broadcache.shared import Keys, LinkLost, LogRefused, Receipt, ReplicaConfirmation
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio

@@ -3,7 +3,7 @@
 import pytest
 
 from broadcache.shared import InvalidSettings
-from broadcache.shared.address import RedisAddress
+from broadcache.shared.transport.redis.address import RedisAddress
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
 from broadcache.shared import Keys, LinkLost, LogRefused
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio

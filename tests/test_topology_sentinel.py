@@ -13,10 +13,10 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
 from broadcache.shared import Keys, LinkLost
-from broadcache.shared.address import RedisAddress
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.link import Link
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.address import RedisAddress
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio

@@ -20,8 +20,8 @@ from broadcache.cli.watch_printer import JsonPrinter
 from broadcache.publisher import Publisher
 from broadcache.shared import Keys, LinkLost
 from broadcache.shared.invalidation import Invalidation, invalidation_of
-from broadcache.shared.log import names_of
 from broadcache.shared.tracing import publishing, trace_applied
+from broadcache.shared.transport.redis.log import names_of
 from broadcache.shared.wire import encode, encode_tails
 from broadcache.subscriber import Subscriber
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from broadcache.shared import Everything, Invalidation, Keys, MalformedFrame, Prefixes, Tags, Target
 from broadcache.shared.confirmation import decode_reports, encode_reports
 from broadcache.shared.invalidation import REQUEST_NAMES_MAX, invalidation_of
-from broadcache.shared.log import names_of
+from broadcache.shared.transport.redis.log import names_of
 from broadcache.shared.wire import FRAME_BYTES_MAX, decode, encode, encode_tails, encode_unsequenced
 
 SCHEMA = json.loads(files("broadcache.shared").joinpath("wire.schema.json").read_text("utf-8"))

@@ -20,11 +20,11 @@ from tests.faults.stage import PATIENCE_SECONDS, POLL_SECONDS, OneServerStage, S
 from tests.support.tcp_proxy import Directions
 
 from broadcache.publisher import Publisher
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.errors import BroadcacheError
 from broadcache.shared.invalidation import Keys
-from broadcache.shared.link import Link, RedisAddress, Refused
-from broadcache.shared.log import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link, RedisAddress, Refused
+from broadcache.shared.transport.redis.log import names_of
 
 KILLS: Final = 5
 HOUR_SECONDS: Final = 3_600

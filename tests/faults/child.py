@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from tests.faults.messages import Command, Report
 
-from broadcache.shared.embedded import dying_with_us
+from broadcache.shared.transport.redis.embedded import dying_with_us
 
 ROOT: Final = Path(__file__).parents[2]
 

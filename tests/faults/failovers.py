@@ -12,10 +12,10 @@ from tests.faults.stages import ClusterStage, FailoverStage
 from tests.support.servers import ServerName
 
 from broadcache.publisher import Publisher
-from broadcache.shared.embedded import EmbeddedServer
 from broadcache.shared.invalidation import Keys
-from broadcache.shared.link import Link, RedisAddress
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link, RedisAddress
+from broadcache.shared.transport.redis.names import names_of
 
 QUEUED: Final = 60
 QUEUED_KEY: Final = b'"other:'

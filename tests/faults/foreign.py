@@ -7,7 +7,7 @@ from tests.faults.ledger import KEYS, NAMESPACE
 from tests.faults.messages import Command
 from tests.faults.stage import OneServerStage
 
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.names import names_of
 
 OWN_INVALIDATIONS: Final = 20
 STEPS_BACK: Final = 3

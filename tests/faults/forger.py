@@ -25,8 +25,8 @@ from tests.faults.child_side import answer
 from tests.faults.ledger import NAMESPACE
 from tests.faults.messages import Command, ForgerSettings, Report
 
-from broadcache.shared.link import Link, RedisAddress
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.link import Link, RedisAddress
+from broadcache.shared.transport.redis.names import names_of
 
 TIMEOUT_SECONDS: Final = 5.0
 SEEN_MAX: Final = 1_000

@@ -19,7 +19,7 @@ from tests.faults.naive import listening
 from tests.faults.raising import MappingBroke, RaisingTTLCache
 
 from broadcache.shared.invalidation import Keys
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import LocalCache, Subscriber
 
 TTL_SECONDS: Final = 3_600

@@ -21,9 +21,9 @@ from tests.support.hiding_proxy import HidingProxy
 from tests.support.servers import Server, ServerName
 from tests.support.tcp_proxy import TcpProxy
 
-from broadcache.shared.embedded import EmbeddedServer
-from broadcache.shared.link import Link, RedisAddress
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.link import Link, RedisAddress
+from broadcache.shared.transport.redis.names import names_of
 
 KINDS: Final[tuple[Kind, ...]] = ("ours", "naive", "clearing")
 PATIENCE_SECONDS: Final = 30.0

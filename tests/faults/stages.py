@@ -10,7 +10,7 @@ from tests.faults.ledger import NAMESPACE
 from tests.faults.stage import PATIENCE_SECONDS, POLL_SECONDS, OneServerStage, Stage, StageSettings
 from tests.support.topologies import ClusterOfSix, Watched, asked, cluster_of_six, watched
 
-from broadcache.shared.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 
 class FailoverStage(Stage):

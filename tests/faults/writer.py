@@ -19,7 +19,7 @@ from broadcache.publisher import Publisher
 from broadcache.shared.confirmation import Confirm
 from broadcache.shared.errors import LinkLost, LogRefused
 from broadcache.shared.invalidation import Keys, Prefixes, Tags, Target
-from broadcache.shared.link import Link, RedisAddress
+from broadcache.shared.transport.redis.link import Link, RedisAddress
 
 CHANGES_UNDER_WAY_MAX: Final = 64
 PUBLISH_TIMEOUT_SECONDS: Final = 3.0

@@ -21,7 +21,7 @@ from tests.support.replicas import FAST, fill
 from broadcache.publisher.api import create_app
 from broadcache.publisher.server import listen, new_server, url_of
 from broadcache.publisher.settings import ApiSettings
-from broadcache.shared.embedded import dying_with_us
+from broadcache.shared.transport.redis.embedded import dying_with_us
 from broadcache.subscriber import LocalCache, Subscriber
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cachetools import TTLCache
 
-from broadcache.shared.embedded import dying_with_us
+from broadcache.shared.transport.redis.embedded import dying_with_us
 from broadcache.subscriber import LocalCache, Subscriber
 
 ROOT: Final = Path(__file__).parents[2]

@@ -47,7 +47,7 @@ from broadcache.shared import (
     wire,
 )
 from broadcache.shared.invalidation import invalidation_of
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.shared.wire import decode, encode, encode_tails, encode_unsequenced, parts_of
 from broadcache.subscriber import LoadToken, LocalCache, Subscriber
 from broadcache.subscriber import follower as follower_module

@@ -12,10 +12,11 @@ import pytest
 from tests.support.promise_model import targets_of
 from tests.support.promise_model_mapping import MappingBroken
 
-from broadcache.shared import Invalidation, LinkLost, MalformedFrame, log
+from broadcache.shared import Invalidation, LinkLost, MalformedFrame
 from broadcache.shared.invalidation import Anchor
-from broadcache.shared.link import Link
-from broadcache.shared.log import Entry, Heads, Identity
+from broadcache.shared.transport.redis import log
+from broadcache.shared.transport.redis.link import Link
+from broadcache.shared.transport.redis.log import Entry, Heads, Identity
 from broadcache.shared.wire import decode
 from broadcache.subscriber import LocalCache
 from broadcache.subscriber import follower as follower_module

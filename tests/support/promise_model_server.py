@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from broadcache.shared import LinkLost, Position
 from broadcache.shared.clock import Clock
-from broadcache.shared.link import Argument, OnMessage, RedisAddress, Refused
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.link import Argument, OnMessage, RedisAddress, Refused
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.shared.wire import digest_of, frame_at
 
 _STATES_MAX = 4

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from broadcache.shared.link import Link, OnMessage, RedisAddress
+from broadcache.shared.transport.redis.link import Link, OnMessage, RedisAddress
 
 
 @asynccontextmanager

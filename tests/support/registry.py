@@ -5,7 +5,7 @@ from typing import Final
 from redis import Redis
 from tests.support.redis_probe import redis_probe
 
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.names import names_of
 
 __all__ = ["make_registry_old", "make_registry_old_sync"]
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from broadcache.shared.embedded import EmbeddedServer, find_server_binary
+from broadcache.shared.transport.redis.embedded import EmbeddedServer, find_server_binary
 
 ServerName: TypeAlias = Literal["valkey", "redis", "redis-6.2"]
 

@@ -19,8 +19,8 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 from tests.support.servers import Server, ServerName, binary_of
 
-from broadcache.shared.embedded import EmbeddedServer, ServerStartFailed, dying_with_us
-from broadcache.shared.names import names_of
+from broadcache.shared.transport.redis.embedded import EmbeddedServer, ServerStartFailed, dying_with_us
+from broadcache.shared.transport.redis.names import names_of
 
 PATIENCE_SECONDS = 30.0
 SERVICE = "orders"

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from ..shared.embedded import EmbeddedServer
 from ..shared.errors import BroadcacheError
+from ..shared.transport.redis.embedded import EmbeddedServer
 from .catalogue import Catalogue, Source, key_of
 from .demo_child import Child
 

@@ -42,7 +42,7 @@ def serve(
         raise InvalidSettings("expected --fanout-only without a Redis, which it does not use, got one: leave it out")
     with ExitStack() as stack:
         if embedded:
-            from ..shared.embedded import EmbeddedServer
+            from ..shared.transport.redis.embedded import EmbeddedServer
 
             redis_url = stack.enter_context(EmbeddedServer()).url
             print(f"embedded server at {redis_url}", flush=True)

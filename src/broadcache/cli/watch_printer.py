@@ -13,7 +13,7 @@ from rich.text import Text
 from ..publisher.replay import Gap
 from ..shared.errors import LinkLost, MalformedFrame
 from ..shared.invalidation import Invalidation, Position
-from ..shared.log import names_of
+from ..shared.transport.redis.log import names_of
 from .printable import printable
 
 __all__ = ["JsonPrinter", "TextPrinter"]

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from ...errors import LinkLost
 from .address import Connected, RedisAddress
-from .errors import LinkLost
 from .responses import Refused, packer_of, responses_of
 
 __all__ = ["Argument", "Link", "OnMessage", "RedisAddress", "Refused"]

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from .errors import BroadcacheError, InvalidSettings, ServerBinaryNotFound
+from ...errors import BroadcacheError, InvalidSettings, ServerBinaryNotFound
 
 START_TIMEOUT_SECONDS: Final = 5.0
 STOP_TIMEOUT_SECONDS: Final = 5.0

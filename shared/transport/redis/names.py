@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from .invalidation import DEFAULT_NAMESPACE
+from ...invalidation import DEFAULT_NAMESPACE
 
 __all__ = ["Names", "names_of"]
 

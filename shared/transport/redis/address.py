@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
-from .errors import InvalidSettings, LinkLost
+from ...errors import InvalidSettings, LinkLost
 from .topology import Cluster, Node, Nodes, Sentinels, ask
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from .confirmation import Confirmation
-from .delivery import FanoutReport
-from .errors import IdempotencyConflict, MalformedFrame
-from .invalidation import Anchor, Invalidation, Position, new_id
+from ...confirmation import Confirmation
+from ...delivery import FanoutReport
+from ...errors import IdempotencyConflict, MalformedFrame
+from ...invalidation import Anchor, Invalidation, Position, new_id
+from ...wire import decode, digest_of, encode_tails
 from .link import Argument, Link, Refused
 from .names import Names, names_of
 from .refusals import refused as _refused
-from .wire import decode, digest_of, encode_tails
 
 __all__ = [
     "LOG_LENGTH",

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from .errors import LogRefused, NotPrimary
+from ...errors import LogRefused, NotPrimary
 from .responses import Refused
 
 __all__ = ["refused"]

@@ -5,8 +5,8 @@ import binascii
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from .errors import LinkLost
-from .invalidation import DEFAULT_NAMESPACE
+from ...errors import LinkLost
+from ...invalidation import DEFAULT_NAMESPACE
 from .names import names_of
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""How invalidations travel: one folder for each broker."""
