@@ -13,6 +13,7 @@ from starlette.routing import Route
 from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
 from ..shared.exposition import can_expose, check_can_expose, exposed
 from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, NAMESPACE_PATTERN, Position, check_namespace
+from ..shared.process.tokens import Tokens
 from . import openapi
 from .audit_stats import AuditStats
 from .audits import Audits
@@ -34,7 +35,6 @@ from .request_counter import RequestCounter
 from .requests import check_is_json, idempotency_key_of, read_body
 from .settings import ApiSettings, FanoutSettings
 from .since import since_ms_of
-from .tokens import Tokens
 
 __all__ = ["create_app", "create_fanout_app", "takes_any_method"]
 

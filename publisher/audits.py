@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, Self
 
 from ..shared.clock import Clock, monotonic
-from ..shared.closing import Closing
+from ..shared.process.closing import Closing
 from .audit_stats import AuditStats, Inconsistency
 from .auditor import Auditor
 from .publisher import Publisher

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from ..shared.clock import Clock, monotonic
-from ..shared.closing import Closing
 from ..shared.errors import BroadcacheError, InvalidSettings
+from ..shared.process.closing import Closing
 from .discovery import Address, Discovered, Discovery
 from .exchange import Answer, Header, Tls, Untold, exchange
 from .fanout_policy import Destination, FanoutPolicy

@@ -7,10 +7,10 @@ from typing import Final
 
 import msgspec
 
-from ..shared.closing import Closing
 from ..shared.delivery import FanoutReport, Outcome
 from ..shared.errors import BroadcacheError, InvalidSettings
-from ..shared.extras import check_installed
+from ..shared.process.closing import Closing
+from ..shared.process.extras import check_installed
 from .broadcaster import Broadcast, Broadcaster, HostMode, Limits, Request, Scheme
 from .broadcaster import Outcome as Called
 from .discovery import Discovery, DnsDiscovery, ListDiscovery

@@ -6,8 +6,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..shared.process.tokens import Tokens
 from .problems import RIGHT_MISSING, TOKEN_INVALID, Problem
-from .tokens import Tokens
 
 __all__ = ["TokenGate"]
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..shared.invalidation import DEFAULT_NAMESPACE
-from .tokens import Right, Tokens
+from ..shared.process.tokens import Right, Tokens
 
 __all__ = ["PAGE_PATHS", "PageAccess", "page_routes"]
 

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Final, Self, TypeVar, get_args
 
 from ..shared.clock import Clock, monotonic
-from ..shared.closing import Closing
 from ..shared.confirmation import Confirm
 from ..shared.delivery import FanoutReport
 from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused, NotPrimary
@@ -25,6 +24,7 @@ from ..shared.invalidation import (
     invalidation_of,
 )
 from ..shared.presence import ReplicaPresence, presences, replicas_of
+from ..shared.process.closing import Closing
 from ..shared.question import Question, counting
 from ..shared.tracing import is_set_up, publishing
 from ..shared.transport.redis.address import RedisAddress

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 
 from ..shared.errors import BroadcacheError
-from ..shared.logs import LogFormat, set_up_logging
+from ..shared.process.logs import LogFormat, set_up_logging
 from .api import create_app, create_fanout_app, takes_any_method
 from .settings import ApiSettings, FanoutSettings
 

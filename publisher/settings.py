@@ -9,7 +9,8 @@ from msgspec import Meta
 
 from ..shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings
 from ..shared.invalidation import check_namespace
-from ..shared.logs import LogSettings
+from ..shared.process.logs import LogSettings
+from ..shared.process.tokens import Tokens
 from ..shared.transport.redis.log import LOG_LENGTH
 from .broadcaster import Broadcaster, HostMode, Limits, Scheme, tls_of
 from .delivery import Delivery
@@ -17,7 +18,6 @@ from .discovery import Discovery, DnsDiscovery, ListDiscovery
 from .fanout import Fanout
 from .fanout_policy import FanoutPolicy
 from .source import check_source_url
-from .tokens import Tokens
 
 __all__ = ["ApiSettings", "FanoutSettings", "is_loopback", "lists_of"]
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..shared.errors import InvalidLoader
-from ..shared.tasks import is_cancelled
+from ..shared.process.tasks import is_cancelled
 
 if TYPE_CHECKING:
     from .local_cache import LoadToken, LocalCache

@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar, final, overload
 
 from ..shared.errors import InvalidSettings
-from ..shared.extras import check_installed
 from ..shared.invalidation import DEFAULT_NAMESPACE, Target
-from ..shared.tokens import Tokens
+from ..shared.process.extras import check_installed
+from ..shared.process.tokens import Tokens
 from ..shared.transport.redis.log import Receipt
 from .local_cache import LocalCache, WhenIncoherent
 from .replica_token import replica_tokens

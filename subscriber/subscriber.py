@@ -18,9 +18,9 @@ from typing import Final, NoReturn, Self
 from weakref import WeakKeyDictionary, ref
 
 from ..shared.clock import Clock, monotonic
-from ..shared.closing import Closing
 from ..shared.errors import InvalidSettings, LinkLost, LogRefused, MalformedFrame, NotPrimary
 from ..shared.invalidation import Everything, Invalidation, Position, Target, check_namespace, invalidation_of
+from ..shared.process.closing import Closing
 from ..shared.tracing import publishing
 from ..shared.transport.redis.address import RedisAddress
 from ..shared.transport.redis.log import Receipt, append

@@ -21,7 +21,7 @@ import yaml
 
 from broadcache.cli.app import app
 from broadcache.publisher.settings import ApiSettings
-from broadcache.shared.settings import read_settings
+from broadcache.shared.process.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]

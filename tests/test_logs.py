@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.support.command_line import run, running
 
-from broadcache.shared.logs import JsonFormatter
+from broadcache.shared.process.logs import JsonFormatter
 
 
 def record_of(message: str, *arguments: object, **extra: object) -> logging.LogRecord:

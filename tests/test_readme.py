@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from broadcache.publisher.settings import ApiSettings
-from broadcache.shared.settings import variable_of
+from broadcache.shared.process.settings import variable_of
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,9 @@ import pytest
 from msgspec import Meta
 
 from broadcache.publisher.settings import ApiSettings, is_loopback
-from broadcache.publisher.tokens import Tokens
 from broadcache.shared import InvalidSettings
-from broadcache.shared.settings import Settings, read_settings, variable_of
+from broadcache.shared.process.settings import Settings, read_settings, variable_of
+from broadcache.shared.process.tokens import Tokens
 
 
 class Sample(Settings, frozen=True, kw_only=True):

@@ -59,7 +59,7 @@ def fanout(
     A replica's token is taken from BROADCACHE_REPLICA_TOKEN.
     """
     from ..publisher.settings import FanoutSettings
-    from ..shared.settings import read_settings
+    from ..shared.process.settings import read_settings
 
     settings = read_settings(
         FanoutSettings,

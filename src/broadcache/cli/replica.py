@@ -30,8 +30,8 @@ def replica(
 ) -> None:
     """Run an example replica: GET /products/{id} reads through its cache, PUT writes the source and tells nobody."""
     from ..publisher.server import listen, run, url_of
-    from ..shared.logs import LogSettings
-    from ..shared.settings import read_settings
+    from ..shared.process.logs import LogSettings
+    from ..shared.process.settings import read_settings
     from .catalogue import Catalogue, NaiveCatalogue, Source
     from .replica_api import ObservedCache, naive_app, replica_app
 

@@ -34,7 +34,7 @@ def serve(
     from ..publisher import server
     from ..publisher.settings import ApiSettings, FanoutSettings
     from ..shared.errors import InvalidSettings
-    from ..shared.settings import read_settings
+    from ..shared.process.settings import read_settings
 
     if embedded and redis_url is not None:
         raise InvalidSettings("expected --redis-url or --embedded, got both: leave one out")

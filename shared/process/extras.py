@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from .errors import InvalidSettings
+from ..errors import InvalidSettings
 
 __all__ = ["check_installed"]
 

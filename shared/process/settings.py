@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from .errors import InvalidSettings
+from ..errors import InvalidSettings
 
 __all__ = ["VARIABLE_PREFIX", "Settings", "read_settings", "variable_of"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias
 
-from .errors import InvalidSettings
+from ..errors import InvalidSettings
 
 __all__ = ["Right", "Tokens"]
 
