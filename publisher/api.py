@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
 
 from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
-from ..shared.exposition import can_expose, check_can_expose, exposed
 from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, NAMESPACE_PATTERN, Position, check_namespace
 from ..shared.process.tokens import Tokens
+from ..shared.telemetry.exposition import can_expose, check_can_expose, exposed
 from . import openapi
 from .audit_stats import AuditStats
 from .audits import Audits

@@ -8,8 +8,8 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 from ..shared.clock import Clock
 from ..shared.confirmation import Confirmation, ReplicaConfirmation, Report, decode_reports
-from ..shared.delivery import Outcome as FanoutOutcome
 from ..shared.errors import LinkLost, MalformedFrame
+from ..shared.fanout_report import Outcome as FanoutOutcome
 from ..shared.invalidation import Invalidation, Position
 from ..shared.presence import Presence
 from ..shared.question import Answer

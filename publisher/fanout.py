@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from ..shared.delivery import FanoutReport, Outcome
 from ..shared.errors import BroadcacheError, InvalidSettings
+from ..shared.fanout_report import FanoutReport, Outcome
 from ..shared.process.closing import Closing
 from ..shared.process.extras import check_installed
 from .broadcaster import Broadcast, Broadcaster, HostMode, Limits, Request, Scheme

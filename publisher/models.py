@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from ..shared.confirmation import CONFIRM_SECONDS_MAX, Confirm, Confirmation, ReplicaConfirmation
-from ..shared.delivery import FanoutReport
 from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
+from ..shared.fanout_report import FanoutReport
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
     KEY_BYTES_MAX,

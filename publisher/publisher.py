@@ -11,8 +11,8 @@ from typing import Final, Self, TypeVar, get_args
 
 from ..shared.clock import Clock, monotonic
 from ..shared.confirmation import Confirm
-from ..shared.delivery import FanoutReport
 from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused, NotPrimary
+from ..shared.fanout_report import FanoutReport
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
     SCOPE_BYTES_MAX,
@@ -26,7 +26,7 @@ from ..shared.invalidation import (
 from ..shared.presence import ReplicaPresence, presences, replicas_of
 from ..shared.process.closing import Closing
 from ..shared.question import Question, counting
-from ..shared.tracing import is_set_up, publishing
+from ..shared.telemetry.tracing import is_set_up, publishing
 from ..shared.transport.redis.address import RedisAddress
 from ..shared.transport.redis.link import Link
 from ..shared.transport.redis.log import LOG_LENGTH, Entry, Receipt, append, head, read_at, read_newest

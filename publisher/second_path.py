@@ -5,8 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
-from ..shared.delivery import FanoutReport
 from ..shared.errors import LinkLost, LogRefused, NotDelivered
+from ..shared.fanout_report import FanoutReport
 from ..shared.invalidation import Invalidation
 from ..shared.transport.redis.log import Receipt
 from ..shared.wire import encode_unsequenced

@@ -1,7 +1,6 @@
 """What publisher and subscriber must agree on: the invalidation, its wire form, the log and channel, errors."""
 
 from .confirmation import Confirm, Confirmation, ReplicaConfirmation
-from .delivery import FanoutReport, Outcome
 from .errors import (
     BroadcacheError,
     IdempotencyConflict,
@@ -16,6 +15,7 @@ from .errors import (
     NotPrimary,
     ServerBinaryNotFound,
 )
+from .fanout_report import FanoutReport, Outcome
 from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
 from .presence import ReplicaPresence
 from .transport.redis.log import Receipt

@@ -4,7 +4,7 @@ A text says what was expected, what came, where, and what to do. Users' mistakes
 what the world does wrong (Redis away, a broken frame) raises where it happens.
 """
 
-from .delivery import FanoutReport
+from .fanout_report import FanoutReport
 
 __all__ = [
     "BroadcacheError",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, get_args
 from weakref import WeakKeyDictionary
 
-from ..shared.exposition import check_can_expose
+from ..shared.telemetry.exposition import check_can_expose
 from .follower import State
 from .lag import Lag
 from .local_cache import CacheStats, LocalCache

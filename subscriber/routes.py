@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
-from ..shared.exposition import can_expose, exposed
 from ..shared.process.tokens import Tokens
+from ..shared.telemetry.exposition import can_expose, exposed
 from ..shared.wire import FRAME_BYTES_MAX
 from .replica_token import replica_tokens
 from .subscriber import Subscriber

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from ..shared.confirmation import Report
 from ..shared.errors import MalformedFrame
 from ..shared.invalidation import Anchor, Everything, Invalidation, Position
-from ..shared.tracing import trace_applied
+from ..shared.telemetry.tracing import trace_applied
 from ..shared.transport.redis.log import Entry
 from ..shared.wire import decode, digest_of
 from .lag import Lag

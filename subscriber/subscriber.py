@@ -21,7 +21,7 @@ from ..shared.clock import Clock, monotonic
 from ..shared.errors import InvalidSettings, LinkLost, LogRefused, MalformedFrame, NotPrimary
 from ..shared.invalidation import Everything, Invalidation, Position, Target, check_namespace, invalidation_of
 from ..shared.process.closing import Closing
-from ..shared.tracing import publishing
+from ..shared.telemetry.tracing import publishing
 from ..shared.transport.redis.address import RedisAddress
 from ..shared.transport.redis.log import Receipt, append
 from ..shared.wire import decode

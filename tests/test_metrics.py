@@ -39,7 +39,7 @@ from broadcache.publisher.metrics import PublisherMetrics
 from broadcache.publisher.settings import ApiSettings, FanoutSettings
 from broadcache.shared import Everything, Keys, LinkLost, LogRefused, Prefixes, Tags
 from broadcache.shared.confirmation import Confirm
-from broadcache.shared.histogram import Histogram
+from broadcache.shared.telemetry.histogram import Histogram
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.log import names_of
 from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber

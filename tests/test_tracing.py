@@ -20,7 +20,7 @@ from broadcache.cli.watch_printer import JsonPrinter
 from broadcache.publisher import Publisher
 from broadcache.shared import Keys, LinkLost
 from broadcache.shared.invalidation import Invalidation, invalidation_of
-from broadcache.shared.tracing import publishing, trace_applied
+from broadcache.shared.telemetry.tracing import publishing, trace_applied
 from broadcache.shared.transport.redis.log import names_of
 from broadcache.shared.wire import encode, encode_tails
 from broadcache.subscriber import Subscriber
@@ -238,7 +238,7 @@ async def test_what_is_watched_shows_the_traceparent_only_where_there_is_one(
 WITHOUT = """
 import sys
 from broadcache.shared.invalidation import Keys, invalidation_of
-from broadcache.shared.tracing import publishing, trace_applied
+from broadcache.shared.telemetry.tracing import publishing, trace_applied
 from broadcache.shared.wire import decode
 frame = b'{"keys":["a"],"traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}'
 trace_applied(decode(frame, "products"), 1)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from ...confirmation import Confirmation
-from ...delivery import FanoutReport
 from ...errors import IdempotencyConflict, MalformedFrame
+from ...fanout_report import FanoutReport
 from ...invalidation import Anchor, Invalidation, Position, new_id
 from ...wire import decode, digest_of, encode_tails
 from .link import Argument, Link, Refused

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from .invalidation import Invalidation
+from ..invalidation import Invalidation
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Final
 
-from .process.extras import check_installed
+from ..process.extras import check_installed
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -1,0 +1,1 @@
+"""Traces, the Prometheus exposition, and histograms."""
