@@ -10,7 +10,7 @@ from ..shared.errors import BroadcacheError, MalformedFrame
 from ..shared.question import Answer, Question, decode_question
 from ..shared.transport.redis.link import Link, Refused
 from ..shared.transport.redis.names import names_of
-from .entries import Count
+from .cache.entries import Count
 from .sequencer import Sequencer
 
 __all__ = ["Answerer"]

@@ -28,7 +28,7 @@ from ..shared.transport.redis.log import (
     read_head,
 )
 from .answerer import Answerer
-from .local_cache import LocalCache
+from .cache.local_cache import LocalCache
 from .presence import Teller
 from .reporter import Reporter
 from .sequencer import Mark, Sequencer

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from weakref import WeakKeyDictionary
 
 from ..shared.telemetry.exposition import check_can_expose
+from .cache.local_cache import CacheStats, LocalCache
 from .follower import State
 from .lag import Lag
-from .local_cache import CacheStats, LocalCache
 from .sequencer import Sequencer
 from .subscriber import Subscriber
 

@@ -11,7 +11,7 @@ from ..shared.invalidation import DEFAULT_NAMESPACE, Target
 from ..shared.process.extras import check_installed
 from ..shared.process.tokens import Tokens
 from ..shared.transport.redis.log import Receipt
-from .local_cache import LocalCache, WhenIncoherent
+from .cache.local_cache import LocalCache, WhenIncoherent
 from .replica_token import replica_tokens
 from .subscriber import Subscriber
 

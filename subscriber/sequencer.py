@@ -12,8 +12,8 @@ from ..shared.invalidation import Anchor, Everything, Invalidation, Position
 from ..shared.telemetry.tracing import trace_applied
 from ..shared.transport.redis.log import Entry
 from ..shared.wire import decode, digest_of
+from .cache.local_cache import LocalCache
 from .lag import Lag
-from .local_cache import LocalCache
 
 __all__ = ["Mark", "Sequencer"]
 

@@ -26,9 +26,9 @@ from ..shared.transport.redis.address import RedisAddress
 from ..shared.transport.redis.log import Receipt, append
 from ..shared.wire import decode
 from .applied import Applied, Outcome
+from .cache.local_cache import LocalCache
 from .follower import Follower, State, Timing
 from .lag import Lag
-from .local_cache import LocalCache
 from .sequencer import Sequencer
 
 __all__ = ["State", "Subscriber", "SubscriberStats"]

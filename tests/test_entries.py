@@ -9,9 +9,9 @@ from cachetools import LRUCache, TTLCache
 from broadcache.shared import Keys, Prefixes, Tags
 from broadcache.shared.clock import monotonic
 from broadcache.subscriber import LocalCache
-from broadcache.subscriber.entries import Entries
-from broadcache.subscriber.history import History
-from broadcache.subscriber.mapping_errors import MappingErrors
+from broadcache.subscriber.cache.entries import Entries
+from broadcache.subscriber.cache.mapping_errors import MappingErrors
+from broadcache.subscriber.cache.recent import History
 
 KEY = "product:42"
 SLACK_MAX = 4_096

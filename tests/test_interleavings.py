@@ -16,11 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from broadcache.shared import Everything, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import LoadToken, LocalCache
-from broadcache.subscriber import entries as entries_module
-from broadcache.subscriber import history as history_module
-from broadcache.subscriber import local_cache as local_cache_module
-from broadcache.subscriber.entries import Entries
-from broadcache.subscriber.history import History
+from broadcache.subscriber.cache import entries as entries_module
+from broadcache.subscriber.cache import local_cache as local_cache_module
+from broadcache.subscriber.cache import recent as history_module
+from broadcache.subscriber.cache.entries import Entries
+from broadcache.subscriber.cache.recent import History
 
 KEY = "product:42"
 TAG = "catalogue"

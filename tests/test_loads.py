@@ -15,7 +15,7 @@ from cachetools import LRUCache
 
 from broadcache.shared import Everything, InvalidLoader, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import LocalCache
-from broadcache.subscriber import loads as loads_module
+from broadcache.subscriber.cache import loads as loads_module
 
 pytestmark = pytest.mark.anyio
 

@@ -21,8 +21,8 @@ from broadcache.shared.fingerprint import NO_FINGERPRINT
 from broadcache.shared.invalidation import Invalidation, invalidation_of
 from broadcache.shared.wire import encode
 from broadcache.subscriber import LocalCache, Subscriber
-from broadcache.subscriber import entries as entries_module
-from broadcache.subscriber import local_cache as local_cache_module
+from broadcache.subscriber.cache import entries as entries_module
+from broadcache.subscriber.cache import local_cache as local_cache_module
 from broadcache.subscriber.sequencer import Sequencer
 
 TARGETS: tuple[Target, ...] = (Keys("a", "b"), Tags("red"), Prefixes("a", "b"), Everything())

@@ -10,14 +10,14 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast, ov
 
 from cachetools import Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache
 
-from ..shared.clock import Clock, monotonic
-from ..shared.errors import InvalidSettings, InvalidTarget
-from ..shared.fingerprint import NO_FINGERPRINT, fingerprint_of
-from ..shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags, Target, invalidation_of
+from ...shared.clock import Clock, monotonic
+from ...shared.errors import InvalidSettings, InvalidTarget
+from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
+from ...shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags, Target, invalidation_of
 from .entries import MISSING, Count, Entries
-from .history import History
 from .loads import Loads
 from .mapping_errors import MappingErrors
+from .recent import History
 
 __all__ = ["CacheStats", "LoadToken", "LocalCache", "WhenIncoherent"]
 

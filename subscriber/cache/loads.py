@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from ..shared.errors import InvalidLoader
-from ..shared.process.tasks import is_cancelled
+from ...shared.errors import InvalidLoader
+from ...shared.process.tasks import is_cancelled
 
 if TYPE_CHECKING:
     from .local_cache import LoadToken, LocalCache

@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 from typing import Final
 
-from ..shared.clock import Clock
+from ...shared.clock import Clock
 
 __all__ = ["MappingErrors"]
 

@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from cachetools import Cache, FIFOCache, LFUCache, LRUCache, RRCache, TLRUCache, TTLCache
 
-from ..shared.invalidation import Invalidation
-from .history import History
+from ...shared.invalidation import Invalidation
 from .mapping_errors import MappingErrors
+from .recent import History
 
 __all__ = ["MISSING", "Count", "Entries"]
 

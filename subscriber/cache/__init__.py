@@ -1,0 +1,1 @@
+"""The local cache: what a read may be served."""
