@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 
 from ..shared.telemetry.exposition import check_can_expose
 from .cache.local_cache import CacheStats, LocalCache
-from .follower import State
-from .lag import Lag
-from .sequencer import Sequencer
+from .following.follower import State
+from .following.lag import Lag
+from .following.sequencer import Sequencer
 from .subscriber import Subscriber
 
 if TYPE_CHECKING:

@@ -25,11 +25,11 @@ from ..shared.telemetry.tracing import publishing
 from ..shared.transport.redis.address import RedisAddress
 from ..shared.transport.redis.log import Receipt, append
 from ..shared.wire import decode
-from .applied import Applied, Outcome
 from .cache.local_cache import LocalCache
-from .follower import Follower, State, Timing
-from .lag import Lag
-from .sequencer import Sequencer
+from .following.applied import Applied, Outcome
+from .following.follower import Follower, State, Timing
+from .following.lag import Lag
+from .following.sequencer import Sequencer
 
 __all__ = ["State", "Subscriber", "SubscriberStats"]
 

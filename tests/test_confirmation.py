@@ -47,8 +47,8 @@ from broadcache.shared.transport.redis.log import Entry, read_after
 from broadcache.shared.transport.redis.names import names_of
 from broadcache.shared.wire import decode, digest_of, encode, encode_tails, frame_at
 from broadcache.subscriber import LocalCache, Subscriber
-from broadcache.subscriber.reporter import Reporter
-from broadcache.subscriber.sequencer import Sequencer
+from broadcache.subscriber.following.reporter import Reporter
+from broadcache.subscriber.following.sequencer import Sequencer
 
 pytestmark = pytest.mark.anyio
 

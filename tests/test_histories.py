@@ -18,7 +18,8 @@ from broadcache.shared import Invalidation, Keys
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.names import names_of
 from broadcache.shared.wire import encode
-from broadcache.subscriber import LocalCache, Subscriber, follower
+from broadcache.subscriber import LocalCache, Subscriber
+from broadcache.subscriber.following import follower
 
 pytestmark = pytest.mark.anyio
 

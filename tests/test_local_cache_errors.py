@@ -23,7 +23,7 @@ from broadcache.shared.wire import encode
 from broadcache.subscriber import LocalCache, Subscriber
 from broadcache.subscriber.cache import entries as entries_module
 from broadcache.subscriber.cache import local_cache as local_cache_module
-from broadcache.subscriber.sequencer import Sequencer
+from broadcache.subscriber.following.sequencer import Sequencer
 
 TARGETS: tuple[Target, ...] = (Keys("a", "b"), Tags("red"), Prefixes("a", "b"), Everything())
 

@@ -28,8 +28,8 @@ from broadcache.shared.question import Answer, Question, counting, decode_questi
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import LocalCache, Subscriber
-from broadcache.subscriber.answerer import Answerer
-from broadcache.subscriber.sequencer import Sequencer
+from broadcache.subscriber.following.answerer import Answerer
+from broadcache.subscriber.following.sequencer import Sequencer
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from broadcache.shared.invalidation import Anchor, invalidation_of
 from broadcache.shared.transport.redis.log import Entry
 from broadcache.shared.wire import decode, digest_of, encode
 from broadcache.subscriber import LocalCache
-from broadcache.subscriber.sequencer import Mark, Sequencer
+from broadcache.subscriber.following.sequencer import Mark, Sequencer
 
 NAMESPACE = "products"
 EPOCH = "01JDCM00000000000000000000"

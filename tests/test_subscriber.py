@@ -39,7 +39,8 @@ from broadcache.shared import (
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.log import Heads, echo
 from broadcache.shared.wire import encode
-from broadcache.subscriber import LocalCache, State, Subscriber, follower
+from broadcache.subscriber import LocalCache, State, Subscriber
+from broadcache.subscriber.following import follower
 
 pytestmark = pytest.mark.anyio
 

@@ -50,8 +50,8 @@ from broadcache.shared.invalidation import invalidation_of
 from broadcache.shared.transport.redis.names import names_of
 from broadcache.shared.wire import decode, encode, encode_tails, encode_unsequenced, parts_of
 from broadcache.subscriber import LoadToken, LocalCache, Subscriber
-from broadcache.subscriber import follower as follower_module
-from broadcache.subscriber.sequencer import Sequencer
+from broadcache.subscriber.following import follower as follower_module
+from broadcache.subscriber.following.sequencer import Sequencer
 
 MAX_STALENESS_SECONDS = 3.0
 NAMESPACES = ("products", "orders")

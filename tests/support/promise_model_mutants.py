@@ -19,9 +19,9 @@ from broadcache.shared.transport.redis.link import Link
 from broadcache.shared.transport.redis.log import Entry, Heads, Identity
 from broadcache.shared.wire import decode
 from broadcache.subscriber import LocalCache
-from broadcache.subscriber import follower as follower_module
-from broadcache.subscriber.follower import Follower
-from broadcache.subscriber.sequencer import Mark, Sequencer
+from broadcache.subscriber.following import follower as follower_module
+from broadcache.subscriber.following.follower import Follower
+from broadcache.subscriber.following.sequencer import Mark, Sequencer
 
 Mutant: TypeAlias = Callable[[pytest.MonkeyPatch], None]
 Skips: TypeAlias = Callable[[Sequencer, Invalidation], bool]

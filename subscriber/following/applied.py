@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from ..shared.invalidation import Position
+from ...shared.invalidation import Position
 from .follower import State
 
 __all__ = ["Applied", "Outcome"]

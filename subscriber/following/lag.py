@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from time import time
 
-from ..shared.telemetry.histogram import Histogram
+from ...shared.telemetry.histogram import Histogram
 
 __all__ = ["Lag"]
 

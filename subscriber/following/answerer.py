@@ -5,12 +5,12 @@ import logging
 from collections import deque
 from typing import Final
 
-from ..shared.confirmation import encode_reports
-from ..shared.errors import BroadcacheError, MalformedFrame
-from ..shared.question import Answer, Question, decode_question
-from ..shared.transport.redis.link import Link, Refused
-from ..shared.transport.redis.names import names_of
-from .cache.entries import Count
+from ...shared.confirmation import encode_reports
+from ...shared.errors import BroadcacheError, MalformedFrame
+from ...shared.question import Answer, Question, decode_question
+from ...shared.transport.redis.link import Link, Refused
+from ...shared.transport.redis.names import names_of
+from ..cache.entries import Count
 from .sequencer import Sequencer
 
 __all__ = ["Answerer"]

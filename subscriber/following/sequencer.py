@@ -6,13 +6,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ..shared.confirmation import Report
-from ..shared.errors import MalformedFrame
-from ..shared.invalidation import Anchor, Everything, Invalidation, Position
-from ..shared.telemetry.tracing import trace_applied
-from ..shared.transport.redis.log import Entry
-from ..shared.wire import decode, digest_of
-from .cache.local_cache import LocalCache
+from ...shared.confirmation import Report
+from ...shared.errors import MalformedFrame
+from ...shared.invalidation import Anchor, Everything, Invalidation, Position
+from ...shared.telemetry.tracing import trace_applied
+from ...shared.transport.redis.log import Entry
+from ...shared.wire import decode, digest_of
+from ..cache.local_cache import LocalCache
 from .lag import Lag
 
 __all__ = ["Mark", "Sequencer"]

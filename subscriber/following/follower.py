@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar
 
-from ..shared.clock import Clock
-from ..shared.errors import BroadcacheError, LinkLost, LogRefused
-from ..shared.presence import withdraw
-from ..shared.transport.redis.link import Link, RedisAddress, Refused
-from ..shared.transport.redis.log import (
+from ...shared.clock import Clock
+from ...shared.errors import BroadcacheError, LinkLost, LogRefused
+from ...shared.presence import withdraw
+from ...shared.transport.redis.link import Link, RedisAddress, Refused
+from ...shared.transport.redis.log import (
     Entry,
     Identity,
     echo,
@@ -27,8 +27,8 @@ from ..shared.transport.redis.log import (
     read_from,
     read_head,
 )
+from ..cache.local_cache import LocalCache
 from .answerer import Answerer
-from .cache.local_cache import LocalCache
 from .presence import Teller
 from .reporter import Reporter
 from .sequencer import Mark, Sequencer

@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
-from ..shared.presence import Presence
+from ... import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
+from ...shared.presence import Presence
 from .sequencer import Sequencer
 
 __all__ = ["Teller"]

@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
-from ..shared.confirmation import Report, encode_reports
-from ..shared.errors import BroadcacheError
-from ..shared.transport.redis.link import Link, Refused
-from ..shared.transport.redis.names import names_of
+from ...shared.confirmation import Report, encode_reports
+from ...shared.errors import BroadcacheError
+from ...shared.transport.redis.link import Link, Refused
+from ...shared.transport.redis.names import names_of
 from .sequencer import Sequencer
 
 __all__ = ["Reporter"]
