@@ -12,7 +12,7 @@ from ..shared.process.extras import check_installed
 from ..shared.process.tokens import Tokens
 from ..shared.transport.redis.log import Receipt
 from .cache.local_cache import LocalCache, WhenIncoherent
-from .replica_token import replica_tokens
+from .endpoint.replica_token import replica_tokens
 from .subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -162,6 +162,6 @@ class CacheInvalidationMixin:
         Raises: InvalidSettings when FastAPI is not installed.
         """
         check_installed("the router", "fastapi", extra="publisher")
-        from .routes import router_of
+        from .endpoint.fastapi import router_of
 
         return router_of(self.__door.subscriber, self.__door.tokens)

@@ -297,7 +297,7 @@ from broadcache.publisher.api import create_app
 from broadcache.publisher.settings import ApiSettings
 from broadcache.subscriber import LocalCache, Subscriber
 from broadcache.subscriber.metrics import register
-from broadcache.subscriber.routes import router_of
+from broadcache.subscriber.endpoint.fastapi import router_of
 subscriber = Subscriber("redis://127.0.0.1:1", caches={"products": LocalCache({})}, replica_id="r")
 print("/metrics" in [route.path for route in router_of(subscriber).routes])
 print("/metrics" in [route.path for route in create_app(ApiSettings()).routes])

@@ -28,7 +28,7 @@ from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.log import append, names_of, read_newest
 from broadcache.shared.wire import FRAME_BYTES_MAX, decode, encode
 from broadcache.subscriber import CacheInvalidationMixin, Subscriber
-from broadcache.subscriber.routes import router_of
+from broadcache.subscriber.endpoint.fastapi import router_of
 
 pytestmark = pytest.mark.anyio
 

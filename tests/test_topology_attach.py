@@ -15,8 +15,8 @@ from broadcache.publisher import Publisher
 from broadcache.shared import InvalidNamespace, InvalidSettings, Keys
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import LocalCache, Subscriber
+from broadcache.subscriber.endpoint.fastapi import router_of
 from broadcache.subscriber.following import follower
-from broadcache.subscriber.routes import router_of
 
 pytestmark = pytest.mark.anyio
 

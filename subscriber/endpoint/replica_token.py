@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-from ..shared.process.tokens import Tokens
+from ...shared.process.tokens import Tokens
 
 __all__ = ["replica_tokens"]
 

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
-from ..shared.process.tokens import Tokens
-from ..shared.telemetry.exposition import can_expose, exposed
-from ..shared.wire import FRAME_BYTES_MAX
+from ...shared.process.tokens import Tokens
+from ...shared.telemetry.exposition import can_expose, exposed
+from ...shared.wire import FRAME_BYTES_MAX
+from ..subscriber import Subscriber
 from .replica_token import replica_tokens
-from .subscriber import Subscriber
 
 __all__ = ["router_of"]
 
@@ -87,7 +87,7 @@ def router_of(subscriber: Subscriber, tokens: Tokens | None = None) -> APIRouter
 def _add_metrics(router: APIRouter, subscriber: Subscriber) -> None:
     from prometheus_client import CollectorRegistry
 
-    from .metrics import register
+    from ..metrics import register
 
     registry = CollectorRegistry()
     register(subscriber, registry)
