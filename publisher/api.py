@@ -25,9 +25,7 @@ from .gate import TokenGate
 from .handlers import add_problem_handlers
 from .hub import Hub
 from .idempotency import Scopes, id_of
-from .metrics import PublisherMetrics
 from .models import Accepted, History, PreviewRequest, PublishRequest, Replicas
-from .observer import UNOBSERVED
 from .page import PAGE_PATHS, page_routes
 from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .publisher import Publisher
@@ -35,6 +33,8 @@ from .request_counter import RequestCounter
 from .requests import check_is_json, idempotency_key_of, read_body
 from .settings import ApiSettings, FanoutSettings
 from .since import since_ms_of
+from .telemetry.observer import UNOBSERVED
+from .telemetry.prometheus import PublisherMetrics
 
 __all__ = ["create_app", "create_fanout_app", "takes_any_method"]
 

@@ -14,7 +14,7 @@ from ..shared.process.closing import Closing
 from .discovery import Address, Discovered, Discovery
 from .exchange import Answer, Header, Tls, Untold, exchange
 from .fanout_policy import Destination, FanoutPolicy
-from .observer import UNOBSERVED, Observer
+from .telemetry.observer import UNOBSERVED, Observer
 
 __all__ = [
     "Broadcast",

@@ -16,7 +16,7 @@ from .broadcaster import Outcome as Called
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
 from .exchange import Answer
 from .fanout_policy import FanoutPolicy
-from .observer import UNOBSERVED, Observer
+from .telemetry.observer import UNOBSERVED, Observer
 
 __all__ = ["Fanout"]
 

@@ -35,13 +35,13 @@ from .confirmations import Confirmations, Wait
 from .delivery import Delivery, Teller
 from .history import EXAMINED_MAX, Filter, HistoryPage, read_page
 from .kept_link import KeptLink, KeptLinks
-from .observer import UNOBSERVED, Observer, observed
 from .outbox import OUTBOX_NAMES_MAX, Outbox
 from .preview import Preview
 from .questions import Answers, Questions
 from .registries import Registries
 from .second_path import SecondPath
 from .since import unix_ms_of
+from .telemetry.observer import UNOBSERVED, Observer, observed
 
 __all__ = ["Publisher"]
 

@@ -13,7 +13,7 @@ from tests.support.pods import Behaviour, Pods, Received, answers, as_replica, s
 
 from broadcache.publisher import Confirm, Fanout, Publisher
 from broadcache.publisher.broadcaster import Limits
-from broadcache.publisher.metrics import PublisherMetrics
+from broadcache.publisher.telemetry.prometheus import PublisherMetrics
 from broadcache.shared import Keys, NotDelivered
 from broadcache.shared.invalidation import invalidation_of
 from broadcache.shared.transport.redis.embedded import EmbeddedServer

@@ -35,8 +35,8 @@ from broadcache.publisher.api import create_app, create_fanout_app
 from broadcache.publisher.broadcaster import Broadcaster, Limits, Request
 from broadcache.publisher.discovery import ListDiscovery
 from broadcache.publisher.fanout_policy import FanoutPolicy
-from broadcache.publisher.metrics import PublisherMetrics
 from broadcache.publisher.settings import ApiSettings, FanoutSettings
+from broadcache.publisher.telemetry.prometheus import PublisherMetrics
 from broadcache.shared import Everything, Keys, LinkLost, LogRefused, Prefixes, Tags
 from broadcache.shared.confirmation import Confirm
 from broadcache.shared.telemetry.histogram import Histogram

@@ -4,9 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from ..shared.telemetry.exposition import check_can_expose
-from ..shared.telemetry.histogram import Histogram
-from .audit_stats import AuditStats
+from ...shared.telemetry.exposition import check_can_expose
+from ...shared.telemetry.histogram import Histogram
+from ..audit_stats import AuditStats
 from .observer import Address
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from ..shared.errors import BroadcacheError, IdempotencyConflict, LinkLost, LogRefused
-from ..shared.transport.redis.log import Receipt
+from ...shared.errors import BroadcacheError, IdempotencyConflict, LinkLost, LogRefused
+from ...shared.transport.redis.log import Receipt
 
 __all__ = ["UNOBSERVED", "Address", "Observer", "Unobserved", "observed", "publish_outcome_of"]
 
