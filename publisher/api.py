@@ -23,6 +23,7 @@ from .event_stream import EventStream
 from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
+from .history.since import since_ms_of
 from .hub import Hub
 from .idempotency import Scopes, id_of
 from .models import Accepted, History, PreviewRequest, PublishRequest, Replicas
@@ -32,7 +33,6 @@ from .publisher import Publisher
 from .request_counter import RequestCounter
 from .requests import check_is_json, idempotency_key_of, read_body
 from .settings import ApiSettings, FanoutSettings
-from .since import since_ms_of
 from .telemetry.observer import UNOBSERVED
 from .telemetry.prometheus import PublisherMetrics
 

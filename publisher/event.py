@@ -7,8 +7,8 @@ import msgspec
 
 from ..shared.invalidation import Invalidation, Position
 from ..shared.transport.redis.log import Entry
+from .history.replay import Gap
 from .models import shown
-from .replay import Gap
 
 __all__ = [
     "HEARTBEAT",

@@ -13,8 +13,8 @@ from ..shared.transport.redis.link import Link
 from ..shared.transport.redis.log import head
 from . import event
 from .event import HEARTBEAT, Event
-from .feed import Feed
-from .replay import BEFORE_THE_FIRST, Gap, read_missed
+from .history.feed import Feed
+from .history.replay import BEFORE_THE_FIRST, Gap, read_missed
 
 __all__ = ["Client", "Hub", "HubFull"]
 

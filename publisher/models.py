@@ -30,7 +30,7 @@ from ..shared.invalidation import (
 )
 from ..shared.presence import ReplicaPresence
 from ..shared.transport.redis.log import Entry, Receipt
-from .history import HistoryPage
+from .history.pages import HistoryPage
 from .problems import BODY_UNREADABLE, INVALIDATION_INVALID, Flaw, Problem
 
 __all__ = [

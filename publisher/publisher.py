@@ -33,14 +33,14 @@ from ..shared.transport.redis.log import LOG_LENGTH, Entry, Receipt, append, hea
 from .backlog import Pending
 from .confirmations import Confirmations, Wait
 from .delivery import Delivery, Teller
-from .history import EXAMINED_MAX, Filter, HistoryPage, read_page
+from .history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
+from .history.since import unix_ms_of
 from .kept_link import KeptLink, KeptLinks
 from .outbox import OUTBOX_NAMES_MAX, Outbox
 from .preview import Preview
 from .questions import Answers, Questions
 from .registries import Registries
 from .second_path import SecondPath
-from .since import unix_ms_of
 from .telemetry.observer import UNOBSERVED, Observer, observed
 
 __all__ = ["Publisher"]

@@ -21,7 +21,7 @@ from tests.test_topology_acl import allow, rights_in, rights_of
 
 from broadcache.publisher import Publisher
 from broadcache.publisher.api import create_app
-from broadcache.publisher.feed import Feed
+from broadcache.publisher.history.feed import Feed
 from broadcache.publisher.hub import Hub, HubFull
 from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import Everything, Keys, Prefixes, Receipt

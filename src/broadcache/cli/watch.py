@@ -13,7 +13,7 @@ from ..shared.invalidation import DEFAULT_NAMESPACE, check_namespace
 from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
-    from ..publisher.feed import Observer
+    from ..publisher.history.feed import Observer
 
 __all__ = ["watch"]
 
@@ -30,7 +30,7 @@ def watch(
     json: Json = False,
 ) -> None:
     """Follow what is published, live, until Ctrl-C. What is logged while the link is lost is shown when it is back."""
-    from ..publisher.since import since_ms_of
+    from ..publisher.history.since import since_ms_of
     from .watch_printer import JsonPrinter, TextPrinter
 
     check_namespace(namespace)
@@ -41,7 +41,7 @@ def watch(
 
 async def _watch(namespace: str, redis_url: str, since_ms: int | None, printer: "Observer") -> None:
     """Follow the namespace until nobody reads what is printed."""
-    from ..publisher.feed import Feed
+    from ..publisher.history.feed import Feed
 
     following = asyncio.create_task(Feed(redis_url, namespace, since_ms=since_ms).follow(printer))
     reader_gone = asyncio.create_task(_stdout_closed())

@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from ..publisher.replay import Gap
+from ..publisher.history.replay import Gap
 from ..shared.errors import LinkLost, MalformedFrame
 from ..shared.invalidation import Invalidation, Position
 from ..shared.transport.redis.log import names_of

@@ -4,7 +4,7 @@ import re
 from datetime import datetime
 from typing import Final
 
-from ..shared.errors import InvalidSettings
+from ...shared.errors import InvalidSettings
 
 __all__ = ["since_ms_of", "unix_ms_of"]
 

@@ -9,11 +9,11 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from ..shared.errors import LinkLost, LogRefused, MalformedFrame
-from ..shared.invalidation import Invalidation, Position, check_namespace
-from ..shared.transport.redis.link import Link, RedisAddress, Refused
-from ..shared.transport.redis.log import head, names_of, read_after
-from ..shared.wire import decode
+from ...shared.errors import LinkLost, LogRefused, MalformedFrame
+from ...shared.invalidation import Invalidation, Position, check_namespace
+from ...shared.transport.redis.link import Link, RedisAddress, Refused
+from ...shared.transport.redis.log import head, names_of, read_after
+from ...shared.wire import decode
 from .replay import BEFORE_THE_FIRST, Gap, read_missed
 
 __all__ = ["Feed", "Observer"]

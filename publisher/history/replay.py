@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from ..shared.invalidation import Position
-from ..shared.transport.redis.link import Link
-from ..shared.transport.redis.log import Entry, read_after
+from ...shared.invalidation import Position
+from ...shared.transport.redis.link import Link
+from ...shared.transport.redis.log import Entry, read_after
 
 __all__ = ["BEFORE_THE_FIRST", "Gap", "GapReason", "Missed", "read_missed"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
-from ..shared.invalidation import Invalidation
-from ..shared.transport.redis.log import Entry
+from ...shared.invalidation import Invalidation
+from ...shared.transport.redis.log import Entry
 
 __all__ = ["EXAMINED_MAX", "Filter", "HistoryPage", "read_page"]
 
