@@ -3,10 +3,10 @@
 from ..shared.confirmation import Confirm
 from .audit_stats import AuditStats, Inconsistency
 from .auditor import Auditor
-from .delivery import Delivery, Teller
 from .fanout import Fanout
-from .preview import Preview, ReplicaPreview
-from .publisher import Publisher
+from .publishing.delivery import Delivery, Teller
+from .publishing.preview import Preview, ReplicaPreview
+from .publishing.publisher import Publisher
 
 __all__ = [
     "AuditStats",

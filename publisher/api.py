@@ -29,7 +29,7 @@ from .idempotency import Scopes, id_of
 from .models import Accepted, History, PreviewRequest, PublishRequest, Replicas
 from .page import PAGE_PATHS, page_routes
 from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
-from .publisher import Publisher
+from .publishing.publisher import Publisher
 from .request_counter import RequestCounter
 from .requests import check_is_json, idempotency_key_of, read_body
 from .settings import ApiSettings, FanoutSettings

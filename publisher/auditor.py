@@ -14,8 +14,8 @@ from ..shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ..shared.invalidation import DEFAULT_NAMESPACE, Invalidation, Position, check_namespace, new_id
 from ..shared.question import Answer, Question, looking_up
 from .audit_stats import COUNTS, AuditStats, Inconsistency, Within
-from .publisher import Publisher
-from .questions import Answers
+from .publishing.publisher import Publisher
+from .publishing.questions import Answers
 from .source import READS_MAX, Source
 
 __all__ = ["TIMESCALES_SECONDS", "Auditor"]

@@ -9,7 +9,7 @@ from ..shared.clock import Clock, monotonic
 from ..shared.process.closing import Closing
 from .audit_stats import AuditStats, Inconsistency
 from .auditor import Auditor
-from .publisher import Publisher
+from .publishing.publisher import Publisher
 from .source import source_at
 
 __all__ = ["Audits"]

@@ -19,8 +19,8 @@ from .models import (
     Replicas,
     UnreadableEntry,
 )
-from .preview import Preview
 from .problems import Kind, ProblemDocument
+from .publishing.preview import Preview
 
 __all__ = ["EVENTS", "HISTORY", "LIVE", "METRICS", "PREVIEW", "PUBLISH", "READY", "REPLICAS", "describe"]
 

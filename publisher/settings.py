@@ -13,10 +13,10 @@ from ..shared.process.logs import LogSettings
 from ..shared.process.tokens import Tokens
 from ..shared.transport.redis.log import LOG_LENGTH
 from .broadcaster import Broadcaster, HostMode, Limits, Scheme, tls_of
-from .delivery import Delivery
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
 from .fanout import Fanout
 from .fanout_policy import FanoutPolicy
+from .publishing.delivery import Delivery
 from .source import check_source_url
 
 __all__ = ["ApiSettings", "FanoutSettings", "is_loopback", "lists_of"]

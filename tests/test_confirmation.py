@@ -21,8 +21,8 @@ from tests.support.topologies import cluster_of_three, watched
 from tests.support.waiting import until
 
 from broadcache.publisher import Confirm, Publisher
-from broadcache.publisher.confirmations import Wait
-from broadcache.publisher.registries import Registries
+from broadcache.publisher.publishing.confirmations import Wait
+from broadcache.publisher.publishing.registries import Registries
 from broadcache.shared import (
     Confirmation,
     Everything,

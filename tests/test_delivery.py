@@ -17,9 +17,9 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Delivery, Publisher
 from broadcache.publisher.api import create_app
-from broadcache.publisher.backlog import Pending
-from broadcache.publisher.outbox import Outbox
-from broadcache.publisher.second_path import SecondPath
+from broadcache.publisher.publishing.backlog import Pending
+from broadcache.publisher.publishing.retry_queue import Outbox
+from broadcache.publisher.publishing.second_path import SecondPath
 from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import (
     Everything,

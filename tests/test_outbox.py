@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.waiting import until
 
-from broadcache.publisher.backlog import Backlog, Pending
-from broadcache.publisher.outbox import Outbox
+from broadcache.publisher.publishing.backlog import Backlog, Pending
+from broadcache.publisher.publishing.retry_queue import Outbox
 from broadcache.shared import (
     Everything,
     IdempotencyConflict,

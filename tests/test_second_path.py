@@ -9,7 +9,7 @@ from tests.support.replicas import fill
 from tests.support.waiting import until
 
 from broadcache.publisher import Confirm, Fanout, Publisher
-from broadcache.publisher.backlog import Pending
+from broadcache.publisher.publishing.backlog import Pending
 from broadcache.shared import FanoutReport, Keys, LinkLost, Outcome, Receipt
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 

@@ -1,7 +1,7 @@
 """The registries of replicas, as a publisher reads them."""
 
-from ..shared.presence import Registry, registered
-from ..shared.transport.redis.link import Link
+from ...shared.presence import Registry, registered
+from ...shared.transport.redis.link import Link
 
 __all__ = ["Registries"]
 

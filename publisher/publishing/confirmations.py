@@ -6,18 +6,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal, NamedTuple, Protocol
 
-from ..shared.clock import Clock
-from ..shared.confirmation import Confirmation, ReplicaConfirmation, Report, decode_reports
-from ..shared.errors import LinkLost, MalformedFrame
-from ..shared.fanout_report import Outcome as FanoutOutcome
-from ..shared.invalidation import Invalidation, Position
-from ..shared.presence import Presence
-from ..shared.question import Answer
-from ..shared.transport.redis.address import RedisAddress
-from ..shared.transport.redis.link import Link, Refused
-from ..shared.transport.redis.log import Entry, Receipt
-from ..shared.transport.redis.names import names_of
-from ..shared.wire import digest_of, encode_tails, frame_at, parts_of
+from ...shared.clock import Clock
+from ...shared.confirmation import Confirmation, ReplicaConfirmation, Report, decode_reports
+from ...shared.errors import LinkLost, MalformedFrame
+from ...shared.fanout_report import Outcome as FanoutOutcome
+from ...shared.invalidation import Invalidation, Position
+from ...shared.presence import Presence
+from ...shared.question import Answer
+from ...shared.transport.redis.address import RedisAddress
+from ...shared.transport.redis.link import Link, Refused
+from ...shared.transport.redis.log import Entry, Receipt
+from ...shared.transport.redis.names import names_of
+from ...shared.wire import digest_of, encode_tails, frame_at, parts_of
 from .kept_link import KeptLinks
 
 __all__ = ["Confirmations", "Wait"]

@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from ..shared.question import Answer, Question, encode_question
-from ..shared.transport.redis.link import Link, Refused
-from ..shared.transport.redis.names import names_of
-from ..shared.transport.redis.refusals import refused
+from ...shared.question import Answer, Question, encode_question
+from ...shared.transport.redis.link import Link, Refused
+from ...shared.transport.redis.names import names_of
+from ...shared.transport.redis.refusals import refused
 from .confirmations import Confirmations
 from .registries import Registries
 

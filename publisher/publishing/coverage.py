@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterable
 
-from ..shared.invalidation import Invalidation
+from ...shared.invalidation import Invalidation
 
 __all__ = ["Coverage"]
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from ..shared.errors import IdempotencyConflict
-from ..shared.transport.redis.log import Receipt
+from ...shared.errors import IdempotencyConflict
+from ...shared.transport.redis.log import Receipt
 from .backlog import Backlog, Pending
 
 __all__ = ["OUTBOX_NAMES_MAX", "Outbox"]

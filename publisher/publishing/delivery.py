@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol, Self, TypeAlias
 
-from ..shared.fanout_report import FanoutReport, Outcome
+from ...shared.fanout_report import FanoutReport, Outcome
 
 __all__ = ["Delivery", "FanoutReport", "Outcome", "Teller"]
 

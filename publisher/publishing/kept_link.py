@@ -3,9 +3,9 @@
 import asyncio
 from typing import Final
 
-from ..shared.errors import LinkLost
-from ..shared.transport.redis.address import RedisAddress
-from ..shared.transport.redis.link import Link, OnMessage
+from ...shared.errors import LinkLost
+from ...shared.transport.redis.address import RedisAddress
+from ...shared.transport.redis.link import Link, OnMessage
 
 __all__ = ["KeptLink", "KeptLinks"]
 

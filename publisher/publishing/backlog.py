@@ -7,8 +7,16 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from ..shared.invalidation import REQUEST_NAMES_MAX, Everything, Invalidation, Prefixes, Target, invalidation_of, new_id
-from ..shared.transport.redis.link import Link
+from ...shared.invalidation import (
+    REQUEST_NAMES_MAX,
+    Everything,
+    Invalidation,
+    Prefixes,
+    Target,
+    invalidation_of,
+    new_id,
+)
+from ...shared.transport.redis.link import Link
 from .coverage import Coverage
 
 __all__ = ["Backlog", "Pending"]

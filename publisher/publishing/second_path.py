@@ -5,14 +5,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
-from ..shared.errors import LinkLost, LogRefused, NotDelivered
-from ..shared.fanout_report import FanoutReport
-from ..shared.invalidation import Invalidation
-from ..shared.transport.redis.log import Receipt
-from ..shared.wire import encode_unsequenced
+from ...shared.errors import LinkLost, LogRefused, NotDelivered
+from ...shared.fanout_report import FanoutReport
+from ...shared.invalidation import Invalidation
+from ...shared.transport.redis.log import Receipt
+from ...shared.wire import encode_unsequenced
 from .backlog import Pending
 from .delivery import Delivery, Teller
-from .outbox import Outbox
+from .retry_queue import Outbox
 
 __all__ = ["Log", "SecondPath"]
 

@@ -5,7 +5,7 @@ from typing import Self
 
 import msgspec
 
-from ..shared.question import Answer
+from ...shared.question import Answer
 from .questions import Answers
 
 __all__ = ["Preview", "ReplicaPreview"]

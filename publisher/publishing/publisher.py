@@ -9,11 +9,11 @@ from datetime import datetime
 from functools import partial
 from typing import Final, Self, TypeVar, get_args
 
-from ..shared.clock import Clock, monotonic
-from ..shared.confirmation import Confirm
-from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused, NotPrimary
-from ..shared.fanout_report import FanoutReport
-from ..shared.invalidation import (
+from ...shared.clock import Clock, monotonic
+from ...shared.confirmation import Confirm
+from ...shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused, NotPrimary
+from ...shared.fanout_report import FanoutReport
+from ...shared.invalidation import (
     DEFAULT_NAMESPACE,
     SCOPE_BYTES_MAX,
     SOURCE_BYTES_MAX,
@@ -23,25 +23,25 @@ from ..shared.invalidation import (
     check_text,
     invalidation_of,
 )
-from ..shared.presence import ReplicaPresence, presences, replicas_of
-from ..shared.process.closing import Closing
-from ..shared.question import Question, counting
-from ..shared.telemetry.tracing import is_set_up, publishing
-from ..shared.transport.redis.address import RedisAddress
-from ..shared.transport.redis.link import Link
-from ..shared.transport.redis.log import LOG_LENGTH, Entry, Receipt, append, head, read_at, read_newest
+from ...shared.presence import ReplicaPresence, presences, replicas_of
+from ...shared.process.closing import Closing
+from ...shared.question import Question, counting
+from ...shared.telemetry.tracing import is_set_up, publishing
+from ...shared.transport.redis.address import RedisAddress
+from ...shared.transport.redis.link import Link
+from ...shared.transport.redis.log import LOG_LENGTH, Entry, Receipt, append, head, read_at, read_newest
+from ..history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
+from ..history.since import unix_ms_of
+from ..telemetry.observer import UNOBSERVED, Observer, observed
 from .backlog import Pending
 from .confirmations import Confirmations, Wait
 from .delivery import Delivery, Teller
-from .history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
-from .history.since import unix_ms_of
 from .kept_link import KeptLink, KeptLinks
-from .outbox import OUTBOX_NAMES_MAX, Outbox
 from .preview import Preview
 from .questions import Answers, Questions
 from .registries import Registries
+from .retry_queue import OUTBOX_NAMES_MAX, Outbox
 from .second_path import SecondPath
-from .telemetry.observer import UNOBSERVED, Observer, observed
 
 __all__ = ["Publisher"]
 

@@ -1,0 +1,1 @@
+"""One publish: logged, retried, confirmed, with a second path over HTTP."""
