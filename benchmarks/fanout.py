@@ -24,9 +24,9 @@ import httpx
 from tests.support.dns_server import DnsServer
 
 from benchmarks.harness import Effort, Limit, Row, answer, child, compare, run_async
-from broadcache.publisher.broadcaster import Broadcaster, Limits, Request
-from broadcache.publisher.discovery import DnsDiscovery, ListDiscovery
-from broadcache.publisher.fanout_policy import FanoutPolicy
+from broadcache.publisher.fanout.broadcaster import Broadcaster, Limits, Request
+from broadcache.publisher.fanout.discovery import DnsDiscovery, ListDiscovery
+from broadcache.publisher.fanout.policy import FanoutPolicy
 
 _BODY: Final = b'{"v":1,"keys":["product:42"]}'
 _ANSWER: Final = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{"dropped":1}'

@@ -3,7 +3,7 @@
 from ..shared.confirmation import Confirm
 from .audit_stats import AuditStats, Inconsistency
 from .auditor import Auditor
-from .fanout import Fanout
+from .fanout.fanout import Fanout
 from .publishing.delivery import Delivery, Teller
 from .publishing.preview import Preview, ReplicaPreview
 from .publishing.publisher import Publisher

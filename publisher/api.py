@@ -17,9 +17,9 @@ from ..shared.telemetry.exposition import can_expose, check_can_expose, exposed
 from . import openapi
 from .audit_stats import AuditStats
 from .audits import Audits
-from .broadcaster import Broadcaster
 from .event import position_of
 from .event_stream import EventStream
+from .fanout.broadcaster import Broadcaster
 from .fanout_api import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers

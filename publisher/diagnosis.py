@@ -15,9 +15,9 @@ from ..shared.invalidation import check_namespace
 from ..shared.transport.redis.address import RedisAddress
 from ..shared.transport.redis.link import Argument, Link, OnMessage, Refused
 from ..shared.transport.redis.log import Entry, echo_channel_of, head, names_of, read_after, read_newest
-from .discovery import Discovered
 from .doctor import examine_fanout, examine_namespace, examine_server, is_settled, unreachable
 from .facts import DeliveryFacts, FanoutFacts, LogFacts, NamespaceFacts, ServerFacts
+from .fanout.discovery import Discovered
 from .findings import Finding
 from .rights import ROLES, Role, missing_of, rights_of
 from .sightings import PRESENCE_PATTERN, is_of, sighting_of

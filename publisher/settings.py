@@ -12,10 +12,10 @@ from ..shared.invalidation import check_namespace
 from ..shared.process.logs import LogSettings
 from ..shared.process.tokens import Tokens
 from ..shared.transport.redis.log import LOG_LENGTH
-from .broadcaster import Broadcaster, HostMode, Limits, Scheme, tls_of
-from .discovery import Discovery, DnsDiscovery, ListDiscovery
-from .fanout import Fanout
-from .fanout_policy import FanoutPolicy
+from .fanout.broadcaster import Broadcaster, HostMode, Limits, Scheme, tls_of
+from .fanout.discovery import Discovery, DnsDiscovery, ListDiscovery
+from .fanout.fanout import Fanout
+from .fanout.policy import FanoutPolicy
 from .publishing.delivery import Delivery
 from .source import check_source_url
 

@@ -37,9 +37,9 @@ from tests.test_fanout_policy import (
 )
 
 from broadcache.publisher.api import create_app
-from broadcache.publisher.broadcaster import Broadcaster, Limits
-from broadcache.publisher.discovery import DnsDiscovery
-from broadcache.publisher.fanout_policy import FanoutPolicy
+from broadcache.publisher.fanout.broadcaster import Broadcaster, Limits
+from broadcache.publisher.fanout.discovery import DnsDiscovery
+from broadcache.publisher.fanout.policy import FanoutPolicy
 from broadcache.publisher.settings import ApiSettings
 
 pytestmark = pytest.mark.anyio

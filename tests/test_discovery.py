@@ -11,7 +11,7 @@ import pytest
 from tests.support.dns_server import DnsServer, Failure, Query
 from tests.support.waiting import until
 
-from broadcache.publisher.discovery import (
+from broadcache.publisher.fanout.discovery import (
     Address,
     AliasRefused,
     Discovered,

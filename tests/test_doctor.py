@@ -18,9 +18,9 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
 from broadcache.publisher.diagnosis import Diagnosis, look_up
-from broadcache.publisher.discovery import Address, Discovered
 from broadcache.publisher.doctor import examine_namespace, examine_server
 from broadcache.publisher.facts import DeliveryFacts, LogFacts, NamespaceFacts, ServerFacts
+from broadcache.publisher.fanout.discovery import Address, Discovered
 from broadcache.publisher.findings import Finding
 from broadcache.publisher.rights import rights_of
 from broadcache.shared import InvalidNamespace, InvalidSettings, Keys, Position

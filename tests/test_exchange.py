@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.support.pods import Behaviour, Pods, answers, hangs, resets, says
 
-from broadcache.publisher.exchange import Answer, Untold, exchange
+from broadcache.publisher.fanout.exchange import Answer, Untold, exchange
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from tests.support.called_replicas import fleet
 from tests.support.pods import Behaviour, Pods, Received, answers, as_replica, says
 
 from broadcache.publisher import Confirm, Fanout, Publisher
-from broadcache.publisher.broadcaster import Limits
+from broadcache.publisher.fanout.broadcaster import Limits
 from broadcache.publisher.telemetry.prometheus import PublisherMetrics
 from broadcache.shared import Keys, NotDelivered
 from broadcache.shared.invalidation import invalidation_of

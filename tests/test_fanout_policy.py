@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from broadcache.publisher.fanout_policy import Destination, FanoutPolicy, FanoutRefused, InvalidService
-from broadcache.publisher.fanout_ranges import REFUSED_RANGES, Address, embedded_in
+from broadcache.publisher.fanout.policy import Destination, FanoutPolicy, FanoutRefused, InvalidService
+from broadcache.publisher.fanout.ranges import REFUSED_RANGES, Address, embedded_in
 from broadcache.shared import InvalidSettings
 
 POLICY = FanoutPolicy(["web:8080", "web:metrics", "web.prod.svc.cluster.local:*", "my_db.compose:5432", "localhost:80"])

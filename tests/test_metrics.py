@@ -32,9 +32,9 @@ from tests.support.web_server import served
 
 from broadcache.publisher import Auditor, Publisher
 from broadcache.publisher.api import create_app, create_fanout_app
-from broadcache.publisher.broadcaster import Broadcaster, Limits, Request
-from broadcache.publisher.discovery import ListDiscovery
-from broadcache.publisher.fanout_policy import FanoutPolicy
+from broadcache.publisher.fanout.broadcaster import Broadcaster, Limits, Request
+from broadcache.publisher.fanout.discovery import ListDiscovery
+from broadcache.publisher.fanout.policy import FanoutPolicy
 from broadcache.publisher.settings import ApiSettings, FanoutSettings
 from broadcache.publisher.telemetry.prometheus import PublisherMetrics
 from broadcache.shared import Everything, Keys, LinkLost, LogRefused, Prefixes, Tags

@@ -107,7 +107,7 @@ def test_importing_either_side_loads_neither_metrics_nor_traces(package: str) ->
 
 def test_importing_discovery_loads_no_resolver_until_names_are_looked_up() -> None:
     unwanted = {*WEB_FRAMEWORKS_AND_TERMINALS, "aiohttp", "dns"}
-    assert _modules_loaded_by("import broadcache.publisher.discovery") & unwanted == set()
+    assert _modules_loaded_by("import broadcache.publisher.fanout.discovery") & unwanted == set()
 
 
 def test_importing_the_root_loads_neither_side() -> None:

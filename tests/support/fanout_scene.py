@@ -14,8 +14,8 @@ from tests.support.web_server import web_server
 from uvicorn import Server
 
 from broadcache.publisher.api import create_fanout_app
-from broadcache.publisher.broadcaster import Request
-from broadcache.publisher.fanout_policy import Destination
+from broadcache.publisher.fanout.broadcaster import Request
+from broadcache.publisher.fanout.policy import Destination
 from broadcache.publisher.settings import FanoutSettings
 
 SERVICE = "web.test"

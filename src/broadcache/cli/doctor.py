@@ -13,7 +13,7 @@ from .options import REDIS_URL, RedisUrl
 
 if TYPE_CHECKING:
     from ..publisher.diagnosis import Diagnosis
-    from ..publisher.discovery import Discovered
+    from ..publisher.fanout.discovery import Discovered
     from ..publisher.findings import Finding
 
 __all__ = ["doctor"]

@@ -13,7 +13,7 @@ from .exit_codes import FAILED, OK
 from .options import Json
 
 if TYPE_CHECKING:
-    from ..publisher.broadcaster import Broadcast, Outcome, Request
+    from ..publisher.fanout.broadcaster import Broadcast, Outcome, Request
     from ..publisher.settings import FanoutSettings
 
 __all__ = ["fanout"]
@@ -85,8 +85,8 @@ def _request(
     body: str | None,
     headers: list[str],
 ) -> "Request":
-    from ..publisher.broadcaster import Request
-    from ..publisher.forwarding import is_idempotent
+    from ..publisher.fanout.broadcaster import Request
+    from ..publisher.fanout.forwarding import is_idempotent
 
     if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
         raise InvalidSettings(f"expected a percent-encoded path that begins with /, got {path!r:.100}; correct it")
@@ -134,7 +134,7 @@ def _authorization(path: str) -> bytes:
 
 
 async def _broadcast(settings: "FanoutSettings", request: "Request", service: str, addresses: list[str]) -> "Broadcast":
-    from ..publisher.discovery import ListDiscovery
+    from ..publisher.fanout.discovery import ListDiscovery
 
     named = ListDiscovery({service: addresses}) if addresses else None
     async with settings.fanout_broadcaster(settings.fanout_policy(), named) as broadcaster:

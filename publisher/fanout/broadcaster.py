@@ -8,13 +8,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from ..shared.clock import Clock, monotonic
-from ..shared.errors import BroadcacheError, InvalidSettings
-from ..shared.process.closing import Closing
+from ...shared.clock import Clock, monotonic
+from ...shared.errors import BroadcacheError, InvalidSettings
+from ...shared.process.closing import Closing
+from ..telemetry.observer import UNOBSERVED, Observer
 from .discovery import Address, Discovered, Discovery
 from .exchange import Answer, Header, Tls, Untold, exchange
-from .fanout_policy import Destination, FanoutPolicy
-from .telemetry.observer import UNOBSERVED, Observer
+from .policy import Destination, FanoutPolicy
 
 __all__ = [
     "Broadcast",

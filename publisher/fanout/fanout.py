@@ -7,16 +7,16 @@ from typing import Final
 
 import msgspec
 
-from ..shared.errors import BroadcacheError, InvalidSettings
-from ..shared.fanout_report import FanoutReport, Outcome
-from ..shared.process.closing import Closing
-from ..shared.process.extras import check_installed
+from ...shared.errors import BroadcacheError, InvalidSettings
+from ...shared.fanout_report import FanoutReport, Outcome
+from ...shared.process.closing import Closing
+from ...shared.process.extras import check_installed
+from ..telemetry.observer import UNOBSERVED, Observer
 from .broadcaster import Broadcast, Broadcaster, HostMode, Limits, Request, Scheme
 from .broadcaster import Outcome as Called
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
 from .exchange import Answer
-from .fanout_policy import FanoutPolicy
-from .telemetry.observer import UNOBSERVED, Observer
+from .policy import FanoutPolicy
 
 __all__ = ["Fanout"]
 

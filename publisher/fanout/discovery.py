@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
-from ..shared.errors import BroadcacheError, InvalidSettings
+from ...shared.errors import BroadcacheError, InvalidSettings
 
 __all__ = [
     "Address",

@@ -11,8 +11,8 @@ from ipaddress import IPv6Address
 from typing import Final, Literal, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import unquote
 
-from ..shared.errors import BroadcacheError, InvalidSettings
-from .fanout_ranges import Address, Network, address_of, embedded_in, is_within, network_of, refused_ranges_of
+from ...shared.errors import BroadcacheError, InvalidSettings
+from .ranges import Address, Network, address_of, embedded_in, is_within, network_of, refused_ranges_of
 
 __all__ = ["Destination", "FanoutPolicy", "FanoutRefused", "InvalidService", "Rule"]
 

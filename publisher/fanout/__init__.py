@@ -1,0 +1,1 @@
+"""One HTTP request to every replica of a service."""
