@@ -17,12 +17,12 @@ from tests.support.topologies import asked, cluster_of_three, wait_until, watche
 from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
-from broadcache.publisher.diagnosis import Diagnosis, look_up
-from broadcache.publisher.doctor import examine_namespace, examine_server
-from broadcache.publisher.facts import DeliveryFacts, LogFacts, NamespaceFacts, ServerFacts
+from broadcache.publisher.doctor.diagnosis import Diagnosis, look_up
+from broadcache.publisher.doctor.facts import DeliveryFacts, LogFacts, NamespaceFacts, ServerFacts
+from broadcache.publisher.doctor.findings import Finding
+from broadcache.publisher.doctor.namespace_checks import examine_namespace, examine_server
+from broadcache.publisher.doctor.rights import rights_of
 from broadcache.publisher.fanout.discovery import Address, Discovered
-from broadcache.publisher.findings import Finding
-from broadcache.publisher.rights import rights_of
 from broadcache.shared import InvalidNamespace, InvalidSettings, Keys, Position
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import Subscriber

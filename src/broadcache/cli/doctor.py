@@ -12,9 +12,9 @@ from .exit_codes import FAILED, OK
 from .options import REDIS_URL, RedisUrl
 
 if TYPE_CHECKING:
-    from ..publisher.diagnosis import Diagnosis
+    from ..publisher.doctor.diagnosis import Diagnosis
+    from ..publisher.doctor.findings import Finding
     from ..publisher.fanout.discovery import Discovered
-    from ..publisher.findings import Finding
 
 __all__ = ["doctor"]
 
@@ -49,8 +49,8 @@ def doctor(
 
     Ends with 0 when there is no problem (with --strict: and no warning), otherwise with 1.
     """
-    from ..publisher.diagnosis import Diagnosis
-    from ..publisher.rights import ROLES
+    from ..publisher.doctor.diagnosis import Diagnosis
+    from ..publisher.doctor.rights import ROLES
     from .doctor_report import print_json, print_text
 
     diagnosis = Diagnosis(
@@ -66,7 +66,7 @@ def doctor(
 
 
 async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds: float) -> "list[Finding]":
-    from ..publisher.diagnosis import look_up
+    from ..publisher.doctor.diagnosis import look_up
 
     findings = await diagnosis.findings()
     if fanout_service:
@@ -91,7 +91,7 @@ async def _discovered(destination: str) -> "Discovered":
 
 
 def _exit_code(findings: "list[Finding]", *, is_strict: bool) -> int:
-    from ..publisher.findings import worst_of
+    from ..publisher.doctor.findings import worst_of
 
     bad = {"problem", "warning"} if is_strict else {"problem"}
     return FAILED if worst_of(findings) in bad else OK

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..publisher.findings import SEVERITIES, Finding, Severity, worst_of
+from ..publisher.doctor.findings import SEVERITIES, Finding, Severity, worst_of
 from .printable import printable
 
 __all__ = ["print_json", "print_text"]

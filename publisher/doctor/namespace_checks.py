@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from ..shared.errors import LinkLost
-from ..shared.wire import FRAME_BYTES_MAX
+from ...shared.errors import LinkLost
+from ...shared.wire import FRAME_BYTES_MAX
 from .facts import DeliveryFacts, FanoutFacts, LogFacts, NamespaceFacts, PresenceFacts, ServerFacts
 from .findings import Check, Finding
 from .rights import ROLES, Right, Role

@@ -9,16 +9,16 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from ..shared.clock import Clock, monotonic
-from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused
-from ..shared.invalidation import check_namespace
-from ..shared.transport.redis.address import RedisAddress
-from ..shared.transport.redis.link import Argument, Link, OnMessage, Refused
-from ..shared.transport.redis.log import Entry, echo_channel_of, head, names_of, read_after, read_newest
-from .doctor import examine_fanout, examine_namespace, examine_server, is_settled, unreachable
+from ...shared.clock import Clock, monotonic
+from ...shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused
+from ...shared.invalidation import check_namespace
+from ...shared.transport.redis.address import RedisAddress
+from ...shared.transport.redis.link import Argument, Link, OnMessage, Refused
+from ...shared.transport.redis.log import Entry, echo_channel_of, head, names_of, read_after, read_newest
+from ..fanout.discovery import Discovered
 from .facts import DeliveryFacts, FanoutFacts, LogFacts, NamespaceFacts, ServerFacts
-from .fanout.discovery import Discovered
 from .findings import Finding
+from .namespace_checks import examine_fanout, examine_namespace, examine_server, is_settled, unreachable
 from .rights import ROLES, Role, missing_of, rights_of
 from .sightings import PRESENCE_PATTERN, is_of, sighting_of
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..shared.invalidation import Position
+from ...shared.invalidation import Position
 from .rights import Right
 
 __all__ = ["DeliveryFacts", "FanoutFacts", "LogFacts", "NamespaceFacts", "PresenceFacts", "ServerFacts"]

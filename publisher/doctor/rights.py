@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from ..shared.confirmation import encode_reports
-from ..shared.transport.redis.link import Argument, Link, Refused
-from ..shared.transport.redis.log import echo_channel_of
-from ..shared.transport.redis.names import names_of
+from ...shared.confirmation import encode_reports
+from ...shared.transport.redis.link import Argument, Link, Refused
+from ...shared.transport.redis.log import echo_channel_of
+from ...shared.transport.redis.names import names_of
 
 __all__ = ["ROLES", "Right", "Role", "missing_of", "rights_of"]
 

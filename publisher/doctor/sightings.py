@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
-from ..shared.invalidation import DEFAULT_NAMESPACE, Position
-from ..shared.transport.redis.names import names_of
+from ...shared.invalidation import DEFAULT_NAMESPACE, Position
+from ...shared.transport.redis.names import names_of
 from .facts import PresenceFacts
 
 __all__ = ["PRESENCE_PATTERN", "is_of", "sighting_of"]

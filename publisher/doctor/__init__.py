@@ -1,0 +1,1 @@
+"""Diagnosis of servers, logs and replicas."""
