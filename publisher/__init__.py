@@ -1,8 +1,8 @@
 """Says "forget this": the publisher, and the HTTP API around it."""
 
 from ..shared.confirmation import Confirm
-from .audit_stats import AuditStats, Inconsistency
-from .auditor import Auditor
+from .audit.auditor import Auditor
+from .audit.stats import AuditStats, Inconsistency
 from .fanout.fanout import Fanout
 from .publishing.delivery import Delivery, Teller
 from .publishing.preview import Preview, ReplicaPreview

@@ -15,8 +15,8 @@ from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, NAMESPACE_PA
 from ..shared.process.tokens import Tokens
 from ..shared.telemetry.exposition import can_expose, check_can_expose, exposed
 from . import openapi
-from .audit_stats import AuditStats
-from .audits import Audits
+from .audit.audits import Audits
+from .audit.stats import AuditStats
 from .event import position_of
 from .event_stream import EventStream
 from .fanout.broadcaster import Broadcaster

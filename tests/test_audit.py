@@ -25,8 +25,8 @@ from tests.support.source import source_over_http
 from tests.support.waiting import until
 
 from broadcache.publisher import Auditor, AuditStats, Publisher
-from broadcache.publisher.audit_stats import Within
-from broadcache.publisher.source import source_at
+from broadcache.publisher.audit.source import source_at
+from broadcache.publisher.audit.stats import Within
 from broadcache.shared import Everything, InvalidSettings, Keys, Prefixes, Receipt, Tags
 from broadcache.shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from broadcache.shared.transport.redis.embedded import EmbeddedServer

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...shared.telemetry.exposition import check_can_expose
 from ...shared.telemetry.histogram import Histogram
-from ..audit_stats import AuditStats
+from ..audit.stats import AuditStats
 from .observer import Address
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
     from ..publisher import AuditStats, Inconsistency
-    from ..publisher.audit_stats import Within
-    from ..publisher.source import Source
+    from ..publisher.audit.source import Source
+    from ..publisher.audit.stats import Within
 
 __all__ = ["audit"]
 
@@ -60,7 +60,7 @@ async def _audited(
     timeout_seconds: float,
 ) -> "tuple[AuditStats, tuple[Inconsistency, ...]]":
     from ..publisher import Auditor, Publisher
-    from ..publisher.auditor import TIMESCALES_SECONDS
+    from ..publisher.audit.auditor import TIMESCALES_SECONDS
 
     async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
         auditor = Auditor(
@@ -73,7 +73,7 @@ async def _audited(
 
 def _source_at(source_url: str, namespace: str) -> "Source":
     """Raises: InvalidSettings."""
-    from ..publisher.source import source_at
+    from ..publisher.audit.source import source_at
 
     try:
         return source_at(source_url, namespace)

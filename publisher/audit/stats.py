@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 
-from ..shared.invalidation import Position
+from ...shared.invalidation import Position
 
 __all__ = ["COUNTS", "AuditStats", "Inconsistency", "InconsistencyKind", "Metric", "Within"]
 

@@ -5,12 +5,12 @@ import logging
 from collections.abc import Sequence
 from typing import Final, Self
 
-from ..shared.clock import Clock, monotonic
-from ..shared.process.closing import Closing
-from .audit_stats import AuditStats, Inconsistency
+from ...shared.clock import Clock, monotonic
+from ...shared.process.closing import Closing
+from ..publishing.publisher import Publisher
 from .auditor import Auditor
-from .publishing.publisher import Publisher
 from .source import source_at
+from .stats import AuditStats, Inconsistency
 
 __all__ = ["Audits"]
 

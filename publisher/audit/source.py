@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from ..shared.errors import InvalidSettings
+from ...shared.errors import InvalidSettings
 
 __all__ = ["READS_MAX", "Source", "check_source_url", "source_at"]
 

@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from ..shared.clock import Clock, monotonic
-from ..shared.errors import BroadcacheError, InvalidSettings
-from ..shared.fingerprint import NO_FINGERPRINT, fingerprint_of
-from ..shared.invalidation import DEFAULT_NAMESPACE, Invalidation, Position, check_namespace, new_id
-from ..shared.question import Answer, Question, looking_up
-from .audit_stats import COUNTS, AuditStats, Inconsistency, Within
-from .publishing.publisher import Publisher
-from .publishing.questions import Answers
+from ...shared.clock import Clock, monotonic
+from ...shared.errors import BroadcacheError, InvalidSettings
+from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
+from ...shared.invalidation import DEFAULT_NAMESPACE, Invalidation, Position, check_namespace, new_id
+from ...shared.question import Answer, Question, looking_up
+from ..publishing.publisher import Publisher
+from ..publishing.questions import Answers
 from .source import READS_MAX, Source
+from .stats import COUNTS, AuditStats, Inconsistency, Within
 
 __all__ = ["TIMESCALES_SECONDS", "Auditor"]
 

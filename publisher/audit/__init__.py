@@ -1,0 +1,1 @@
+"""Audits: whether replicas serve the values of the source."""
