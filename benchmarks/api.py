@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from benchmarks.harness import Effort, Limit, Row, Stopwatch, Taken, answer, child, compare, take_turns
-from broadcache.publisher.api import create_app
-from broadcache.publisher.server import listen, new_server
-from broadcache.publisher.settings import ApiSettings
+from broadcache.publisher.api.app import create_app
+from broadcache.publisher.api.server import listen, new_server
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from tests.support.web_server import served
 
 from broadcache import __version__
 from broadcache.publisher import Publisher
-from broadcache.publisher.api import create_app
-from broadcache.publisher.idempotency import id_of
-from broadcache.publisher.server import AddressUnavailable, listen
-from broadcache.publisher.settings import ApiSettings
+from broadcache.publisher.api.app import create_app
+from broadcache.publisher.api.idempotency import id_of
+from broadcache.publisher.api.server import AddressUnavailable, listen
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared import InvalidSettings
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.log import names_of
@@ -867,8 +867,8 @@ def test_an_address_that_is_not_of_this_machine_is_told() -> None:
 
 SERVE = """
 import sys
-from broadcache.publisher.server import serve
-from broadcache.publisher.settings import ApiSettings
+from broadcache.publisher.api.server import serve
+from broadcache.publisher.api.settings import ApiSettings
 serve(ApiSettings(redis_url=sys.argv[1], listen_port=0), on_ready=lambda url: print(url, flush=True))
 print("in order", flush=True)
 """

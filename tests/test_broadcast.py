@@ -36,11 +36,11 @@ from tests.test_fanout_policy import (
     SERVICES_NOT_ALLOWED,
 )
 
-from broadcache.publisher.api import create_app
+from broadcache.publisher.api.app import create_app
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.publisher.fanout.broadcaster import Broadcaster, Limits
 from broadcache.publisher.fanout.discovery import DnsDiscovery
 from broadcache.publisher.fanout.policy import FanoutPolicy
-from broadcache.publisher.settings import ApiSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ import typer
 import yaml
 
 from broadcache.cli.app import app
-from broadcache.publisher.settings import ApiSettings
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.process.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]

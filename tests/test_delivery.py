@@ -16,11 +16,11 @@ from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
 
 from broadcache.publisher import Delivery, Publisher
-from broadcache.publisher.api import create_app
+from broadcache.publisher.api.app import create_app
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.publisher.publishing.backlog import Pending
 from broadcache.publisher.publishing.retry_queue import Outbox
 from broadcache.publisher.publishing.second_path import SecondPath
-from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import (
     Everything,
     FanoutReport,

@@ -20,10 +20,10 @@ from tests.test_api import PATH, client_of, problem_of
 from tests.test_topology_acl import allow, rights_in, rights_of
 
 from broadcache.publisher import Publisher
-from broadcache.publisher.api import create_app
+from broadcache.publisher.api.app import create_app
+from broadcache.publisher.api.events.hub import Hub, HubFull
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.publisher.history.feed import Feed
-from broadcache.publisher.hub import Hub, HubFull
-from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import Everything, Keys, Prefixes, Receipt
 from broadcache.shared.invalidation import Position
 from broadcache.shared.transport.redis.embedded import EmbeddedServer

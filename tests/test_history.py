@@ -9,8 +9,8 @@ from tests.support.redis_probe import redis_probe
 from tests.test_api import PATH, client_of, problem_of
 
 from broadcache.publisher import Publisher
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.publisher.history.since import since_ms_of
-from broadcache.publisher.settings import ApiSettings
 from broadcache.shared import Everything, InvalidSettings, Keys, Prefixes, Tags
 from broadcache.shared.invalidation import Invalidation
 from broadcache.shared.transport.redis.log import names_of

@@ -31,11 +31,11 @@ from tests.support.waiting import PATIENCE_SECONDS, until
 from tests.support.web_server import served
 
 from broadcache.publisher import Auditor, Publisher
-from broadcache.publisher.api import create_app, create_fanout_app
+from broadcache.publisher.api.app import create_app, create_fanout_app
+from broadcache.publisher.api.settings import ApiSettings, FanoutSettings
 from broadcache.publisher.fanout.broadcaster import Broadcaster, Limits, Request
 from broadcache.publisher.fanout.discovery import ListDiscovery
 from broadcache.publisher.fanout.policy import FanoutPolicy
-from broadcache.publisher.settings import ApiSettings, FanoutSettings
 from broadcache.publisher.telemetry.prometheus import PublisherMetrics
 from broadcache.shared import Everything, Keys, LinkLost, LogRefused, Prefixes, Tags
 from broadcache.shared.confirmation import Confirm
@@ -293,8 +293,8 @@ import importlib.util
 importlib.util.find_spec = lambda name: None
 import logging
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-from broadcache.publisher.api import create_app
-from broadcache.publisher.settings import ApiSettings
+from broadcache.publisher.api.app import create_app
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.subscriber import LocalCache, Subscriber
 from broadcache.subscriber.metrics import register
 from broadcache.subscriber.endpoint.fastapi import router_of

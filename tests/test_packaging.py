@@ -232,7 +232,7 @@ def _modules(within: Path = ROOT) -> list[Path]:
 
 
 def _module_name(module: Path) -> str:
-    """`ROOT/publisher/api.py` → `broadcache.publisher.api`; an `__init__.py` is named like its package."""
+    """`ROOT/publisher/api.py` → `broadcache.publisher.api.app`; an `__init__.py` is named like its package."""
     package = next(name for name, folder in _folder_of_package().items() if folder == module.parent)
     return package if module.name == "__init__.py" else f"{package}.{module.stem}"
 

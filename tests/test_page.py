@@ -16,9 +16,9 @@ from tests.support.browser import ARGUMENTS, CHROMIUM, called_fleet, fleet, repl
 from tests.support.child_replica import KEY
 from tests.support.command_line import ask
 
-from broadcache.publisher.api import create_fanout_app
-from broadcache.publisher.page import PAGE_PATHS
-from broadcache.publisher.settings import FanoutSettings
+from broadcache.publisher.api.app import create_fanout_app
+from broadcache.publisher.api.page.page import PAGE_PATHS
+from broadcache.publisher.api.settings import FanoutSettings
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 PATIENCE_MS = 20_000

@@ -18,8 +18,8 @@ from tests.support.topologies import asked, cluster_of_three
 from tests.support.waiting import until
 
 from broadcache.publisher import Preview, Publisher, ReplicaPreview
-from broadcache.publisher.api import create_app
-from broadcache.publisher.settings import ApiSettings
+from broadcache.publisher.api.app import create_app
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared import Everything, InvalidSettings, InvalidTarget, Keys, LogRefused, Prefixes, Tags, Target
 from broadcache.shared.confirmation import decode_reports, encode_reports
 from broadcache.shared.errors import MalformedFrame

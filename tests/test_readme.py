@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from broadcache.publisher.settings import ApiSettings
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.process.settings import variable_of
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 

@@ -18,9 +18,9 @@ from tests.support.child_replica import ROOT
 from tests.support.registry import make_registry_old, make_registry_old_sync
 from tests.support.replicas import FAST, fill
 
-from broadcache.publisher.api import create_app
-from broadcache.publisher.server import listen, new_server, url_of
-from broadcache.publisher.settings import ApiSettings
+from broadcache.publisher.api.app import create_app
+from broadcache.publisher.api.server import listen, new_server, url_of
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.transport.redis.embedded import dying_with_us
 from broadcache.subscriber import LocalCache, Subscriber
 

@@ -13,10 +13,10 @@ from tests.support.pods import Behaviour, Pods, Received
 from tests.support.web_server import web_server
 from uvicorn import Server
 
-from broadcache.publisher.api import create_fanout_app
+from broadcache.publisher.api.app import create_fanout_app
+from broadcache.publisher.api.settings import FanoutSettings
 from broadcache.publisher.fanout.broadcaster import Request
 from broadcache.publisher.fanout.policy import Destination
-from broadcache.publisher.settings import FanoutSettings
 
 SERVICE = "web.test"
 

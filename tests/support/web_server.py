@@ -8,7 +8,7 @@ import httpx2
 from fastapi import FastAPI
 from uvicorn import Server
 
-from broadcache.publisher.server import listen, new_server
+from broadcache.publisher.api.server import listen, new_server
 
 
 @asynccontextmanager

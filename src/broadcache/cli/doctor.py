@@ -76,7 +76,7 @@ async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds
 
 async def _discovered(destination: str) -> "Discovered":
     """Look up `service:port` as the fan-out of these settings would. Raises: BroadcacheError."""
-    from ..publisher.settings import FanoutSettings
+    from ..publisher.api.settings import FanoutSettings
     from ..shared.process.settings import read_settings
 
     settings = read_settings(FanoutSettings, os.environ, fanout_allow=(destination,))

@@ -13,8 +13,8 @@ from .exit_codes import FAILED, OK
 from .options import Json
 
 if TYPE_CHECKING:
+    from ..publisher.api.settings import FanoutSettings
     from ..publisher.fanout.broadcaster import Broadcast, Outcome, Request
-    from ..publisher.settings import FanoutSettings
 
 __all__ = ["fanout"]
 
@@ -58,7 +58,7 @@ def fanout(
     Without PATH each replica's own status is asked for; with -d, or -X POST and no body, replicas are made to forget.
     A replica's token is taken from BROADCACHE_REPLICA_TOKEN.
     """
-    from ..publisher.settings import FanoutSettings
+    from ..publisher.api.settings import FanoutSettings
     from ..shared.process.settings import read_settings
 
     settings = read_settings(
@@ -145,7 +145,7 @@ def _as_json(broadcast: "Broadcast") -> str:
     """The same fields as the answer of `ANY /{service}/{port}/{rest}`, and each answer's body."""
     import msgspec
 
-    from ..publisher.fanout_api import answer_of
+    from ..publisher.api.fanout_gate import answer_of
 
     answer = msgspec.to_builtins(answer_of(broadcast))
     for response, outcome in zip(answer["responses"], broadcast.outcomes, strict=True):

@@ -31,8 +31,8 @@ def serve(
     allow_open: Annotated[bool, typer.Option("--allow-open", help="Listen beyond loopback without a token.")] = False,
 ) -> None:
     """Serve POST /invalidations, the history, health and the fan-out. More settings: BROADCACHE_… variables."""
-    from ..publisher import server
-    from ..publisher.settings import ApiSettings, FanoutSettings
+    from ..publisher.api import server
+    from ..publisher.api.settings import ApiSettings, FanoutSettings
     from ..shared.errors import InvalidSettings
     from ..shared.process.settings import read_settings
 

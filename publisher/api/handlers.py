@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from ..shared.errors import IdempotencyConflict, LinkLost, LogRefused, NotDelivered
-from .problems import (
+from ...shared.errors import IdempotencyConflict, LinkLost, LogRefused, NotDelivered
+from .documents.problems import (
     IDEMPOTENCY_CONFLICT,
     INTERNAL_ERROR,
     LOG_REFUSED,

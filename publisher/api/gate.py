@@ -6,8 +6,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..shared.process.tokens import Tokens
-from .problems import RIGHT_MISSING, TOKEN_INVALID, Problem
+from ...shared.process.tokens import Tokens
+from .documents.problems import RIGHT_MISSING, TOKEN_INVALID, Problem
 
 __all__ = ["TokenGate"]
 

@@ -7,17 +7,17 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from ..shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings
-from ..shared.invalidation import check_namespace
-from ..shared.process.logs import LogSettings
-from ..shared.process.tokens import Tokens
-from ..shared.transport.redis.log import LOG_LENGTH
-from .audit.source import check_source_url
-from .fanout.broadcaster import Broadcaster, HostMode, Limits, Scheme, tls_of
-from .fanout.discovery import Discovery, DnsDiscovery, ListDiscovery
-from .fanout.fanout import Fanout
-from .fanout.policy import FanoutPolicy
-from .publishing.delivery import Delivery
+from ...shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings
+from ...shared.invalidation import check_namespace
+from ...shared.process.logs import LogSettings
+from ...shared.process.tokens import Tokens
+from ...shared.transport.redis.log import LOG_LENGTH
+from ..audit.source import check_source_url
+from ..fanout.broadcaster import Broadcaster, HostMode, Limits, Scheme, tls_of
+from ..fanout.discovery import Discovery, DnsDiscovery, ListDiscovery
+from ..fanout.fanout import Fanout
+from ..fanout.policy import FanoutPolicy
+from ..publishing.delivery import Delivery
 
 __all__ = ["ApiSettings", "FanoutSettings", "is_loopback", "lists_of"]
 

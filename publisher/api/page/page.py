@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..shared.invalidation import DEFAULT_NAMESPACE
-from ..shared.process.tokens import Right, Tokens
+from ....shared.invalidation import DEFAULT_NAMESPACE
+from ....shared.process.tokens import Right, Tokens
 
 __all__ = ["PAGE_PATHS", "PageAccess", "page_routes"]
 

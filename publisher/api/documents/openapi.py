@@ -7,9 +7,10 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
-from .. import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
+from .... import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
+from ...publishing.preview import Preview
+from ..fanout_gate import BroadcastAnswer
 from . import problems
-from .fanout_api import BroadcastAnswer
 from .models import (
     Accepted,
     History,
@@ -20,7 +21,6 @@ from .models import (
     UnreadableEntry,
 )
 from .problems import Kind, ProblemDocument
-from .publishing.preview import Preview
 
 __all__ = ["EVENTS", "HISTORY", "LIVE", "METRICS", "PREVIEW", "PUBLISH", "READY", "REPLICAS", "describe"]
 

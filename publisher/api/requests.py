@@ -5,7 +5,7 @@ from typing import Final
 
 from starlette.requests import Request
 
-from .problems import BODY_TOO_LARGE, IDEMPOTENCY_KEY_INVALID, MEDIA_TYPE_UNSUPPORTED, Problem
+from .documents.problems import BODY_TOO_LARGE, IDEMPOTENCY_KEY_INVALID, MEDIA_TYPE_UNSUPPORTED, Problem
 
 __all__ = ["check_is_json", "idempotency_key_of", "read_body"]
 

@@ -5,10 +5,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ..shared.invalidation import Invalidation, Position
-from ..shared.transport.redis.log import Entry
-from .history.replay import Gap
-from .models import shown
+from ....shared.invalidation import Invalidation, Position
+from ....shared.transport.redis.log import Entry
+from ...history.replay import Gap
+from ..documents.models import shown
 
 __all__ = [
     "HEARTBEAT",

@@ -4,7 +4,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .telemetry.observer import Observer
+from ..telemetry.observer import Observer
 
 __all__ = ["FANOUT_ROUTE", "RequestCounter"]
 

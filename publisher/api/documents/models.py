@@ -9,10 +9,10 @@ from typing import Annotated, Any, Final, Self, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from ..shared.confirmation import CONFIRM_SECONDS_MAX, Confirm, Confirmation, ReplicaConfirmation
-from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
-from ..shared.fanout_report import FanoutReport
-from ..shared.invalidation import (
+from ....shared.confirmation import CONFIRM_SECONDS_MAX, Confirm, Confirmation, ReplicaConfirmation
+from ....shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
+from ....shared.fanout_report import FanoutReport
+from ....shared.invalidation import (
     DEFAULT_NAMESPACE,
     KEY_BYTES_MAX,
     NAMESPACE_PATTERN,
@@ -28,9 +28,9 @@ from ..shared.invalidation import (
     check_namespace,
     check_text,
 )
-from ..shared.presence import ReplicaPresence
-from ..shared.transport.redis.log import Entry, Receipt
-from .history.pages import HistoryPage
+from ....shared.presence import ReplicaPresence
+from ....shared.transport.redis.log import Entry, Receipt
+from ...history.pages import HistoryPage
 from .problems import BODY_UNREADABLE, INVALIDATION_INVALID, Flaw, Problem
 
 __all__ = [

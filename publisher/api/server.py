@@ -12,9 +12,9 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from ..shared.errors import BroadcacheError
-from ..shared.process.logs import LogFormat, set_up_logging
-from .api import create_app, create_fanout_app, takes_any_method
+from ...shared.errors import BroadcacheError
+from ...shared.process.logs import LogFormat, set_up_logging
+from .app import create_app, create_fanout_app, takes_any_method
 from .settings import ApiSettings, FanoutSettings
 
 __all__ = ["AddressUnavailable", "listen", "new_server", "run", "serve", "url_of"]

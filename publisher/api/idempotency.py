@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.requests import Request
 
-from ..shared.process.tokens import Tokens
+from ...shared.process.tokens import Tokens
 
 __all__ = ["Scopes", "id_of"]
 

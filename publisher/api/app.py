@@ -10,31 +10,31 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
 
-from ..shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
-from ..shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, NAMESPACE_PATTERN, Position, check_namespace
-from ..shared.process.tokens import Tokens
-from ..shared.telemetry.exposition import can_expose, check_can_expose, exposed
-from . import openapi
-from .audit.audits import Audits
-from .audit.stats import AuditStats
-from .event import position_of
-from .event_stream import EventStream
-from .fanout.broadcaster import Broadcaster
-from .fanout_api import FanoutGate
+from ...shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
+from ...shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, NAMESPACE_PATTERN, Position, check_namespace
+from ...shared.process.tokens import Tokens
+from ...shared.telemetry.exposition import can_expose, check_can_expose, exposed
+from ..audit.audits import Audits
+from ..audit.stats import AuditStats
+from ..fanout.broadcaster import Broadcaster
+from ..history.since import since_ms_of
+from ..publishing.publisher import Publisher
+from ..telemetry.observer import UNOBSERVED
+from ..telemetry.prometheus import PublisherMetrics
+from .documents import openapi
+from .documents.models import Accepted, History, PreviewRequest, PublishRequest, Replicas
+from .documents.problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
+from .events.event import position_of
+from .events.hub import Hub
+from .events.stream import EventStream
+from .fanout_gate import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
-from .history.since import since_ms_of
-from .hub import Hub
 from .idempotency import Scopes, id_of
-from .models import Accepted, History, PreviewRequest, PublishRequest, Replicas
-from .page import PAGE_PATHS, page_routes
-from .problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
-from .publishing.publisher import Publisher
+from .page.page import PAGE_PATHS, page_routes
 from .request_counter import RequestCounter
 from .requests import check_is_json, idempotency_key_of, read_body
 from .settings import ApiSettings, FanoutSettings
-from .telemetry.observer import UNOBSERVED
-from .telemetry.prometheus import PublisherMetrics
 
 __all__ = ["create_app", "create_fanout_app", "takes_any_method"]
 

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Final, Literal
 
-from ..shared.errors import BroadcacheError, LinkLost, LogRefused, MalformedFrame
-from ..shared.invalidation import Invalidation, Position
-from ..shared.transport.redis.link import Link
-from ..shared.transport.redis.log import head
+from ....shared.errors import BroadcacheError, LinkLost, LogRefused, MalformedFrame
+from ....shared.invalidation import Invalidation, Position
+from ....shared.transport.redis.link import Link
+from ....shared.transport.redis.log import head
+from ...history.feed import Feed
+from ...history.replay import BEFORE_THE_FIRST, Gap, read_missed
 from . import event
 from .event import HEARTBEAT, Event
-from .history.feed import Feed
-from .history.replay import BEFORE_THE_FIRST, Gap, read_missed
 
 __all__ = ["Client", "Hub", "HubFull"]
 

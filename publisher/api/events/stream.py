@@ -7,9 +7,9 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..shared.invalidation import Position
+from ....shared.invalidation import Position
+from ..documents.problems import STREAMS_EXHAUSTED, Problem
 from .hub import Client, Hub, HubFull
-from .problems import STREAMS_EXHAUSTED, Problem
 
 __all__ = ["EventStream"]
 
