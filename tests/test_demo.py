@@ -16,10 +16,10 @@ import aiohttp
 import pytest
 from tests.support.command_line import BROADCACHE, descendants, environment, is_alive, run
 
-from broadcache.cli.catalogue import Source
-from broadcache.cli.demo_child import Child, ChildFailed
-from broadcache.cli.demo_fleet import Drop, Fleet, Invalidated, Read, Replica
-from broadcache.cli.demo_story import Row, Story
+from broadcache.cli.demo.catalogue import Source
+from broadcache.cli.demo.child import Child, ChildFailed
+from broadcache.cli.demo.fleet import Drop, Fleet, Invalidated, Read, Replica
+from broadcache.cli.demo.story import Row, Story
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.command_line import ask, running
 from tests.support.receipts import position_of
 
-from broadcache.cli.catalogue import NoSuchProduct, Source
+from broadcache.cli.demo.catalogue import NoSuchProduct, Source
 from broadcache.publisher import Publisher
 from broadcache.shared import InvalidSettings, Keys, Receipt, Tags, Target
 from broadcache.shared.transport.redis.embedded import EmbeddedServer

@@ -6,11 +6,11 @@ import typer
 
 from .. import __version__
 from .audit import audit
-from .demo import demo
+from .demo.command import demo
+from .demo.replica import replica
 from .doctor import doctor
 from .fanout import fanout
 from .publish import publish
-from .replica import replica
 from .replicas import replicas
 from .serve import serve
 from .watch import watch

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from cachetools import TTLCache
 
-from ..shared.errors import InvalidSettings
-from ..subscriber import CacheInvalidationMixin
+from ...shared.errors import InvalidSettings
+from ...subscriber import CacheInvalidationMixin
 
 __all__ = ["Catalogue", "NaiveCatalogue", "NoSuchProduct", "Product", "Source", "key_of", "new_cache"]
 

@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from .. import __version__
-from ..shared.invalidation import Invalidation
-from ..subscriber import LocalCache, WhenIncoherent
+from ... import __version__
+from ...shared.invalidation import Invalidation
+from ...subscriber import LocalCache, WhenIncoherent
 from .catalogue import Catalogue, NaiveCatalogue, NoSuchProduct, Product, key_of, new_cache
 
 __all__ = ["Drop", "ObservedCache", "naive_app", "replica_app"]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from .exit_codes import FAILED, OK, TERMINATED
+from ..exit_codes import FAILED, OK, TERMINATED
 
 if TYPE_CHECKING:
-    from .demo_fleet import Fleet
+    from .fleet import Fleet
 
 __all__ = ["demo"]
 
@@ -38,7 +38,7 @@ def _is_terminal() -> bool:
 
 
 async def _demo(port: int, *, is_live: bool) -> int:
-    from .demo_fleet import running_fleet
+    from .fleet import running_fleet
 
     is_terminated = _cancel_when_terminated()
     print("starting a Valkey server, the publisher's API, three replicas and a naive one …", flush=True)
@@ -71,8 +71,8 @@ def _cancel_when_terminated() -> asyncio.Event:
 
 
 async def _once(fleet: "Fleet") -> int:
-    from .demo_screen import PlainScreen
-    from .demo_story import Story
+    from .screen import PlainScreen
+    from .story import Story
 
     story = Story(fleet, PlainScreen())
     await story.tell()
@@ -83,8 +83,8 @@ async def _once(fleet: "Fleet") -> int:
 async def _live(fleet: "Fleet") -> int:
     from rich.console import Console
 
-    from .demo_screen import LiveScreen
-    from .demo_story import Story
+    from .screen import LiveScreen
+    from .story import Story
 
     with LiveScreen(Console(), fleet) as screen:
         story = Story(fleet, screen, pause_seconds=_SCENE_SECONDS)

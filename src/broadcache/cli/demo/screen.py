@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .demo_fleet import Fleet
-from .demo_story import Row
+from .fleet import Fleet
+from .story import Row
 
 __all__ = ["LiveScreen", "PlainScreen", "curl_lines"]
 

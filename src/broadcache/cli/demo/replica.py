@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import REDIS_URL, RedisUrl
+from ..options import REDIS_URL, RedisUrl
 
 __all__ = ["replica"]
 
@@ -29,9 +29,9 @@ def replica(
     ] = False,
 ) -> None:
     """Run an example replica: GET /products/{id} reads through its cache, PUT writes the source and tells nobody."""
-    from ..publisher.api.server import listen, run, url_of
-    from ..shared.process.logs import LogSettings
-    from ..shared.process.settings import read_settings
+    from ...publisher.api.server import listen, run, url_of
+    from ...shared.process.logs import LogSettings
+    from ...shared.process.settings import read_settings
     from .catalogue import Catalogue, NaiveCatalogue, Source
     from .replica_api import ObservedCache, naive_app, replica_app
 
@@ -55,6 +55,6 @@ def replica(
 
 def _name_at(host: str, port: int) -> str:
     """Name a replica after its port, or, when others reach it and may well have the same port, after its host."""
-    from ..publisher.api.settings import is_loopback
+    from ...publisher.api.settings import is_loopback
 
     return f"replica-{port if is_loopback(host) else socket.gethostname()}"

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from ..shared.errors import BroadcacheError
-from ..shared.transport.redis.embedded import EmbeddedServer
+from ...shared.errors import BroadcacheError
+from ...shared.transport.redis.embedded import EmbeddedServer
 from .catalogue import Catalogue, Source, key_of
-from .demo_child import Child
+from .child import Child
 
 __all__ = ["PRODUCT_ID", "Drop", "Fleet", "Invalidated", "Read", "Replica", "RequestFailed", "running_fleet"]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ..shared.errors import BroadcacheError
-from ..shared.transport.redis.embedded import dying_with_us
+from ...shared.errors import BroadcacheError
+from ...shared.transport.redis.embedded import dying_with_us
 
 __all__ = ["Child", "ChildFailed"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Protocol
 
-from .demo_fleet import Fleet, Invalidated, Replica, RequestFailed
+from .fleet import Fleet, Invalidated, Replica, RequestFailed
 
 __all__ = ["Row", "Screen", "Story"]
 

@@ -1,0 +1,1 @@
+"""The demo: three replicas, one process that does not subscribe, and a server that fails."""
