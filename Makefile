@@ -34,7 +34,7 @@ model: $(VENV)/.package ## Search the specification of the protocol with spin (A
 
 soak: $(SET_UP) ## Check the promise under every fault, for minutes (ARGS='--seconds 60 --faults cut,delay')
 	@$(PYTHON_IN_VENV) -m tests.faults $(ARGS)
-	@PROMISE_MODEL_RUNS=20000 $(PYTHON_IN_VENV) -m pytest -n auto --timeout 3600 tests/test_promise_model.py
+	@PROMISE_MODEL_RUNS=20000 $(PYTHON_IN_VENV) -m pytest -n auto --timeout 3600 tests/whole/test_promise_model.py
 
 bench: $(SET_UP) ## Measure against peers and against the floor
 	@$(PYTHON_IN_VENV) -m benchmarks $(ARGS)

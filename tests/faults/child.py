@@ -7,14 +7,12 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from tests.faults.messages import Command, Report
+from tests.support.paths import ROOT
 
 from broadcache.shared.transport.redis.embedded import dying_with_us
-
-ROOT: Final = Path(__file__).parents[2]
 
 
 class Child:

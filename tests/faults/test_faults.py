@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.faults.child import ROOT
 from tests.faults.ledger import KEYS, VERSIONS_MAX, Ledger
 from tests.faults.messages import ReplicaSettings, Report
 from tests.faults.replica import Reader
 from tests.faults.run import run
 from tests.support.command_line import descendants, is_alive
+from tests.support.paths import ROOT
 from tests.support.servers import ServerMissing
 
 pytestmark = pytest.mark.anyio

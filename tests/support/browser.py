@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from cachetools import TTLCache
 from tests.support.called_replicas import NETWORKS, SERVICE, TOKEN, called
-from tests.support.child_replica import ROOT
+from tests.support.paths import ROOT
 from tests.support.registry import make_registry_old, make_registry_old_sync
 from tests.support.replicas import FAST, fill
 

@@ -7,15 +7,14 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from cachetools import TTLCache
+from tests.support.paths import ROOT
 
 from broadcache.shared.transport.redis.embedded import dying_with_us
 from broadcache.subscriber import LocalCache, Subscriber
 
-ROOT: Final = Path(__file__).parents[2]
 KEY: Final = "key"
 
 

@@ -3,7 +3,6 @@
 import json
 import random
 from importlib.resources import files
-from pathlib import Path
 
 import jsonschema
 import msgspec
@@ -11,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.paths import GOLDEN, ROOT
 
 from broadcache.shared import Everything, Invalidation, Keys, MalformedFrame, Prefixes, Tags, Target
 from broadcache.shared.confirmation import decode_reports, encode_reports
@@ -19,7 +19,6 @@ from broadcache.shared.transport.redis.log import names_of
 from broadcache.shared.wire import FRAME_BYTES_MAX, decode, encode, encode_tails, encode_unsequenced
 
 SCHEMA = json.loads(files("broadcache.shared").joinpath("wire.schema.json").read_text("utf-8"))
-GOLDEN = Path(__file__).with_name("golden")
 NAMESPACE = "products"
 REPRODUCIBLE = settings(derandomize=True, database=None, deadline=None, max_examples=300)
 # What the log's script puts in front of a tail, at its longest.
@@ -293,10 +292,9 @@ def test_a_frame_is_split_when_it_would_be_one_byte_too_long(beyond_bytes: int) 
 def test_the_asyncapi_document_points_at_the_schema_and_its_examples_are_frames(
     schema: jsonschema.Draft202012Validator,
 ) -> None:
-    root = Path(__file__).parent.parent
-    document = yaml.safe_load((root / "docs" / "asyncapi.yaml").read_text())
+    document = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text())
     message = document["components"]["messages"]["invalidation"]
-    assert (root / "docs" / message["payload"]["schema"]["$ref"]).resolve() == root / "shared" / "wire.schema.json"
+    assert (ROOT / "docs" / message["payload"]["schema"]["$ref"]).resolve() == ROOT / "shared" / "wire.schema.json"
     for example in message["examples"]:
         schema.validate(example["payload"])
         assert decode(msgspec.json.encode(example["payload"]), "products").keys == ("product:42",)
@@ -304,7 +302,7 @@ def test_the_asyncapi_document_points_at_the_schema_and_its_examples_are_frames(
 
 
 def test_the_asyncapi_documents_reports_are_read_and_its_channel_is_the_real_one() -> None:
-    document = yaml.safe_load((Path(__file__).parent.parent / "docs" / "asyncapi.yaml").read_text())
+    document = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text())
     message = document["components"]["messages"]["reports"]
     for example in message["examples"]:
         jsonschema.Draft202012Validator(message["payload"]).validate(example["payload"])

@@ -215,7 +215,7 @@ async def test_in_a_cluster_a_namespace_is_asked_at_its_own_server() -> None:
 async def test_a_replica_that_may_not_be_asked_keeps_its_promise(
     own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tests.test_topology_acl import allow, rights_of
+    from tests.shared.transport.redis.test_topology_acl import allow, rights_of
 
     rights = [right for right in rights_of("replica") if not right.endswith(":question")]
     assert rights != rights_of("replica")
@@ -236,7 +236,7 @@ async def test_a_replica_that_may_not_be_asked_keeps_its_promise(
 
 
 async def test_a_publisher_that_may_not_ask_is_told_so(own_server: EmbeddedServer) -> None:
-    from tests.test_topology_acl import CONFIRMING, allow, rights_of
+    from tests.shared.transport.redis.test_topology_acl import CONFIRMING, allow, rights_of
 
     rights = [*rights_of("publisher"), *CONFIRMING]
     async with Publisher(allow(own_server, "publisher", rights)) as publisher:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LINKED_FOLDERS = ("publisher", "shared", "subscriber")
 FOLDER_OF_ROOT_PACKAGE = {

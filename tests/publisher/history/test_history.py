@@ -5,8 +5,8 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tests.publisher.api.test_api import PATH, client_of, problem_of
 from tests.support.redis_probe import redis_probe
-from tests.test_api import PATH, client_of, problem_of
 
 from broadcache.publisher import Publisher
 from broadcache.publisher.api.settings import ApiSettings

@@ -13,6 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from tests.publisher.fanout.test_fanout_policy import (
+    IP_LITERALS,
+    MALFORMED_PORTS,
+    MALFORMED_SERVICES,
+    REFUSED_ADDRESSES,
+    SERVICES_NOT_ALLOWED,
+)
 from tests.support.command_line import ask, running
 from tests.support.fanout_scene import (
     SERVICE,
@@ -28,13 +35,6 @@ from tests.support.pods import Pods, Received, answers, hangs, resets
 from tests.support.tls_proxy import new_authority
 from tests.support.waiting import until
 from tests.support.web_server import web_server
-from tests.test_fanout_policy import (
-    IP_LITERALS,
-    MALFORMED_PORTS,
-    MALFORMED_SERVICES,
-    REFUSED_ADDRESSES,
-    SERVICES_NOT_ALLOWED,
-)
 
 from broadcache.publisher.api.app import create_app
 from broadcache.publisher.api.settings import ApiSettings

@@ -2,9 +2,9 @@
 
 import logging
 import re
-from pathlib import Path
 
 import pytest
+from tests.support.paths import ROOT
 from tests.support.receipts import position_of
 from tests.support.replicas import FAST, fill, new_cache, reached
 from tests.support.topologies import asked, cluster_of_three
@@ -17,7 +17,7 @@ from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio
 
-PAGE = Path(__file__).parent.parent / "docs" / "redis.md"
+PAGE = ROOT / "docs" / "redis.md"
 
 
 def rights_of(user: str) -> list[str]:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from benchmarks.__main__ import BENCHMARKS
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 
 @pytest.mark.timeout(180)

@@ -10,14 +10,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from tests.publisher.api.test_api import PATH, client_of, problem_of
+from tests.shared.transport.redis.test_topology_acl import allow, rights_in, rights_of
 from tests.support.command_line import running
 from tests.support.event_client import EventClient, Told, following
 from tests.support.redis_probe import redis_probe
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
 from tests.support.web_server import served
-from tests.test_api import PATH, client_of, problem_of
-from tests.test_topology_acl import allow, rights_in, rights_of
 
 from broadcache.publisher import Publisher
 from broadcache.publisher.api.app import create_app

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.support.command_line import run
 from tests.support.dns_server import DnsServer
+from tests.support.paths import ROOT
 from tests.support.replicas import FAST, new_cache, reached
 from tests.support.topologies import asked, cluster_of_three, wait_until, watched
 from tests.support.waiting import until
@@ -29,7 +30,7 @@ from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio
 
-PAGES = Path(__file__).parent.parent / "docs"
+PAGES = ROOT / "docs"
 PATIENT: dict[str, Any] = {**FAST, "echo_timeout_seconds": 10.0}
 """Numbers for a replica whose presence stays, however slow the machine is."""
 DOCTOR = ("+ping", "+info", "+config|get", "+time", "+acl|whoami", "+scan", "+xlen")

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.paths import ROOT
 
 from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.process.settings import variable_of
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
-ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PATIENCE_SECONDS = 30
 

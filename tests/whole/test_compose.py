@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from tests.support.paths import ROOT
 
 from broadcache.cli.app import app
 from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.process.settings import read_settings
 
-ROOT = Path(__file__).resolve().parents[1]
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 OURS = ("publisher", "replica")
 HEALTHY = ROOT / "deploy/healthy"
