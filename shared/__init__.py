@@ -18,7 +18,7 @@ from .errors import (
 from .fanout_report import FanoutReport, Outcome
 from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
 from .presence import ReplicaPresence
-from .transport.redis.log import Receipt
+from .receipt import Receipt
 
 __all__ = [
     "BroadcacheError",

@@ -10,7 +10,7 @@ from ..shared.errors import InvalidSettings
 from ..shared.invalidation import DEFAULT_NAMESPACE, Target
 from ..shared.process.extras import check_installed
 from ..shared.process.tokens import Tokens
-from ..shared.transport.redis.log import Receipt
+from ..shared.receipt import Receipt
 from .cache.local_cache import LocalCache, WhenIncoherent
 from .endpoint.replica_token import replica_tokens
 from .subscriber import Subscriber

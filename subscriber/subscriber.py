@@ -21,9 +21,10 @@ from ..shared.clock import Clock, monotonic
 from ..shared.errors import InvalidSettings, LinkLost, LogRefused, MalformedFrame, NotPrimary
 from ..shared.invalidation import Everything, Invalidation, Position, Target, check_namespace, invalidation_of
 from ..shared.process.closing import Closing
+from ..shared.receipt import Receipt
 from ..shared.telemetry.tracing import publishing
 from ..shared.transport.redis.address import RedisAddress
-from ..shared.transport.redis.log import Receipt, append
+from ..shared.transport.redis.log import append
 from ..shared.wire import decode
 from .cache.local_cache import LocalCache
 from .following.applied import Applied, Outcome

@@ -14,6 +14,7 @@ from ..fanout.broadcaster import Broadcast, Broadcaster, Request, TooManyBroadca
 from ..fanout.discovery import AliasRefused, ResolverFailed, ResolverTimedOut, ServiceNotFound
 from ..fanout.forwarding import BODY_DROPPED, Caller, forwarded, is_idempotent, is_loop
 from ..fanout.policy import Destination, FanoutPolicy, FanoutRefused, InvalidService
+from .documents.broadcast import BroadcastAnswer, answer_of
 from .documents.problems import (
     BROADCAST_LOOP,
     BROADCASTS_TOO_MANY,
@@ -27,59 +28,11 @@ from .documents.problems import (
 from .request_counter import FANOUT_ROUTE
 from .requests import read_body
 
-__all__ = ["AddressAnswer", "BroadcastAnswer", "FanoutGate", "answer_of"]
+__all__ = ["FanoutGate"]
 
 _RETRY_AFTER_SECONDS: Final = 1
 
 _log = logging.getLogger("broadcache.fanout")
-
-
-class AddressAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What came of one address. `statusCode` is null, and `error` says why, when it gave no answer."""
-
-    status_code: int | None
-    address: str
-    error: str | None
-    latency_ms: float
-    attempts: int
-
-
-class BroadcastAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What came of a broadcast. `complete` is false when addresses are known, or likely, to be missing: see `notes`."""
-
-    responses: tuple[AddressAnswer, ...]
-    total: int
-    succeeded: int
-    failed: int
-    complete: bool
-    discovery: str
-    elapsed_ms: float
-    body_dropped: bool
-    notes: tuple[str, ...]
-
-
-def answer_of(broadcast: Broadcast, *, is_body_dropped: bool = False) -> BroadcastAnswer:
-    """Return what to answer for this broadcast."""
-    return BroadcastAnswer(
-        responses=tuple(
-            AddressAnswer(
-                status_code=outcome.status_code,
-                address=outcome.url,
-                error=outcome.error,
-                latency_ms=round(outcome.latency_ms, 3),
-                attempts=outcome.attempts,
-            )
-            for outcome in broadcast.outcomes
-        ),
-        total=len(broadcast.outcomes),
-        succeeded=broadcast.succeeded,
-        failed=len(broadcast.outcomes) - broadcast.succeeded,
-        complete=broadcast.is_complete,
-        discovery=broadcast.how,
-        elapsed_ms=round(broadcast.elapsed_ms, 3),
-        body_dropped=is_body_dropped,
-        notes=broadcast.notes,
-    )
 
 
 class _Path(NamedTuple):

@@ -3,13 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
 
 from ...shared.invalidation import Position
+from ..telemetry.metric import Metric
 
-__all__ = ["COUNTS", "AuditStats", "Inconsistency", "InconsistencyKind", "Metric", "Within"]
+__all__ = ["COUNTS", "AuditStats", "Inconsistency", "InconsistencyKind", "Within"]
 
 InconsistencyKind: TypeAlias = Literal["missing", "behind", "differs"]
 COUNTS: Final = ("seen", "sampled", "left_out", "undecided", "unasked", "failures", "source_failures")
@@ -80,16 +81,6 @@ class Within(msgspec.Struct, frozen=True, kw_only=True):
         if self.consistent == self.judged:
             return None
         return math.log10(self.judged / (self.judged - self.consistent))
-
-
-class Metric(NamedTuple):
-    """One number for a metrics system; `kind` is `counter` or `gauge`."""
-
-    name: str
-    kind: Literal["counter", "gauge"]
-    description: str
-    labels: Mapping[str, str]
-    value: float
 
 
 class AuditStats(msgspec.Struct, frozen=True, kw_only=True):

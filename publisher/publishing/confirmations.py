@@ -13,9 +13,10 @@ from ...shared.fanout_report import Outcome as FanoutOutcome
 from ...shared.invalidation import Invalidation, Position
 from ...shared.presence import Presence
 from ...shared.question import Answer
+from ...shared.receipt import Receipt
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link, Refused
-from ...shared.transport.redis.log import Entry, Receipt
+from ...shared.transport.redis.log import Entry
 from ...shared.transport.redis.names import names_of
 from ...shared.wire import digest_of, encode_tails, frame_at, parts_of
 from .kept_link import KeptLinks

@@ -23,13 +23,15 @@ from ...shared.invalidation import (
     check_text,
     invalidation_of,
 )
-from ...shared.presence import ReplicaPresence, presences, replicas_of
+from ...shared.presence import ReplicaPresence
 from ...shared.process.closing import Closing
 from ...shared.question import Question, counting
+from ...shared.receipt import Receipt
 from ...shared.telemetry.tracing import is_set_up, publishing
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link
-from ...shared.transport.redis.log import LOG_LENGTH, Entry, Receipt, append, head, read_at, read_newest
+from ...shared.transport.redis.log import LOG_LENGTH, Entry, append, head, read_at, read_newest
+from ...shared.transport.redis.registry import Registries, presences, replicas_of
 from ..history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
 from ..history.since import unix_ms_of
 from ..telemetry.observer import UNOBSERVED, Observer, observed
@@ -39,7 +41,6 @@ from .delivery import Delivery, Teller
 from .kept_link import KeptLink, KeptLinks
 from .preview import Preview
 from .questions import Answers, Questions
-from .registries import Registries
 from .retry_queue import OUTBOX_NAMES_MAX, Outbox
 from .second_path import SecondPath
 

@@ -9,8 +9,8 @@ from ...shared.question import Answer, Question, encode_question
 from ...shared.transport.redis.link import Link, Refused
 from ...shared.transport.redis.names import names_of
 from ...shared.transport.redis.refusals import refused
+from ...shared.transport.redis.registry import Registries
 from .confirmations import Confirmations
-from .registries import Registries
 
 __all__ = ["Answers", "Asked", "Questions"]
 

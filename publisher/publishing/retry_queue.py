@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ...shared.errors import IdempotencyConflict
-from ...shared.transport.redis.log import Receipt
+from ...shared.receipt import Receipt
 from .backlog import Backlog, Pending
 
 __all__ = ["OUTBOX_NAMES_MAX", "Outbox"]

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 from ...shared.errors import LinkLost, LogRefused, NotDelivered
 from ...shared.fanout_report import FanoutReport
 from ...shared.invalidation import Invalidation
-from ...shared.transport.redis.log import Receipt
+from ...shared.receipt import Receipt
 from ...shared.wire import encode_unsequenced
 from .backlog import Pending
 from .delivery import Delivery, Teller

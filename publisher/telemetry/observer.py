@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 from ...shared.errors import BroadcacheError, IdempotencyConflict, LinkLost, LogRefused
-from ...shared.transport.redis.log import Receipt
+from ...shared.receipt import Receipt
 
 __all__ = ["UNOBSERVED", "Address", "Observer", "Unobserved", "observed", "publish_outcome_of"]
 

@@ -2,11 +2,11 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...shared.telemetry.exposition import check_can_expose
 from ...shared.telemetry.histogram import Histogram
-from ..audit.stats import AuditStats
+from .metric import Metric as Number
 from .observer import Address
 
 if TYPE_CHECKING:
@@ -26,6 +26,14 @@ _RESULT_OF_ERROR: Final = (
 )
 
 
+class HasMetrics(Protocol):
+    """What yields numbers of its own, as an audit does."""
+
+    def metrics(self) -> Iterable[Number]:
+        """Yield every number, named for Prometheus."""
+        ...
+
+
 class PublisherMetrics:
     """Counts what a publisher, its fan-out and its HTTP API do: an `Observer`, and a collector for a registry.
 
@@ -40,7 +48,7 @@ class PublisherMetrics:
         registry: "CollectorRegistry | None" = None,
         *,
         publisher: object = None,
-        audits: Callable[[], Iterable[AuditStats]] = tuple,
+        audits: Callable[[], Iterable[HasMetrics]] = tuple,
     ) -> None:
         check_can_expose("the metrics of a publisher")
         from prometheus_client import CollectorRegistry, ProcessCollector
@@ -155,7 +163,7 @@ def _histogram(name: str, text: str, label: str, histograms: dict[str, Histogram
     return family
 
 
-def _audited(audits: Iterable[AuditStats]) -> "Iterable[Metric]":
+def _audited(audits: Iterable[HasMetrics]) -> "Iterable[Metric]":
     """Return the families of all audits: each family once, with the labels of every namespace."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar
 
 from ...shared.clock import Clock
 from ...shared.errors import BroadcacheError, LinkLost, LogRefused
-from ...shared.presence import withdraw
 from ...shared.transport.redis.link import Link, RedisAddress, Refused
 from ...shared.transport.redis.log import (
     Entry,
@@ -27,6 +26,7 @@ from ...shared.transport.redis.log import (
     read_from,
     read_head,
 )
+from ...shared.transport.redis.registry import withdraw
 from ..cache.local_cache import LocalCache
 from .answerer import Answerer
 from .presence import Teller

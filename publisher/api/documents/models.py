@@ -29,7 +29,8 @@ from ....shared.invalidation import (
     check_text,
 )
 from ....shared.presence import ReplicaPresence
-from ....shared.transport.redis.log import Entry, Receipt
+from ....shared.receipt import Receipt
+from ....shared.transport.redis.log import Entry
 from ...history.pages import HistoryPage
 from .problems import BODY_UNREADABLE, INVALIDATION_INVALID, Flaw, Problem
 

@@ -9,8 +9,8 @@ from fastapi.responses import PlainTextResponse
 
 from .... import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
 from ...publishing.preview import Preview
-from ..fanout_gate import BroadcastAnswer
 from . import problems
+from .broadcast import BroadcastAnswer
 from .models import (
     Accepted,
     History,

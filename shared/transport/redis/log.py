@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from ...confirmation import Confirmation
 from ...errors import IdempotencyConflict, MalformedFrame
-from ...fanout_report import FanoutReport
 from ...invalidation import Anchor, Invalidation, Position, new_id
+from ...receipt import Receipt
 from ...wire import decode, digest_of, encode_tails
 from .link import Argument, Link, Refused
 from .names import Names, names_of
@@ -20,7 +19,6 @@ __all__ = [
     "Entry",
     "Heads",
     "Identity",
-    "Receipt",
     "append",
     "echo",
     "echo_channel_of",
@@ -51,32 +49,6 @@ class _Script(NamedTuple):
 _HEAD_FIELDS: Final = ("epoch", "seq", "digest", "digest_seq")
 _APPEND: Final = _Script.read("append.lua")
 _ECHO: Final = _Script.read("echo.lua")
-
-
-class Receipt(NamedTuple):
-    """What became of a publish.
-
-    Shape:  `position` is that of the last frame, when the invalidation was split; None when it is not in the log.
-            `receivers` is what PUBLISH counted: connections that were subscribed, no proof that a replica applied it.
-            `is_repeat` is true when this id had been logged before, and nothing was logged now.
-            `fanout` is which replicas heard it by HTTP, when they were called.
-            `pending` is true when it waits in the publisher's outbox to be logged.
-            `confirmation` says which replicas have applied it, if that was asked for.
-    """
-
-    id: str
-    namespace: str
-    position: Position | None
-    receivers: int
-    is_repeat: bool = False
-    fanout: FanoutReport | None = None
-    pending: bool = False
-    confirmation: Confirmation | None = None
-
-    @property
-    def is_logged(self) -> bool:
-        """Whether the log has accepted it. If not, every replica has heard it by HTTP."""
-        return self.position is not None
 
 
 class Identity(NamedTuple):

@@ -145,7 +145,7 @@ def _as_json(broadcast: "Broadcast") -> str:
     """The same fields as the answer of `ANY /{service}/{port}/{rest}`, and each answer's body."""
     import msgspec
 
-    from ..publisher.api.fanout_gate import answer_of
+    from ..publisher.api.documents.broadcast import answer_of
 
     answer = msgspec.to_builtins(answer_of(broadcast))
     for response, outcome in zip(answer["responses"], broadcast.outcomes, strict=True):

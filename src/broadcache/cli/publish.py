@@ -13,7 +13,7 @@ from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
     from ..publisher import Preview
-    from ..shared.transport.redis.log import Receipt
+    from ..shared.receipt import Receipt
 
 __all__ = ["publish"]
 

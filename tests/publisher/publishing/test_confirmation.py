@@ -22,7 +22,6 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Confirm, Publisher
 from broadcache.publisher.publishing.confirmations import Wait
-from broadcache.publisher.publishing.registries import Registries
 from broadcache.shared import (
     Confirmation,
     Everything,
@@ -40,11 +39,12 @@ from broadcache.shared import (
 from broadcache.shared.confirmation import Report, decode_reports, encode_reports
 from broadcache.shared.errors import MalformedFrame
 from broadcache.shared.invalidation import Anchor, Invalidation, invalidation_of
-from broadcache.shared.presence import Presence, Registry
+from broadcache.shared.presence import Presence
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.link import Link, Refused
 from broadcache.shared.transport.redis.log import Entry, read_after
 from broadcache.shared.transport.redis.names import names_of
+from broadcache.shared.transport.redis.registry import Registries, Registry
 from broadcache.shared.wire import decode, digest_of, encode, encode_tails, frame_at
 from broadcache.subscriber import LocalCache, Subscriber
 from broadcache.subscriber.following.reporter import Reporter

@@ -24,7 +24,7 @@ from broadcache.shared import (
     Target,
 )
 from broadcache.shared.invalidation import Position, invalidation_of
-from broadcache.shared.transport.redis.log import Receipt
+from broadcache.shared.receipt import Receipt
 
 pytestmark = pytest.mark.anyio
 
