@@ -1,12 +1,21 @@
-"""Says "forget this": the publisher, and the HTTP API around it."""
+"""Publishes invalidations: the publisher, its second path over HTTP, and audits of the replicas.
+
+`Fanout` and `Auditor` are loaded on first use: a publisher without them pays for neither.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..shared.confirmation import Confirm
-from .audit.auditor import Auditor
-from .audit.stats import AuditStats, Inconsistency
-from .fanout.fanout import Fanout
-from .publishing.delivery import Delivery, Teller
+from ..shared.process.renamed import old_names
+from .publishing.delivery import Delivery, InvalidationSender
 from .publishing.preview import Preview, ReplicaPreview
 from .publishing.publisher import Publisher
+
+if TYPE_CHECKING:
+    from .audit.auditor import Auditor
+    from .audit.stats import AuditStats, Inconsistency
+    from .fanout.fanout import Fanout
 
 __all__ = [
     "AuditStats",
@@ -15,8 +24,26 @@ __all__ = [
     "Delivery",
     "Fanout",
     "Inconsistency",
+    "InvalidationSender",
     "Preview",
     "Publisher",
     "ReplicaPreview",
-    "Teller",
 ]
+
+_MODULE_OF: Final = {
+    "AuditStats": ".audit.stats",
+    "Auditor": ".audit.auditor",
+    "Fanout": ".fanout.fanout",
+    "Inconsistency": ".audit.stats",
+}
+
+if TYPE_CHECKING:
+    Teller: TypeAlias = InvalidationSender
+else:
+    _old_name = old_names(__name__, {"Teller": "InvalidationSender"}, globals(), stacklevel=3)
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            return _old_name(name)
+        value = globals()[name] = getattr(import_module(_MODULE_OF[name], __name__), name)
+        return value

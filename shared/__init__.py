@@ -1,5 +1,7 @@
 """What publisher and subscriber must agree on: the invalidation, its wire form, the log and channel, errors."""
 
+from typing import TYPE_CHECKING, TypeAlias
+
 from .confirmation import Confirm, Confirmation, ReplicaConfirmation
 from .errors import (
     BroadcacheError,
@@ -15,12 +17,14 @@ from .errors import (
     NotPrimary,
     ServerBinaryNotFound,
 )
-from .fanout_report import FanoutReport, Outcome
+from .fanout_report import AddressOutcome, FanoutReport
 from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
 from .presence import ReplicaPresence
+from .process.renamed import old_names
 from .receipt import Receipt
 
 __all__ = [
+    "AddressOutcome",
     "BroadcacheError",
     "Confirm",
     "Confirmation",
@@ -38,7 +42,6 @@ __all__ = [
     "MalformedFrame",
     "NotDelivered",
     "NotPrimary",
-    "Outcome",
     "Position",
     "Prefixes",
     "Receipt",
@@ -48,3 +51,8 @@ __all__ = [
     "Tags",
     "Target",
 ]
+
+if TYPE_CHECKING:
+    Outcome: TypeAlias = AddressOutcome
+else:
+    __getattr__ = old_names(__name__, {"Outcome": "AddressOutcome"}, globals())

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from .errors import InvalidSettings, MalformedFrame
-from .question import Answer
+from .question import ReplicaAnswer
 
 __all__ = [
     "CONFIRM_SECONDS_MAX",
@@ -113,13 +113,13 @@ class Reports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     replica: str
     reports: tuple[Report, ...] = ()
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[ReplicaAnswer, ...] = ()
 
 
 _decoder = msgspec.json.Decoder(Reports)
 
 
-def encode_reports(replica_id: str, reports: Sequence[Report] = (), answers: Sequence[Answer] = ()) -> bytes:
+def encode_reports(replica_id: str, reports: Sequence[Report] = (), answers: Sequence[ReplicaAnswer] = ()) -> bytes:
     """Write one message for the channel `names_of(namespace).confirmed`."""
     return msgspec.json.encode(Reports(replica=replica_id, reports=tuple(reports), answers=tuple(answers)))
 

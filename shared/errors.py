@@ -62,8 +62,8 @@ class NotPrimary(LogRefused):
 class NotDelivered(BroadcacheError):
     """Neither did the log accept an invalidation, nor is every replica known to have taken it by HTTP.
 
-    Shape: `reasons` has the path that failed (`redis`, `fanout`, `outbox`) and why, for each of them; `report` is that
-           of the fan-out; `is_pending` is whether it waits in the publisher's outbox to be logged all the same.
+    Shape: `reasons` has the path that failed (`redis`, `fanout`, `retry_queue`) and why; `report` is that
+           of the fan-out; `is_pending` is whether it waits in the publisher's retry queue to be logged all the same.
     """
 
     def __init__(

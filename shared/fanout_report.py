@@ -6,13 +6,13 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["FanoutReport", "Outcome"]
+__all__ = ["AddressOutcome", "FanoutReport"]
 
 _UNREACHED_SHOWN_MAX: Final = 5
 """How many replicas that were not reached a text names: enough to look at one, few enough to read."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class AddressOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the call of one address.
 
     Shape:  `address` is the full URL that was called. `status_code` is None when there was no answer. `error` is None
@@ -52,7 +52,7 @@ class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
     discovery: str | None
     elapsed_ms: float
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[AddressOutcome, ...]
     problem: str | None = None
 
     @property

@@ -139,6 +139,10 @@ class Position(NamedTuple):
     epoch: str
     sequence: int
 
+    def reaches(self, other: "Position") -> bool:
+        """Whether this is the place of `other` or a later one, in the same epoch."""
+        return self.epoch == other.epoch and self.sequence >= other.sequence
+
 
 class Anchor(NamedTuple):
     """A position, and the digest of the frame that stands there in the log: what two histories are told apart by.

@@ -8,7 +8,7 @@ import msgspec
 from .errors import MalformedFrame
 from .invalidation import Invalidation, Position, new_id
 
-__all__ = ["Answer", "Question", "counting", "decode_question", "encode_question", "looking_up"]
+__all__ = ["Question", "ReplicaAnswer", "counting", "decode_question", "encode_question", "looking_up"]
 
 _NAMES_MAX: Final = 500
 """How many names a question has at most, so that no replica is held by one: more of them are several questions."""
@@ -37,7 +37,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return Invalidation(keys=self.keys, tags=self.tags, prefixes=self.prefixes, everything=self.everything)
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class ReplicaAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What one replica answers to one question.
 
     Shape:  `count` is how many entries of its caches the question names, `is_estimate` whether that was scaled up from

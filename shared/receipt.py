@@ -16,7 +16,7 @@ class Receipt(NamedTuple):
             `receivers` is what PUBLISH counted: connections that were subscribed, no proof that a replica applied it.
             `is_repeat` is true when this id had been logged before, and nothing was logged now.
             `fanout` is which replicas heard it by HTTP, when they were called.
-            `pending` is true when it waits in the publisher's outbox to be logged.
+            `pending` is true when it waits in the publisher's retry queue to be logged.
             `confirmation` says which replicas have applied it, if that was asked for.
     """
 

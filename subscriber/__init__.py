@@ -1,19 +1,27 @@
 """Hears of invalidations: the subscriber, the local cache, and the mixin that puts both into a class."""
 
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..shared.process.renamed import old_names
 from .cache.local_cache import CacheStats, LoadToken, LocalCache, WhenIncoherent
-from .following.applied import Applied, Outcome
+from .following.applied import Applied, ApplyOutcome
 from .mixin import CacheInvalidationMixin
 from .subscriber import State, Subscriber, SubscriberStats
 
 __all__ = [
     "Applied",
+    "ApplyOutcome",
     "CacheInvalidationMixin",
     "CacheStats",
     "LoadToken",
     "LocalCache",
-    "Outcome",
     "State",
     "Subscriber",
     "SubscriberStats",
     "WhenIncoherent",
 ]
+
+if TYPE_CHECKING:
+    Outcome: TypeAlias = ApplyOutcome
+else:
+    __getattr__ = old_names(__name__, {"Outcome": "ApplyOutcome"}, globals())

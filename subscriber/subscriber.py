@@ -27,7 +27,7 @@ from ..shared.transport.redis.address import RedisAddress
 from ..shared.transport.redis.log import append
 from ..shared.wire import decode
 from .cache.local_cache import LocalCache
-from .following.applied import Applied, Outcome
+from .following.applied import Applied, ApplyOutcome
 from .following.follower import Follower, State, Timing
 from .following.lag import Lag
 from .following.sequencer import Sequencer
@@ -405,7 +405,7 @@ class Subscriber(Closing):
         elif len(sequencers) == 1:
             [namespace] = sequencers
         dropped = sum([each.apply_posted(invalidation) for each in sequencers.values()])
-        outcome: Outcome = "applied" if sequencers else "not followed"
+        outcome: ApplyOutcome = "applied" if sequencers else "not followed"
         self._wake_sweep()
         self._count_posted(outcome)
         return self._applied(outcome, invalidation, namespace or None, dropped, sequencers)
@@ -418,7 +418,7 @@ class Subscriber(Closing):
 
     def _applied(
         self,
-        outcome: Outcome,
+        outcome: ApplyOutcome,
         invalidation: Invalidation | None,
         namespace: str | None,
         dropped: int,

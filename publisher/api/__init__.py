@@ -7,11 +7,12 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app"]
 
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    # The command line reads documents and settings of this package without a web framework.
-    if name == "create_app":
-        from .app import create_app
+    def __getattr__(name: str) -> Any:
+        # The command line reads documents and settings of this package without a web framework.
+        if name == "create_app":
+            from .app import create_app
 
-        return create_app
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return create_app
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

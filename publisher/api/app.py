@@ -327,7 +327,7 @@ class _Api:
     async def ready(self) -> Response:
         if self._publisher.delivery != "redis":
             # Whoever took it out of service because Redis is away would close the second path as well.
-            return _json({"status": "degraded" if self._publisher.outbox_length else "ready"})
+            return _json({"status": "degraded" if self._publisher.retry_queue_length else "ready"})
         # The user of Redis may have rights to these namespaces alone.
         namespace = self._settings.namespaces[0] if self._namespaces else DEFAULT_NAMESPACE
         await self._publisher.head(namespace)

@@ -14,7 +14,7 @@ from ..fanout.broadcaster import Broadcast, Broadcaster, Request, TooManyBroadca
 from ..fanout.discovery import AliasRefused, ResolverFailed, ResolverTimedOut, ServiceNotFound
 from ..fanout.forwarding import BODY_DROPPED, Caller, forwarded, is_idempotent, is_loop
 from ..fanout.policy import Destination, FanoutPolicy, FanoutRefused, InvalidService
-from .documents.broadcast import BroadcastAnswer, answer_of
+from .documents.broadcast import BroadcastResult, answer_of
 from .documents.problems import (
     BROADCAST_LOOP,
     BROADCASTS_TOO_MANY,
@@ -166,7 +166,7 @@ def _refused(rule: str, refusal: Exception) -> Problem:
     return Problem(FANOUT_REFUSED, str(refusal), rule=rule)
 
 
-def _summary_of(answer: BroadcastAnswer) -> str:
+def _summary_of(answer: BroadcastResult) -> str:
     complete = str(answer.complete).lower()
     return f"total={answer.total}, succeeded={answer.succeeded}, failed={answer.failed}, complete={complete}"
 

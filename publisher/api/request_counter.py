@@ -4,7 +4,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..telemetry.observer import Observer
+from ..telemetry.observer import PublisherObserver
 
 __all__ = ["FANOUT_ROUTE", "RequestCounter"]
 
@@ -23,7 +23,7 @@ class RequestCounter:
             or nobody asked for it: the gate refused. Methods that few use are counted as `other`.
     """
 
-    def __init__(self, app: ASGIApp, *, observer: Observer) -> None:
+    def __init__(self, app: ASGIApp, *, observer: PublisherObserver) -> None:
         self._app = app
         self._observer = observer
 
@@ -34,14 +34,14 @@ class RequestCounter:
             return
         status = _CLIENT_GONE
 
-        async def noted(message: Message) -> None:
+        async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, counted)
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._observer.answered(method, _route_of(scope), status)

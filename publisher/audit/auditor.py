@@ -12,10 +12,10 @@ from ...shared.clock import Clock, monotonic
 from ...shared.errors import BroadcacheError, InvalidSettings
 from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import DEFAULT_NAMESPACE, Invalidation, Position, check_namespace, new_id
-from ...shared.question import Answer, Question, looking_up
+from ...shared.question import Question, ReplicaAnswer, looking_up
 from ..publishing.publisher import Publisher
 from ..publishing.questions import Answers
-from .source import READS_MAX, Source
+from .source import READS_MAX, SourceLookup
 from .stats import COUNTS, AuditStats, Inconsistency, Within
 
 __all__ = ["TIMESCALES_SECONDS", "Auditor"]
@@ -84,7 +84,7 @@ class Auditor:
         namespace: str = DEFAULT_NAMESPACE,
         *,
         sample: float = 0.1,
-        source: Source | None = None,
+        source: SourceLookup | None = None,
         on_found: Callable[[Inconsistency], None] | None = None,
         timescales_seconds: Sequence[float] = TIMESCALES_SECONDS,
         poll_seconds: float = 0.25,
@@ -187,7 +187,7 @@ class Auditor:
             if entry.sequence <= after:
                 continue
             if entry.sequence != after + 1:
-                self._newest.note_all(entry.sequence - 1)  # what was trimmed may have named anything
+                self._newest.record_everything(entry.sequence - 1)  # what was trimmed may have named anything
             after = entry.sequence
             self._take(entry.sequence, entry.invalidation, newest.epoch, now)
         self._head = Position(newest.epoch, after)
@@ -197,9 +197,9 @@ class Auditor:
         self._counts["seen"] += 1
         position = Position(epoch, sequence)
         if invalidation is None or invalidation.position != position:
-            self._newest.note_all(sequence)
+            self._newest.record_everything(sequence)
             return
-        self._newest.note(sequence, invalidation)
+        self._newest.record(sequence, invalidation)
         if self._uniform() >= self._sample:
             return
         if len(self._checks) >= _CHECKS_MAX:
@@ -255,7 +255,9 @@ class Auditor:
         newest = {key: self._newest.of(key) for key in keys}
         source = await self._read_source(keys)
         questions = looking_up(keys) or [Question(id=new_id())]
-        answers = await self._publisher.ask(*questions, namespace=self.namespace, timeout_seconds=self._answer_seconds)
+        answers = await self._publisher.query(
+            *questions, namespace=self.namespace, timeout_seconds=self._answer_seconds
+        )
         by_replica = {
             # The place of the first answer: what was said later is not older.
             replica: (parts[0].position, dict(_fingerprints(questions, parts)))
@@ -270,7 +272,7 @@ class Auditor:
         read = await asyncio.gather(*(self._read_one(self._source, key) for key in keys))
         return {key: said for key, said in zip(keys, read, strict=True) if said != NO_FINGERPRINT}
 
-    async def _read_one(self, source: Source, key: str) -> str:
+    async def _read_one(self, source: SourceLookup, key: str) -> str:
         async with self._reading:
             try:
                 return fingerprint_of(await source(key))
@@ -355,14 +357,14 @@ class _Newest:
         prefixed = (sequence for prefix, sequence in self._prefixes.items() if key.startswith(prefix))
         return max(self._all, self._keys.get(key, 0), *prefixed)
 
-    def note(self, sequence: int, invalidation: Invalidation) -> None:
+    def record(self, sequence: int, invalidation: Invalidation) -> None:
         self._keys.update(dict.fromkeys(invalidation.keys, sequence))
         self._prefixes.update(dict.fromkeys(invalidation.prefixes, sequence))
         # Nobody here knows which tags an entry has.
         if invalidation.everything or invalidation.tags:
-            self.note_all(sequence)
+            self.record_everything(sequence)
 
-    def note_all(self, sequence: int) -> None:
+    def record_everything(self, sequence: int) -> None:
         self._all = sequence
         self._prefixes.clear()
 
@@ -371,18 +373,18 @@ class _Newest:
         if len(self._keys) > _NAMES_MAX:
             self._keys = {key: sequence for key, sequence in self._keys.items() if key in but}
         if len(self._prefixes) > _PREFIXES_MAX:
-            self.note_all(max(self._prefixes.values()))
+            self.record_everything(max(self._prefixes.values()))
 
 
 def _fingerprints(
-    questions: Sequence[Question], answers: Sequence[Answer]
+    questions: Sequence[Question], answers: Sequence[ReplicaAnswer]
 ) -> Iterator[tuple[str, Sequence[str | None]]]:
     for question, answer in zip(questions, answers, strict=True):
         yield from zip(question.entries, answer.fingerprints, strict=False)
 
 
 def _reaches(theirs: Position | None, wanted: Position) -> bool:
-    return theirs is not None and theirs.epoch == wanted.epoch and theirs.sequence >= wanted.sequence
+    return theirs is not None and theirs.reaches(wanted)
 
 
 def _of_most(fingerprints: Sequence[str]) -> str | None:

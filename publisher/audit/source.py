@@ -12,9 +12,9 @@ import msgspec
 
 from ...shared.errors import InvalidSettings
 
-__all__ = ["READS_MAX", "Source", "check_source_url", "source_at"]
+__all__ = ["READS_MAX", "SourceLookup", "check_source_url", "source_at"]
 
-Source: TypeAlias = Callable[[str], Awaitable[Any]]
+SourceLookup: TypeAlias = Callable[[str], Awaitable[Any]]
 """Reads the value of a key from where replicas load it. Raises LookupError when there is none."""
 
 READS_MAX: Final = 8
@@ -29,7 +29,7 @@ def check_source_url(template: str) -> str:
     return template
 
 
-def source_at(template: str, namespace: str) -> Source:
+def source_at(template: str, namespace: str) -> SourceLookup:
     """Read a key with GET from where `template` says, as JSON; 404 and 410 mean that there is none.
 
     Shape:  {key} and {namespace} in `template` are replaced, percent-encoded.

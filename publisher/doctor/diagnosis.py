@@ -51,7 +51,7 @@ _LOOK_INTERVAL_SECONDS: Final = 0.1
 class _Links(NamedTuple):
     """One link to ask over, and one that listens, to the same server."""
 
-    ask: Link
+    commands: Link
     listener: Link
     heard: "asyncio.Queue[bytes]"
 
@@ -112,10 +112,10 @@ class Diagnosis:
         for address, namespaces in self._places():
             try:
                 async with self._connected(address) as links:
-                    if links.ask.label not in of_servers:
-                        of_servers[links.ask.label] = []
-                        of_servers[links.ask.label] += examine_server(await self._server(links.ask))
-                    presences = await self._presences(links.ask)
+                    if links.commands.label not in of_servers:
+                        of_servers[links.commands.label] = []
+                        of_servers[links.commands.label] += examine_server(await self._server(links.commands))
+                    presences = await self._presences(links.commands)
                     for namespace in namespaces:
                         facts = await self._namespace(links, namespace, presences)
                         of_namespaces += examine_namespace(facts, away_seconds=self._away_seconds)
@@ -141,15 +141,15 @@ class Diagnosis:
                 on_message=on_message,
             )
 
-        ask = await opened()
+        commands = await opened()
         try:
             listener = await opened(lambda _, frame: heard.put_nowait(frame))
             try:
-                yield _Links(ask, listener, heard)
+                yield _Links(commands, listener, heard)
             finally:
                 await listener.close()
         finally:
-            await ask.close()
+            await commands.close()
 
     async def _within(self, link: Link, answer: Awaitable[T]) -> T:
         """Wait for an answer as long as one may take. Raises: LinkLost."""
@@ -216,7 +216,7 @@ class Diagnosis:
     # --- a namespace -------------------------------------------------------------------------------------------------
 
     async def _namespace(self, links: _Links, namespace: str, presences: _Presences) -> NamespaceFacts:
-        link = links.ask
+        link = links.commands
         who = await self._told(link, "ACL", "WHOAMI")
         rights = rights_of(namespace, roles=self._roles, is_sharded=link.is_sharded, me=self._me)
         facts = NamespaceFacts(
@@ -243,13 +243,12 @@ class Diagnosis:
 
     async def _delivery(self, links: _Links, namespace: str) -> DeliveryFacts:
         channel = echo_channel_of(namespace, self._me)
-        publish = "SPUBLISH" if links.ask.is_sharded else "PUBLISH"
         latencies_ms: list[float] = []
         try:
             await self._within(links.listener, links.listener.subscribe(channel))
             for number in range(_PROBES):
                 sent_at = self._clock()
-                await self._within(links.ask, links.ask.call(publish, channel, str(number)))
+                await self._within(links.commands, links.commands.publish(channel, str(number).encode()))
                 if not await self._heard(links, str(number).encode()):
                     return DeliveryFacts(latencies_ms=latencies_ms, lost=1)
                 latencies_ms.append((self._clock() - sent_at) * 1_000)

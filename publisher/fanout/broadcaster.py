@@ -11,17 +11,17 @@ from typing import Any, Final, Literal, TypeAlias
 from ...shared.clock import Clock, monotonic
 from ...shared.errors import BroadcacheError, InvalidSettings
 from ...shared.process.closing import Closing
-from ..telemetry.observer import UNOBSERVED, Observer
-from .discovery import Address, Discovered, Discovery
-from .exchange import Answer, Header, Tls, Untold, exchange
+from ..telemetry.observer import UNOBSERVED, PublisherObserver
+from .discovery import Discovered, Discovery, ReplicaAddress
+from .exchange import Header, HttpResponse, Tls, Untold, exchange
 from .policy import Destination, FanoutPolicy
 
 __all__ = [
     "Broadcast",
     "Broadcaster",
+    "CallOutcome",
     "HostMode",
     "Limits",
-    "Outcome",
     "Request",
     "Scheme",
     "TooManyBroadcasts",
@@ -74,7 +74,7 @@ class Limits:
             )
 
 
-def _no_objection(answer: Answer) -> str | None:
+def _no_objection(answer: HttpResponse) -> str | None:
     return None
 
 
@@ -94,11 +94,11 @@ class Request:
     body: bytes = b""
     is_idempotent: bool = False
     original_host: bytes = b""
-    objection_to: Callable[[Answer], str | None] = _no_objection
+    objection_to: Callable[[HttpResponse], str | None] = _no_objection
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CallOutcome:
     """What came of one address. `status_code` is None, and `error` says why, when there was no answer.
 
     Shape: with a status of 200 to 299, `error` is the request's objection to the answer.
@@ -126,7 +126,7 @@ class Broadcast:
     Shape:  `is_complete` is whether discovery is known to have named everybody; `notes` say what is to be known of it.
     """
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[CallOutcome, ...]
     how: str
     is_complete: bool
     notes: tuple[str, ...]
@@ -160,7 +160,7 @@ class Broadcaster(Closing):
         tls_name: str | None = None,
         clock: Clock = monotonic,
         uniform: Callable[[], float] = random.random,
-        observer: Observer = UNOBSERVED,
+        observer: PublisherObserver = UNOBSERVED,
     ) -> None:
         self.limits: Final = limits or Limits()
         self._discovery = discovery
@@ -171,7 +171,7 @@ class Broadcaster(Closing):
         self._tls_name = tls_name
         self._clock = clock
         self._uniform = uniform
-        self.observer: Observer = observer
+        self.observer: PublisherObserver = observer
         self._slots = asyncio.Semaphore(self.limits.concurrency)
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -235,7 +235,9 @@ class Broadcaster(Closing):
                 self._policy.check_address(address.host)
         return found
 
-    async def _second_look(self, request: Request, first: Discovered) -> tuple[Sequence[Address], tuple[str, ...]]:
+    async def _second_look(
+        self, request: Request, first: Discovered
+    ) -> tuple[Sequence[ReplicaAddress], tuple[str, ...]]:
         """Return the addresses that have come up while the first ones were called."""
         if first.how == "list":
             return (), ()
@@ -246,7 +248,9 @@ class Broadcaster(Closing):
         late = [address for address in second.addresses if address not in first.addresses]
         return late, (f"{len(late)} came up meanwhile, and were called too",) if late else ()
 
-    async def _round(self, request: Request, addresses: Sequence[Address], deadline_at: float) -> list[Outcome]:
+    async def _round(
+        self, request: Request, addresses: Sequence[ReplicaAddress], deadline_at: float
+    ) -> list[CallOutcome]:
         if not addresses:
             return []
         async with asyncio.TaskGroup() as tasks:
@@ -255,12 +259,12 @@ class Broadcaster(Closing):
 
     # --- one address -------------------------------------------------------------------------------------------------
 
-    async def _call(self, request: Request, address: Address, deadline_at: float) -> Outcome:
+    async def _call(self, request: Request, address: ReplicaAddress, deadline_at: float) -> CallOutcome:
         url = f"{self._scheme}://{address}{request.target.decode('latin-1')}"
         async with self._slots:
             began_at = self._clock()
             ends_at = min(began_at + self.limits.timeout_seconds, deadline_at)
-            answer: Answer | None = None
+            answer: HttpResponse | None = None
             error: str | None = f"not tried: the deadline of {self.limits.deadline_seconds:g} s had come"
             attempts = 0
             while (left_seconds := ends_at - self._clock()) > 0 and attempts < _ATTEMPTS_MAX:
@@ -277,12 +281,12 @@ class Broadcaster(Closing):
                     break
             latency_ms = (self._clock() - began_at) * 1_000
         if answer is None:
-            return Outcome(url, None, error, latency_ms, attempts)
+            return CallOutcome(url, None, error, latency_ms, attempts)
         is_success = 200 <= answer.status_code < 300
         objection = request.objection_to(answer) if is_success else None
-        return Outcome(url, answer.status_code, objection, latency_ms, attempts, answer.body)
+        return CallOutcome(url, answer.status_code, objection, latency_ms, attempts, answer.body)
 
-    async def _pause(self, attempts: int, answer: Answer | None, ends_at: float) -> bool:
+    async def _pause(self, attempts: int, answer: HttpResponse | None, ends_at: float) -> bool:
         """Wait before the next attempt; return whether there is to be one."""
         ceiling_seconds: float = min(_PAUSE_SECONDS_MAX, _PAUSE_SECONDS_MIN * 2.0**attempts)
         pause_seconds = self._uniform() * ceiling_seconds
@@ -293,7 +297,7 @@ class Broadcaster(Closing):
         await asyncio.sleep(pause_seconds)
         return True
 
-    async def _exchange(self, request: Request, address: Address, left_seconds: float) -> Answer:
+    async def _exchange(self, request: Request, address: ReplicaAddress, left_seconds: float) -> HttpResponse:
         name = request.destination.name
         tls = None if self._tls is None else Tls(self._tls, self._tls_name or name)
         return await exchange(
@@ -309,7 +313,7 @@ class Broadcaster(Closing):
             answer_bytes_max=self.limits.answer_bytes_max,
         )
 
-    def _host_of(self, request: Request, address: Address) -> bytes:
+    def _host_of(self, request: Request, address: ReplicaAddress) -> bytes:
         match self._host_mode:
             case "service":
                 return f"{request.destination.name}:{address.port}".encode()

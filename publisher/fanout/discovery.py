@@ -11,12 +11,12 @@ from typing import Final, Literal, NamedTuple, Protocol
 from ...shared.errors import BroadcacheError, InvalidSettings
 
 __all__ = [
-    "Address",
     "AliasRefused",
     "Discovered",
     "Discovery",
     "DnsDiscovery",
     "ListDiscovery",
+    "ReplicaAddress",
     "ResolverFailed",
     "ResolverTimedOut",
     "ServiceNotFound",
@@ -27,7 +27,7 @@ _PORT_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?")
 _ADDRESS: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?")
 
 
-class Address(NamedTuple):
+class ReplicaAddress(NamedTuple):
     """Where one replica listens. Shape: `host` is an IP literal in canonical form, without brackets."""
 
     host: str
@@ -44,7 +44,7 @@ class Discovered:
     `is_complete` is False when there may be replicas that `addresses` does not name; `notes` says why, in sentences.
     """
 
-    addresses: tuple[Address, ...]
+    addresses: tuple[ReplicaAddress, ...]
     how: Literal["dns", "srv", "list"]
     is_complete: bool
     notes: tuple[str, ...]
@@ -99,7 +99,7 @@ class ListDiscovery:
         if not entries:
             raise ServiceNotFound(f"expected one of the services {', '.join(self._lists)}, got {service}")
         asked = _number(port)
-        addresses = [Address(host, chosen) for host, own in entries if (chosen := own or asked) is not None]
+        addresses = [ReplicaAddress(host, chosen) for host, own in entries if (chosen := own or asked) is not None]
         if len(addresses) < len(entries):
             raise ServiceNotFound(
                 f"expected a port number for {service}, got {port!r}: an address in its list has no port of its own"
@@ -132,7 +132,7 @@ class DnsDiscovery:
 
         self._timeout_seconds = timeout_seconds
         self._resolver = Resolver(
-            [Address(host, port or 53) for host, port in parsed],
+            [ReplicaAddress(host, port or 53) for host, port in parsed],
             timeout_seconds=timeout_seconds,
             resolv_conf=resolv_conf,
         )

@@ -9,12 +9,12 @@ import ssl
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["Answer", "Header", "Tls", "Untold", "exchange"]
+__all__ = ["Header", "HttpResponse", "Tls", "Untold", "exchange"]
 
 Header = tuple[bytes, bytes]
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     """What an address answered.
 
     Shape:  `body` is what came of it, no more than was wanted. `retry_after` is that header, if it was one number of
@@ -53,7 +53,7 @@ async def exchange(
     connect_timeout_seconds: float,
     timeout_seconds: float,
     answer_bytes_max: int,
-) -> Answer:
+) -> HttpResponse:
     """Send one request to `host`, an IP literal, and return the answer.
 
     Shape:  `headers` are complete but for Content-Length, which is added, and Connection.

@@ -8,14 +8,13 @@ from typing import Final
 import msgspec
 
 from ...shared.errors import BroadcacheError, InvalidSettings
-from ...shared.fanout_report import FanoutReport, Outcome
+from ...shared.fanout_report import AddressOutcome, FanoutReport
 from ...shared.process.closing import Closing
 from ...shared.process.extras import check_installed
-from ..telemetry.observer import UNOBSERVED, Observer
-from .broadcaster import Broadcast, Broadcaster, HostMode, Limits, Request, Scheme
-from .broadcaster import Outcome as Called
+from ..telemetry.observer import UNOBSERVED, PublisherObserver
+from .broadcaster import Broadcast, Broadcaster, CallOutcome, HostMode, Limits, Request, Scheme
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
-from .exchange import Answer
+from .exchange import HttpResponse
 from .policy import FanoutPolicy
 
 __all__ = ["Fanout"]
@@ -35,7 +34,7 @@ class _Posted(msgspec.Struct, frozen=True):
     id: str
 
 
-class _ReplicaAnswer(msgspec.Struct, frozen=True):
+class _ReplicaResponse(msgspec.Struct, frozen=True):
     """The part of a replica's answer that a publisher uses. All other fields are skipped."""
 
     replica: str | None = None
@@ -45,7 +44,7 @@ class _ReplicaAnswer(msgspec.Struct, frozen=True):
 
 
 _posted_decoder = msgspec.json.Decoder(_Posted)
-_decoder = msgspec.json.Decoder(_ReplicaAnswer)
+_decoder = msgspec.json.Decoder(_ReplicaResponse)
 
 
 class Fanout(Closing):
@@ -72,7 +71,7 @@ class Fanout(Closing):
         host_mode: HostMode = "address",
         tls: ssl.SSLContext | None = None,
         tls_name: str | None = None,
-        observer: Observer = UNOBSERVED,
+        observer: PublisherObserver = UNOBSERVED,
     ) -> None:
         check_installed("Fanout", "h11", *([] if addresses else ["dns"]), extra="fanout")
         if not path.startswith("/") or not path.isascii():
@@ -102,7 +101,7 @@ class Fanout(Closing):
         """Wait for what is under way. Closing twice is harmless."""
         await self.broadcaster.close()
 
-    async def tell(self, frames: Sequence[bytes]) -> FanoutReport:
+    async def send(self, frames: Sequence[bytes]) -> FanoutReport:
         """POST each of `frames`, those of one invalidation, to every replica.
 
         An address has taken the invalidation when a replica answered there, to each frame, that it has applied it.
@@ -131,7 +130,7 @@ class Fanout(Closing):
         return self._report(told, len(frames), problem)
 
     def _report(self, told: Sequence[Broadcast], frames: int, problem: str | None) -> FanoutReport:
-        by_address: dict[str, list[Called]] = {}
+        by_address: dict[str, list[CallOutcome]] = {}
         for broadcast in told:
             for outcome in broadcast.outcomes:
                 by_address.setdefault(outcome.url, []).append(outcome)
@@ -151,7 +150,7 @@ class Fanout(Closing):
         )
 
 
-def _outcome_of(url: str, calls: Sequence[Called], frames: int) -> Outcome:
+def _outcome_of(url: str, calls: Sequence[CallOutcome], frames: int) -> AddressOutcome:
     """Return what came of one address: of the first frame that it did not take, or else of the last."""
     decisive = next((call for call in calls if not call.is_success), calls[-1])
     error = decisive.error
@@ -161,11 +160,11 @@ def _outcome_of(url: str, calls: Sequence[Called], frames: int) -> Outcome:
         error = f"answered {decisive.status_code}"
     answers = [answer for call in calls if call.is_success and (answer := _answer_of(call.body))]
     dropped = [answer.dropped for answer in answers if answer.dropped is not None]
-    last = _answer_of(decisive.body) or _ReplicaAnswer()
+    last = _answer_of(decisive.body) or _ReplicaResponse()
     if error is None and len({answer.replica for answer in answers}) > 1:
         names = ", ".join(sorted({str(answer.replica)[:_SHOWN_MAX] for answer in answers}))
         error = f"expected one replica to take all {frames} parts, got several behind one address: {names}"
-    return Outcome(
+    return AddressOutcome(
         address=url,
         status_code=decisive.status_code,
         error=error,
@@ -177,7 +176,7 @@ def _outcome_of(url: str, calls: Sequence[Called], frames: int) -> Outcome:
     )
 
 
-def _objection_to(id: str, answer_bytes_max: int, answer: Answer) -> str | None:
+def _objection_to(id: str, answer_bytes_max: int, answer: HttpResponse) -> str | None:
     """Return why this answer of 200 to 299 does not say that a replica has applied the invalidation of this id."""
     told = _answer_of(answer.body)
     if told is None or not told.replica or told.outcome is None:
@@ -210,7 +209,7 @@ def _shown(body: bytes, answer_bytes_max: int) -> str:
     return f"{len(body)} bytes{cut}, which begin {body[:_SHOWN_MAX].decode('utf-8', 'replace')!r}"
 
 
-def _answer_of(body: bytes) -> _ReplicaAnswer | None:
+def _answer_of(body: bytes) -> _ReplicaResponse | None:
     """Return a replica's answer; None when it is something else."""
     try:
         return _decoder.decode(body)

@@ -7,7 +7,7 @@ from typing import Final, cast
 
 import h11
 
-from .exchange import Answer, Header, Untold
+from .exchange import Header, HttpResponse, Untold
 
 __all__ = ["Http1"]
 
@@ -30,7 +30,7 @@ class Http1(asyncio.Protocol):
             self._request = self._written(method, target, headers, body)
         except h11.LocalProtocolError as error:
             raise Untold(f"the request cannot be sent: {error}", may_be_repeated=False) from None
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
         self._answer_bytes_max = answer_bytes_max
         self._transport: asyncio.Transport | None = None
         self._is_sent = False
@@ -62,7 +62,7 @@ class Http1(asyncio.Protocol):
         """End the answer likewise."""
         self._read_end()
 
-    def answer_so_far(self, time: str) -> Answer:
+    def answer_so_far(self, time: str) -> HttpResponse:
         """Return the answer of which at least the head has come in this time. Raises: Untold."""
         if self._response is None:
             missing = "answer" if self._is_sent else "connection"
@@ -116,9 +116,9 @@ class Http1(asyncio.Protocol):
         else:
             self._fail("the connection was closed before the answer")
 
-    def _answered(self, response: h11.Response) -> Answer:
+    def _answered(self, response: h11.Response) -> HttpResponse:
         retry_after = next((value for name, value in response.headers if name == b"retry-after"), b"")
-        return Answer(
+        return HttpResponse(
             response.status_code,
             bytes(self._body[: self._answer_bytes_max]),
             float(retry_after) if retry_after.isdigit() and len(retry_after) < 10 else None,

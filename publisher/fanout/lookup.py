@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 
 import dns.name
 
-from .discovery import Address, AliasRefused, Discovered, ResolverFailed, ResolverTimedOut, ServiceNotFound
+from .discovery import AliasRefused, Discovered, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
 from .resolver import Reply, Resolver, is_within, refusal
 
 __all__ = ["Lookup"]
@@ -30,12 +30,12 @@ class Lookup:
 
         Raises: ResolverFailed, ResolverTimedOut, AliasRefused.
         """
-        ask = self._resolver.ask
+        query = self._resolver.query
         # The library can miss a cancellation that comes together with a packet: it runs in tasks, and the wait is ours.
         async with asyncio.TaskGroup() as tasks:
-            four = tasks.create_task(ask(name, "A", self._deadline))
-            six = tasks.create_task(ask(name, "AAAA", self._deadline))
-            rows = tasks.create_task(ask(name, "SRV", self._deadline))
+            four = tasks.create_task(query(name, "A", self._deadline))
+            six = tasks.create_task(query(name, "AAAA", self._deadline))
+            rows = tasks.create_task(query(name, "SRV", self._deadline))
             await asyncio.wait([four, six])
             found = _one_family(name, four.result(), six.result())
             if len(found.hosts) == 1:
@@ -48,7 +48,7 @@ class Lookup:
         notes = list(found.notes)
         if len(found.hosts) == 1 and not rows.cancelled() and _is_virtual(name, rows.result()):
             notes.append(_one_for_all(name))
-        return _discovered([Address(host, port) for host in found.hosts], "dns", notes)
+        return _discovered([ReplicaAddress(host, port) for host in found.hosts], "dns", notes)
 
     async def by_rows(self, name: dns.name.Name, port: str) -> Discovered | None:
         """Return the addresses of the port named `port`, or None if `name` has no such port.
@@ -56,7 +56,7 @@ class Lookup:
         Raises: ServiceNotFound, ResolverFailed, ResolverTimedOut, AliasRefused.
         """
         async with asyncio.TaskGroup() as tasks:
-            question = self._resolver.ask(name, "SRV", self._deadline, under=(f"_{port}".encode(), b"_tcp"))
+            question = self._resolver.query(name, "SRV", self._deadline, under=(f"_{port}".encode(), b"_tcp"))
             asked = tasks.create_task(question)
         reply = asked.result()
         if reply.failure is not None:
@@ -71,7 +71,9 @@ class Lookup:
         if without_port := sum(number == 0 and target != dns.name.root for target, number in reply.targets):
             notes.append(f"{without_port} SRV records of {_text(name)} have no port and were left out.")
         notes += _doubts_about_targets(name, known)
-        addresses = [Address(host, number) for target, number in rows for host in _hosts_of_target(known[target])]
+        addresses = [
+            ReplicaAddress(host, number) for target, number in rows for host in _hosts_of_target(known[target])
+        ]
         addresses = _without_second_family(name, addresses, known.values(), notes)
         if len(addresses) == 1 and _is_virtual(name, reply):
             notes.append(_one_for_all(name))
@@ -82,8 +84,8 @@ class Lookup:
 
         async def of(target: dns.name.Name) -> _Families:
             async with slots, asyncio.TaskGroup() as tasks:
-                four = tasks.create_task(self._resolver.ask(target, "A", self._deadline))
-                six = tasks.create_task(self._resolver.ask(target, "AAAA", self._deadline))
+                four = tasks.create_task(self._resolver.query(target, "A", self._deadline))
+                six = tasks.create_task(self._resolver.query(target, "AAAA", self._deadline))
             return four.result(), six.result()
 
         async with asyncio.TaskGroup() as tasks:
@@ -153,8 +155,8 @@ def _hosts_of_target(families: _Families) -> tuple[str, ...]:
 
 
 def _without_second_family(
-    name: dns.name.Name, addresses: list[Address], known: Iterable[_Families], notes: list[str]
-) -> list[Address]:
+    name: dns.name.Name, addresses: list[ReplicaAddress], known: Iterable[_Families], notes: list[str]
+) -> list[ReplicaAddress]:
     """Leave a family out where every target has one only: targets are then named by address, and a replica has two."""
     four = [address for address in addresses if ":" not in address.host]
     six = [address for address in addresses if ":" in address.host]
@@ -178,7 +180,7 @@ def _gravest(failures: Iterable[_Failure]) -> _Failure | None:
     )
 
 
-def _discovered(addresses: Iterable[Address], how: Literal["dns", "srv"], notes: Iterable[str]) -> Discovered:
+def _discovered(addresses: Iterable[ReplicaAddress], how: Literal["dns", "srv"], notes: Iterable[str]) -> Discovered:
     notes = tuple(notes)
     return Discovered(tuple(dict.fromkeys(addresses)), how, is_complete=not notes, notes=notes)
 

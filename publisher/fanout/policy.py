@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import unquote
 
 from ...shared.errors import BroadcacheError, InvalidSettings
-from .ranges import Address, Network, address_of, embedded_in, is_within, network_of, refused_ranges_of
+from .ranges import IPAddress, Network, address_of, embedded_in, is_within, network_of, refused_ranges_of
 
 __all__ = ["Destination", "FanoutPolicy", "FanoutRefused", "InvalidService", "Rule"]
 
@@ -176,7 +176,7 @@ class FanoutPolicy:
                 f"got {_shown(f'{destination.port} of {destination.name}')}; add it there if it may be called",
             )
 
-    def _check_refused_ranges(self, host: str, address: Address) -> None:
+    def _check_refused_ranges(self, host: str, address: IPAddress) -> None:
         """A network opens a refused range only from within: 0.0.0.0/0 does not name loopback, 127.0.0.0/8 does."""
         for refused in refused_ranges_of(address):
             if not any(address in network and is_within(network, refused.network) for network in self._networks):

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 __all__ = [
     "REFUSED_RANGES",
-    "Address",
+    "IPAddress",
     "Network",
     "RefusedRange",
     "address_of",
@@ -16,7 +16,7 @@ __all__ = [
     "refused_ranges_of",
 ]
 
-Address: TypeAlias = IPv4Address | IPv6Address
+IPAddress: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
 
@@ -72,7 +72,7 @@ REFUSED_RANGES: Final = (
 )
 
 
-def address_of(text: str) -> Address:
+def address_of(text: str) -> IPAddress:
     """Read an address.
 
     Shape:  an IPv4-mapped one (::ffff:10.0.0.1) is the IPv4 address, since that is what is dialled; a scope (%eth0)
@@ -103,12 +103,12 @@ def is_within(inner: Network, outer: Network) -> bool:
     return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
 
 
-def refused_ranges_of(address: Address) -> list[RefusedRange]:
+def refused_ranges_of(address: IPAddress) -> list[RefusedRange]:
     """Return the refused ranges that an address lies in."""
     return [refused for refused in REFUSED_RANGES if address in refused.network]
 
 
-def embedded_in(address: Address) -> tuple[IPv4Address, ...]:
+def embedded_in(address: IPAddress) -> tuple[IPv4Address, ...]:
     """Return the IPv4 addresses that something on the way may take an address for.
 
     Source: RFC 4291 2.5.5.1, RFC 2765 2.1, RFC 6052 2.2, RFC 8215, RFC 4380 4, RFC 3056 2.

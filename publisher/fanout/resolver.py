@@ -17,7 +17,7 @@ import dns.rdatatype
 import dns.resolver
 import dns.rrset
 
-from .discovery import Address, AliasRefused, ResolverFailed, ResolverTimedOut, ServiceNotFound
+from .discovery import AliasRefused, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
 
 __all__ = ["Reply", "Resolver", "is_within", "refusal"]
 
@@ -45,7 +45,7 @@ class Reply:
 class Resolver:
     """A stub resolver without a cache. It reads `resolv_conf` at its first question."""
 
-    def __init__(self, nameservers: Sequence[Address], *, timeout_seconds: float, resolv_conf: str) -> None:
+    def __init__(self, nameservers: Sequence[ReplicaAddress], *, timeout_seconds: float, resolv_conf: str) -> None:
         self._nameservers = [dns.nameserver.Do53Nameserver(*nameserver) for nameserver in nameservers]
         self._timeout_seconds = timeout_seconds
         self._resolv_conf = resolv_conf
@@ -74,7 +74,7 @@ class Resolver:
             dict.fromkeys(_joined(name, [dns.name.root, *suffixes] if is_first else [*suffixes, dns.name.root]))
         )
 
-    async def ask(self, name: dns.name.Name, kind: Kind, deadline: float, *, under: tuple[bytes, ...] = ()) -> Reply:
+    async def query(self, name: dns.name.Name, kind: Kind, deadline: float, *, under: tuple[bytes, ...] = ()) -> Reply:
         """Ask about `name`, or labels `under` it, until `deadline` by the loop's clock. A failure is in the reply."""
         client = self._configured()
         try:

@@ -11,18 +11,19 @@ import msgspec
 
 from ...shared.errors import LinkLost, LogRefused, MalformedFrame
 from ...shared.invalidation import Invalidation, Position, check_namespace
+from ...shared.process.backoff import backoff_seconds
 from ...shared.transport.redis.link import Link, RedisAddress, Refused
 from ...shared.transport.redis.log import head, names_of, read_after
 from ...shared.wire import decode
 from .replay import BEFORE_THE_FIRST, Gap, read_missed
 
-__all__ = ["Feed", "Observer"]
+__all__ = ["Feed", "FeedObserver"]
 
 T = TypeVar("T")
 
 _ANSWER_SECONDS: Final = 2.0
 _PING_INTERVAL_SECONDS: Final = 1.0
-_BACKOFF_SECONDS_MIN: Final = 0.05
+_BACKOFF_SECONDS_MIN: Final = 0.1
 _BACKOFF_SECONDS_MAX: Final = 5.0
 _WAITING_BYTES_MAX: Final = 16 * 2**20
 """How much may wait to be told. Beyond it the link is given up, and what it brought is read from the log."""
@@ -33,7 +34,7 @@ _SLICE_FRAMES: Final = 100
 _UNREADABLE_REMEMBERED: Final = 100
 
 
-class Observer(Protocol):
+class FeedObserver(Protocol):
     """What is told of a namespace: in the order of the log, each entry once."""
 
     def on_invalidation(self, invalidation: Invalidation) -> None:
@@ -85,7 +86,7 @@ class Feed:
         self._unreadable_live = _Remembered()
         self._unreadable_logged = _Remembered()
 
-    async def follow(self, observer: Observer) -> None:
+    async def follow(self, observer: FeedObserver) -> None:
         """Tell `observer` of everything, until cancelled. Whatever the observer raises ends it."""
         failures = 0
         is_lost = False
@@ -108,8 +109,14 @@ class Feed:
                     is_lost = True
                     observer.on_lost(error if isinstance(error, LinkLost) else LinkLost(str(error)))
                 failures += 1
-            ceiling_seconds: float = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(failures, 16))
-            await asyncio.sleep(self._uniform() * ceiling_seconds)
+            await asyncio.sleep(
+                backoff_seconds(
+                    failures,
+                    seconds_min=_BACKOFF_SECONDS_MIN,
+                    seconds_max=_BACKOFF_SECONDS_MAX,
+                    uniform=self._uniform,
+                )
+            )
 
     @asynccontextmanager
     async def _subscribed(self) -> AsyncIterator["_Arrivals"]:
@@ -125,7 +132,7 @@ class Feed:
         finally:
             await link.close()
 
-    async def _begin(self, link: Link, newest: Position | None, observer: Observer) -> None:
+    async def _begin(self, link: Link, newest: Position | None, observer: FeedObserver) -> None:
         """Take a first position: the head, or what stands before the oldest entry when old ones are asked for."""
         if newest is None or self._since_ms is None:
             self.position = newest or BEFORE_THE_FIRST
@@ -138,7 +145,7 @@ class Feed:
             detail = f"expected all that was sent since, the log reaches back to sequence {oldest[0].sequence} only"
             observer.on_gap(Gap("log-trimmed", detail))
 
-    async def _catch_up(self, link: Link, newest: Position | None, observer: Observer) -> None:
+    async def _catch_up(self, link: Link, newest: Position | None, observer: FeedObserver) -> None:
         """Tell from the log what came between the position and the head `newest`."""
         position = self.position or BEFORE_THE_FIRST
         while True:
@@ -158,7 +165,7 @@ class Feed:
             if newest is None or position == newest:
                 return
 
-    async def _take(self, frame: bytes, link: Link, observer: Observer) -> None:
+    async def _take(self, frame: bytes, link: Link, observer: FeedObserver) -> None:
         """Tell of a message, if its turn has come; otherwise of what stands before it in the log."""
         try:
             invalidation = decode(frame, self.namespace)
@@ -173,14 +180,16 @@ class Feed:
             observer.on_invalidation(invalidation)
         elif position == (epoch or position.epoch, sequence + 1):
             self._tell(invalidation, position, frame, observer)
-        elif position.epoch != epoch or position.sequence > sequence:
+        elif not Position(epoch, sequence).reaches(position):
             newest = await _answered(link, head(link, self.namespace))
             await self._catch_up(link, newest, observer)
-            if newest is None or position.epoch != newest.epoch or position.sequence > newest.sequence:
+            if newest is None or not newest.reaches(position):
                 # No place of the log that there is: taking it for one would hide what comes there later.
                 observer.on_invalidation(msgspec.structs.replace(invalidation, epoch=None, seq=None))
 
-    def _tell(self, invalidation: Invalidation | None, position: Position, frame: bytes, observer: Observer) -> None:
+    def _tell(
+        self, invalidation: Invalidation | None, position: Position, frame: bytes, observer: FeedObserver
+    ) -> None:
         """Tell of the entry at `position`, which becomes the position."""
         self.position = position
         self._last_id = invalidation.id if invalidation else ""
@@ -197,7 +206,7 @@ class Feed:
         first, sent_at_ms = self._first_head, invalidation.sent_at_ms
         if first is None or self._since_ms is None or sent_at_ms is None:
             return False
-        return position.epoch == first.epoch and position.sequence <= first.sequence and sent_at_ms < self._since_ms
+        return first.reaches(position) and sent_at_ms < self._since_ms
 
 
 class _Remembered:
@@ -234,7 +243,7 @@ class _Frames:
             self._frames.append(frame)
         self.has_news.set()
 
-    def take(self) -> bytes | None:
+    def pop(self) -> bytes | None:
         if not self._frames:
             return None
         frame = self._frames.popleft()
@@ -258,7 +267,7 @@ class _Arrivals:
         self._taken += 1
         if self._taken % _SLICE_FRAMES == 0:
             await asyncio.sleep(0)
-        while (frame := self._frames.take()) is None:
+        while (frame := self._frames.pop()) is None:
             if self._frames.is_overflown:
                 raise LinkLost(f"more came from {self.link.label} than could be told; the log is read instead")
             if self.link.lost.done():
@@ -275,9 +284,7 @@ class _Arrivals:
 async def _answered(link: Link, call: Awaitable[T]) -> T:
     """Wait for an answer, for a while. Raises: LinkLost."""
     try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
+        async with link.within(_ANSWER_SECONDS):
             return await call
-    except TimeoutError:
-        raise LinkLost(f"expected an answer from {link.label} within {_ANSWER_SECONDS:g} s, got none") from None
     except Refused as refusal:
         raise LinkLost(f"expected {link.label} to let this user subscribe, got: {refusal}") from refusal

@@ -23,7 +23,7 @@ __all__ = ["Backlog", "Pending"]
 
 _SEPARATORS: Final = ":/."
 """Where a key may be cut, so that those that begin alike become one prefix."""
-_WIDENED: Final = "widened: the outbox of the publisher was full"
+_WIDENED: Final = "widened: the retry queue of the publisher was full"
 
 
 class Pending(NamedTuple):

@@ -9,10 +9,10 @@ from typing import Final, Literal, NamedTuple, Protocol
 from ...shared.clock import Clock
 from ...shared.confirmation import Confirmation, ReplicaConfirmation, Report, decode_reports
 from ...shared.errors import LinkLost, MalformedFrame
-from ...shared.fanout_report import Outcome as FanoutOutcome
+from ...shared.fanout_report import AddressOutcome as FanoutOutcome
 from ...shared.invalidation import Invalidation, Position
 from ...shared.presence import Presence
-from ...shared.question import Answer
+from ...shared.question import ReplicaAnswer
 from ...shared.receipt import Receipt
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link, Refused
@@ -78,7 +78,7 @@ class Wait:
             self._look_at(replica)
         self._note()
 
-    def take(self, replica: str, report: Report) -> None:
+    def record_report(self, replica: str, report: Report) -> None:
         """Record what a replica reports of this invalidation, or of a part of it."""
         self.has_heard = True
         if report.digest is None:
@@ -94,23 +94,22 @@ class Wait:
         """Return the presences whose proven position would confirm, if it is of the history of the log."""
         if not self._parts:
             return []
-        epoch, last = self._parts[-1].place
+        last = self._parts[-1].place
         return [
             each
             for each in presences
             if each.digest is not None
             and each.position is not None
-            and each.position.epoch == epoch
-            and each.position.sequence >= last
+            and each.position.reaches(last)
             and each.replica not in self._confirmed
         ]
 
     def sequences(self, presences: Iterable[Presence]) -> list[int]:
-        """Return the sequences that `take_positions` compares: those of the invalidation, and of these presences."""
+        """Return the sequences that `record_positions` compares: those of the invalidation, and of these presences."""
         theirs = [each.position.sequence for each in presences if each.position is not None]
         return [*(part.place.sequence for part in self._parts), *theirs]
 
-    def take_positions(self, presences: Iterable[Presence], logged: Mapping[int, Entry]) -> None:
+    def record_positions(self, presences: Iterable[Presence], logged: Mapping[int, Entry]) -> None:
         """Record the proven positions of replicas, compared with what the log had afterwards at `sequences`.
 
         What cannot be compared, because the log has it no more or no digest of it is known, confirms nothing.
@@ -127,7 +126,7 @@ class Wait:
             self._look_at(replica)
         self._note()
 
-    def take_answer(self, outcome: FanoutOutcome) -> None:
+    def record_response(self, outcome: FanoutOutcome) -> None:
         """Record a replica's answer to a fan-out. One that names the replica, and is no error, counts as applied."""
         if outcome.replica is None or outcome.error is not None or outcome.replica in self._confirmed:
             return
@@ -215,10 +214,10 @@ def _is_same(one: Invalidation, other: Invalidation) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in ("id", "keys", "tags", "prefixes", "everything"))
 
 
-class TakesAnswers(Protocol):
+class ResponseRecorder(Protocol):
     """Who has asked replicas something."""
 
-    def take(self, replica: str, answer: Answer) -> None:
+    def record(self, replica: str, answer: ReplicaAnswer) -> None:
         """Take what a replica answers."""
 
 
@@ -234,7 +233,7 @@ class Confirmations:
         self._namespaces: dict[bytes, str] = {}
         self._heard_over: dict[str, Link] = {}
         self._waits: dict[tuple[str, str], list[Wait]] = {}
-        self._asked: dict[tuple[str, str], TakesAnswers] = {}
+        self._asked: dict[tuple[str, str], ResponseRecorder] = {}
 
     async def close(self) -> None:
         """Close the links. Closing twice is harmless."""
@@ -256,7 +255,7 @@ class Confirmations:
                 del self._waits[namespace, id]
 
     @contextmanager
-    def asking(self, namespace: str, asked: TakesAnswers, ids: Collection[str]) -> Iterator[None]:
+    def receiving(self, namespace: str, asked: ResponseRecorder, ids: Collection[str]) -> Iterator[None]:
         """Hand what is answered to these questions to `asked`, for as long as the block runs."""
         keys = [(namespace, id) for id in ids]
         self._asked.update(dict.fromkeys(keys, asked))
@@ -319,7 +318,7 @@ class Confirmations:
             # A part of a split invalidation has its id and a number.
             for id in {report.id, report.id.rpartition(".")[0]}:
                 for wait in self._waits.get((namespace, id), ()):
-                    wait.take(reports.replica, report)
+                    wait.record_report(reports.replica, report)
         for answer in reports.answers:
             if (asked := self._asked.get((namespace, answer.id))) is not None:
-                asked.take(reports.replica, answer)
+                asked.record(reports.replica, answer)

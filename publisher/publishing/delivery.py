@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol, Self, TypeAlias
 
-from ...shared.fanout_report import FanoutReport, Outcome
+from ...shared.fanout_report import AddressOutcome, FanoutReport
 
-__all__ = ["Delivery", "FanoutReport", "Outcome", "Teller"]
+__all__ = ["AddressOutcome", "Delivery", "FanoutReport", "InvalidationSender"]
 
 Delivery: TypeAlias = Literal["redis", "fanout", "redis-then-fanout", "both"]
 """`redis`: through the log alone. `fanout`: by HTTP alone, and into no log. `redis-then-fanout`: by HTTP as well when
 Redis fails or is slow to answer. `both`: always both at once."""
 
 
-class Teller(Protocol):
+class InvalidationSender(Protocol):
     """What calls every replica of a service. The publisher that it is given to enters it, and closes it."""
 
     async def __aenter__(self) -> Self:
@@ -23,7 +23,7 @@ class Teller(Protocol):
         """Let go of whatever it holds. Closing twice, or before entering, is harmless."""
         ...
 
-    async def tell(self, frames: Sequence[bytes]) -> FanoutReport:
+    async def send(self, frames: Sequence[bytes]) -> FanoutReport:
         """POST each of `frames` to every replica, and return in bounded time who took all of them.
 
         Shape:  the frames are those of one invalidation, in order: `encode_unsequenced` in shared/wire.py.

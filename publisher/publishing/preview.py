@@ -5,7 +5,7 @@ from typing import Self
 
 import msgspec
 
-from ...shared.question import Answer
+from ...shared.question import ReplicaAnswer
 from .questions import Answers
 
 __all__ = ["Preview", "ReplicaPreview"]
@@ -51,7 +51,7 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def _of_one(replica: str, parts: Sequence[Answer]) -> ReplicaPreview:
+def _of_one(replica: str, parts: Sequence[ReplicaAnswer]) -> ReplicaPreview:
     # An entry that several parts of a large request name is counted for each.
     is_estimate = len(parts) > 1 or any(part.is_estimate for part in parts)
     return ReplicaPreview(replica=replica, entries=sum(part.count for part in parts), is_estimate=is_estimate)

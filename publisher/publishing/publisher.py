@@ -24,6 +24,7 @@ from ...shared.invalidation import (
     invalidation_of,
 )
 from ...shared.presence import ReplicaPresence
+from ...shared.process.backoff import backoff_seconds
 from ...shared.process.closing import Closing
 from ...shared.question import Question, counting
 from ...shared.receipt import Receipt
@@ -34,14 +35,14 @@ from ...shared.transport.redis.log import LOG_LENGTH, Entry, append, head, read_
 from ...shared.transport.redis.registry import Registries, presences, replicas_of
 from ..history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
 from ..history.since import unix_ms_of
-from ..telemetry.observer import UNOBSERVED, Observer, observed
+from ..telemetry.observer import UNOBSERVED, PublisherObserver, observed
 from .backlog import Pending
 from .confirmations import Confirmations, Wait
-from .delivery import Delivery, Teller
+from .delivery import Delivery, InvalidationSender
 from .kept_link import KeptLink, KeptLinks
 from .preview import Preview
 from .questions import Answers, Questions
-from .retry_queue import OUTBOX_NAMES_MAX, Outbox
+from .retry_queue import RETRY_QUEUE_NAMES_MAX, RetryQueue
 from .second_path import SecondPath
 
 __all__ = ["Publisher"]
@@ -49,7 +50,7 @@ __all__ = ["Publisher"]
 T = TypeVar("T")
 
 _CALL_TIMEOUT_SECONDS_MAX: Final = 1.0
-_BACKOFF_SECONDS_MIN: Final = 0.02
+_BACKOFF_SECONDS_MIN: Final = 0.04
 _BACKOFF_SECONDS_MAX: Final = 0.5
 _RECEIPT_SECONDS_MIN: Final = 30.0
 _LOOK_INTERVAL_SECONDS: Final = 0.25
@@ -72,7 +73,7 @@ class Publisher(Closing):
             `observer` is told what comes of each publish.
     Units:  `timeout_seconds` is how long one `publish` tries, `log_length` about how many invalidations of a namespace
             the log keeps for replicas that were away. `fallback_after_seconds` is how long Redis is waited for before
-            the fan-out begins, at most half of `timeout_seconds`; `outbox_names_max` how many names, over all
+            the fan-out begins, at most half of `timeout_seconds`; `retry_queue_names_max` how many names, over all
             namespaces, may wait to be logged.
     Raises: InvalidSettings.
     """
@@ -82,15 +83,15 @@ class Publisher(Closing):
         url: str | None,
         *,
         delivery: Delivery = "redis",
-        fanout: Teller | None = None,
+        fanout: InvalidationSender | None = None,
         source: str | None = None,
         timeout_seconds: float = 5.0,
         log_length: int = LOG_LENGTH,
         fallback_after_seconds: float = 0.25,
-        outbox_names_max: int = OUTBOX_NAMES_MAX,
+        retry_queue_names_max: int = RETRY_QUEUE_NAMES_MAX,
         uniform: Callable[[], float] = random.random,
         clock: Clock = monotonic,
-        observer: Observer = UNOBSERVED,
+        observer: PublisherObserver = UNOBSERVED,
     ) -> None:
         if not 0 < timeout_seconds <= 3_600:
             raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
@@ -100,22 +101,22 @@ class Publisher(Closing):
             raise InvalidSettings(
                 f"expected fallback_after_seconds to be from 0 to 3600, got {fallback_after_seconds!r}"
             )
-        if outbox_names_max < 1:
-            raise InvalidSettings(f"expected outbox_names_max to be at least 1, got {outbox_names_max!r}")
+        if retry_queue_names_max < 1:
+            raise InvalidSettings(f"expected retry_queue_names_max to be at least 1, got {retry_queue_names_max!r}")
         _check_delivery(delivery, has_url=url is not None, has_fanout=fanout is not None)
         self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
         self.delivery: Final = delivery
         self._address = None if url is None else RedisAddress(url)
         self._fanout = fanout
         self._fallback_after_seconds = min(fallback_after_seconds, timeout_seconds / 2)
-        self._outbox_names_max = outbox_names_max
+        self._retry_queue_names_max = retry_queue_names_max
         self._second_path: SecondPath | None = None
         self._timeout_seconds = timeout_seconds
         # There must be time left for a new link after one that keeps silent: else it would be kept for ever.
         self._call_timeout_seconds = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
         self._log_length = log_length
         self._uniform = uniform
-        self.observer: Observer = observer
+        self.observer: PublisherObserver = observer
         self._is_entered = False
         self._clock = clock
         self._registries = Registries()
@@ -138,14 +139,14 @@ class Publisher(Closing):
         return self._address is not None
 
     @property
-    def outbox_length(self) -> int:
+    def retry_queue_length(self) -> int:
         """How many invalidations wait to be logged."""
-        return 0 if self._second_path is None else len(self._second_path.outbox)
+        return 0 if self._second_path is None else len(self._second_path.retry_queue)
 
     async def close(self, *, last_attempt_seconds: float = 1.0) -> None:
         """End what is under way and close the connection. Closing twice, or before entering, is harmless.
 
-        A fan-out that has begun is waited for. What is in the outbox is tried once more, for up to
+        A fan-out that has begun is waited for. What is in the retry queue is tried once more, for up to
         `last_attempt_seconds`; what is left then is lost, and is logged as an error.
         """
         self._is_entered = False
@@ -174,7 +175,7 @@ class Publisher(Closing):
 
         It is tried again until `timeout_seconds` have passed, always with the same id, and is logged once. To go on
         trying after LinkLost or NotDelivered, call again with the same `id`. With another delivery it has been accepted
-        by the log or taken by every replica, and the receipt says which; what was not logged waits in the outbox.
+        by the log or taken by every replica, and the receipt says which; what was not logged waits in the retry_queue.
 
         Shape:  one too large for one message is split, logged atomically, and the receipt has the last position.
                 `scope` is whose `id` it is, the publisher's `source` when left out: the same id of another scope is
@@ -196,8 +197,8 @@ class Publisher(Closing):
         if self.observer is UNOBSERVED and not is_set_up():
             # Nobody looks: a publish takes a fraction of a millisecond, in which both would be felt.
             return await self._carried_out(Pending(invalidation, receipt_seconds, scope=scope), confirm)
-        with observed(self.observer, namespace) as noted, publishing(invalidation) as traced:
-            return noted(await self._carried_out(Pending(traced, receipt_seconds, scope=scope), confirm))
+        with observed(self.observer, namespace) as recorded, publishing(invalidation) as traced:
+            return recorded(await self._carried_out(Pending(traced, receipt_seconds, scope=scope), confirm))
 
     async def history(
         self,
@@ -276,9 +277,9 @@ class Publisher(Closing):
         Raises: InvalidTarget, InvalidNamespace, LinkLost, LogRefused; InvalidSettings, also when there is no log.
         """
         questions = counting(invalidation_of(targets, namespace=namespace))
-        return Preview.of(namespace, await self.ask(*questions, namespace=namespace, timeout_seconds=timeout_seconds))
+        return Preview.of(namespace, await self.query(*questions, namespace=namespace, timeout_seconds=timeout_seconds))
 
-    async def ask(
+    async def query(
         self, *questions: Question, namespace: str = DEFAULT_NAMESPACE, timeout_seconds: float = 1.0
     ) -> Answers:
         """Put questions to the replicas that are there, and return what each answers to all of them.
@@ -290,8 +291,8 @@ class Publisher(Closing):
         Confirm(timeout_seconds=timeout_seconds)  # the same bounds
         await self._link_for(namespace)  # without a log nobody can be asked, and it says so
         assert self._confirmations is not None, "it is there wherever there is a log"
-        asking = Questions(self._confirmations, self._with_retries, self._registries)
-        return await asking.ask(namespace, questions, timeout_seconds)
+        questions_to_all = Questions(self._confirmations, self._with_retries, self._registries)
+        return await questions_to_all.query(namespace, questions, timeout_seconds)
 
     def _carried_out(self, pending: Pending, confirm: Confirm | None) -> Awaitable[Receipt]:
         return self._delivered(pending) if confirm is None else self._confirmed(pending, confirm)
@@ -323,7 +324,7 @@ class Publisher(Closing):
                     (), f"the registry of replicas could not be read after the invalidation was logged: {error}"
                 )
             for outcome in receipt.fanout.outcomes if receipt.fanout else ():
-                wait.take_answer(outcome)
+                wait.record_response(outcome)
             wait.accept(receipt)
             # Of what was logged before, nothing is published again: only positions can tell.
             await self._wait(wait, receipt, confirm.timeout_seconds, is_reported=is_heard and not receipt.is_repeat)
@@ -354,7 +355,7 @@ class Publisher(Closing):
                 reaching = wait.reaching((await presences(link, namespace, missing)).values())
                 if reaching:
                     # The log after the positions: what a replica has proven must still be in it.
-                    wait.take_positions(reaching, await read_at(link, namespace, wait.sequences(reaching)))
+                    wait.record_positions(reaching, await read_at(link, namespace, wait.sequences(reaching)))
 
     async def _delivered(self, pending: Pending) -> Receipt:
         if self._second_path is not None:
@@ -367,13 +368,15 @@ class Publisher(Closing):
                 f"have been logged: publish again with id={pending.invalidation.id!r}, which is harmless. Last: {error}"
             ) from error
 
-    def _new_second_path(self, teller: Teller) -> SecondPath:
-        outbox = Outbox(self._log_once, names_max=self._outbox_names_max, source=self.source, uniform=self._uniform)
+    def _new_second_path(self, sender: InvalidationSender) -> SecondPath:
+        retry_queue = RetryQueue(
+            self._log_once, names_max=self._retry_queue_names_max, source=self.source, uniform=self._uniform
+        )
         return SecondPath(
             self.delivery,
-            teller,
+            sender,
             log=self._log,
-            outbox=outbox,
+            retry_queue=retry_queue,
             fallback_after_seconds=self._fallback_after_seconds,
         )
 
@@ -384,12 +387,12 @@ class Publisher(Closing):
     async def _log(self, pending: Pending, on_failure: Callable[[], None] | None = None) -> Receipt:
         append_it = self._appending(pending)
 
-        async def ask_and_append(link: Link) -> Receipt:
+        async def append_with_registry(link: Link) -> Receipt:
             if pending.ask_first is not None:
                 await pending.ask_first(link)
             return await append_it(link)
 
-        return await self._with_retries(pending.invalidation.namespace, ask_and_append, on_failure)
+        return await self._with_retries(pending.invalidation.namespace, append_with_registry, on_failure)
 
     async def _log_once(self, pending: Pending) -> Receipt:
         return await self._once(pending.invalidation.namespace, self._appending(pending))
@@ -429,8 +432,13 @@ class Publisher(Closing):
                     if on_failure is not None:
                         on_failure()
                     attempt += 1
-                    ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(attempt, 16))
-                    await asyncio.sleep(self._uniform() * ceiling_seconds)
+                    pause_seconds = backoff_seconds(
+                        attempt,
+                        seconds_min=_BACKOFF_SECONDS_MIN,
+                        seconds_max=_BACKOFF_SECONDS_MAX,
+                        uniform=self._uniform,
+                    )
+                    await asyncio.sleep(pause_seconds)
         except TimeoutError:
             label = "Redis" if self._address is None else self._address.label
             if lost is not None and refused is not None:
@@ -444,12 +452,9 @@ class Publisher(Closing):
     async def _answered(self, link: Link, work: Callable[[Link], Awaitable[T]]) -> T:
         """Do `work`, but leave a link that keeps silent, or leads to a server that does not take it any more."""
         try:
-            async with asyncio.timeout(self._call_timeout_seconds):
+            async with link.within(self._call_timeout_seconds):
                 return await work(link)
-        except TimeoutError:
-            await link.close()
-            raise LinkLost(f"no answer from {link.label} within {self._call_timeout_seconds:g} s") from None
-        except NotPrimary:
+        except (LinkLost, NotPrimary):
             await link.close()
             raise
 
@@ -473,7 +478,7 @@ def _answered_by_http(receipt: Receipt, wait: Wait) -> Receipt:
     # An answer without a replica's id proves nothing.
     wait.expect([outcome.replica or outcome.address for outcome in outcomes], _doubt_of(receipt.fanout))
     for outcome in outcomes:
-        wait.take_answer(outcome)
+        wait.record_response(outcome)
     return receipt._replace(confirmation=wait.confirmation())
 
 

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from ...shared.question import Answer, Question, encode_question
+from ...shared.question import Question, ReplicaAnswer, encode_question
 from ...shared.transport.redis.link import Link, Refused
 from ...shared.transport.redis.names import names_of
 from ...shared.transport.redis.refusals import refused
@@ -23,7 +23,7 @@ class Answers(NamedTuple):
             when there are none.
     """
 
-    by_replica: dict[str, list[Answer]]
+    by_replica: dict[str, list[ReplicaAnswer]]
     missing: list[str]
     doubt: str | None = None
 
@@ -35,7 +35,7 @@ class Asked:
         self._questions = questions
         self._expected: dict[str, None] = {}
         self._doubt: str | None = None
-        self._answers: dict[str, dict[str, Answer]] = {}
+        self._answers: dict[str, dict[str, ReplicaAnswer]] = {}
         self._is_sent = False
         self._is_complete = asyncio.Event()
 
@@ -54,7 +54,7 @@ class Asked:
         self._is_sent = True
         self._note()
 
-    def take(self, replica: str, answer: Answer) -> None:
+    def record(self, replica: str, answer: ReplicaAnswer) -> None:
         """Take an answer to one of the questions."""
         self._answers.setdefault(replica, {})[answer.id] = answer
         self._note()
@@ -91,20 +91,20 @@ class Questions:
         self._call: Final = call
         self._registries: Final = registries
 
-    async def ask(self, namespace: str, questions: Sequence[Question], timeout_seconds: float) -> Answers:
+    async def query(self, namespace: str, questions: Sequence[Question], timeout_seconds: float) -> Answers:
         """Ask, and wait at most `timeout_seconds` for whoever is there. Raises: LinkLost; LogRefused."""
         asked = Asked(questions)
 
         async def send(link: Link) -> None:
             registry = await self._registries.read(link, namespace)
             asked.expect(registry.left_ms, registry.doubt)
-            publish, channel = "SPUBLISH" if link.is_sharded else "PUBLISH", names_of(namespace).question
+            channel = names_of(namespace).question
             try:
-                await link.call_all([(publish, channel, encode_question(each)) for each in questions])
+                await link.call_all([(link.publish_command, channel, encode_question(each)) for each in questions])
             except Refused as refusal:
                 raise refused(f"carry a question to the replicas of {namespace!r}", refusal) from refusal
 
-        with self._confirmations.asking(namespace, asked, [question.id for question in questions]):
+        with self._confirmations.receiving(namespace, asked, [question.id for question in questions]):
             await self._confirmations.listen(namespace, timeout_seconds)
             await self._call(namespace, send)
             asked.sent()

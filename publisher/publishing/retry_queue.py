@@ -1,4 +1,4 @@
-"""The outbox: what could not be logged when it was published, and is logged as soon as Redis takes it."""
+"""The retry_queue: what could not be logged when it was published, and is logged as soon as Redis takes it."""
 
 import asyncio
 import logging
@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ...shared.errors import IdempotencyConflict
+from ...shared.process.backoff import backoff_seconds
 from ...shared.receipt import Receipt
 from .backlog import Backlog, Pending
 
-__all__ = ["OUTBOX_NAMES_MAX", "Outbox"]
+__all__ = ["RETRY_QUEUE_NAMES_MAX", "RetryQueue"]
 
-OUTBOX_NAMES_MAX: Final = 10_000
+RETRY_QUEUE_NAMES_MAX: Final = 10_000
 """How many names wait to be logged at most, over all namespaces."""
 _BATCH: Final = 100
 """How many are tried at once: enough to share round trips, few enough to leave the link to others."""
@@ -23,7 +24,7 @@ _NAMESPACES_SHOWN_MAX: Final = 10
 logger = logging.getLogger("broadcache.publisher")
 
 
-class Outbox:
+class RetryQueue:
     """Tries, in one task of its own, to log what waits, with the ids that it was published with. In memory only.
 
     The task begins with the first that waits, and ends when nothing does.
@@ -35,7 +36,7 @@ class Outbox:
         self,
         log: Callable[[Pending], Awaitable[object]],
         *,
-        names_max: int = OUTBOX_NAMES_MAX,
+        names_max: int = RETRY_QUEUE_NAMES_MAX,
         source: str = "",
         uniform: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -69,16 +70,16 @@ class Outbox:
         if not self._backlog.add(pending):
             return (
                 f"expected fewer than {self._backlog.names_max} namespaces to wait for Redis, got that many; "
-                "raise outbox_names_max"
+                "raise retry_queue_names_max"
             )
         if is_first:
             self._has_failed_last = True
             logger.warning(
-                "Redis has not logged an invalidation of %r: it waits in the outbox, and is tried until Redis takes it",
+                "Redis has not logged an invalidation of %r: it waits in the retry queue and is retried",
                 pending.invalidation.namespace,
             )
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="broadcache publisher outbox")
+            self._task = asyncio.create_task(self._run(), name="broadcache publisher retry queue")
         return None
 
     async def close(self, last_attempt_seconds: float) -> None:
@@ -107,9 +108,15 @@ class Outbox:
                 failures = 0
                 continue
             failures += 1
-            ceiling_seconds = min(_BACKOFF_SECONDS_MAX, _BACKOFF_SECONDS_MIN * 2.0 ** min(failures - 1, 16))
-            await self._sleep(self._uniform() * ceiling_seconds)
-        logger.info("Redis has logged all that waited in the outbox")
+            await self._sleep(
+                backoff_seconds(
+                    failures,
+                    seconds_min=_BACKOFF_SECONDS_MIN,
+                    seconds_max=_BACKOFF_SECONDS_MAX,
+                    uniform=self._uniform,
+                )
+            )
+        logger.info("Redis has logged all that waited in the retry queue")
 
     async def _log_some(self) -> bool:
         """Try the first batch. Return whether the log took any of it, or at least answered something new."""
@@ -120,7 +127,7 @@ class Outbox:
             if isinstance(answer, IdempotencyConflict) or _has_announced_nothing(pending, answer):
                 self._backlog.rename(ticket)
             elif isinstance(answer, BaseException):
-                logger.debug("the outbox could not log: %s", answer)
+                logger.debug("the retry queue could not log: %s", answer)
                 self._backlog.postpone(ticket)
                 continue
             else:

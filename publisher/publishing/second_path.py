@@ -11,8 +11,8 @@ from ...shared.invalidation import Invalidation
 from ...shared.receipt import Receipt
 from ...shared.wire import encode_unsequenced
 from .backlog import Pending
-from .delivery import Delivery, Teller
-from .retry_queue import Outbox
+from .delivery import Delivery, InvalidationSender
+from .retry_queue import RetryQueue
 
 __all__ = ["Log", "SecondPath"]
 
@@ -29,12 +29,18 @@ class SecondPath:
     """
 
     def __init__(
-        self, delivery: Delivery, teller: Teller, *, log: Log, outbox: Outbox, fallback_after_seconds: float
+        self,
+        delivery: Delivery,
+        sender: InvalidationSender,
+        *,
+        log: Log,
+        retry_queue: RetryQueue,
+        fallback_after_seconds: float,
     ) -> None:
         self.delivery: Final = delivery
-        self.teller: Final = teller
+        self.sender: Final = sender
         self.log: Final = log
-        self.outbox: Final = outbox
+        self.retry_queue: Final = retry_queue
         self.fallback_after_seconds: Final = fallback_after_seconds
         self._under_way: dict[asyncio.Task[Receipt], _UnderWay] = {}
 
@@ -54,7 +60,7 @@ class SecondPath:
         return task.result()
 
     async def close(self, last_attempt_seconds: float) -> None:
-        """Wait for the fan-outs that have begun, then have the outbox try once more. Closing twice is harmless."""
+        """Wait for the fan-outs that have begun, then have the retry queue try once more. Closing twice is harmless."""
         try:
             for under_way in self._under_way.values():
                 under_way.stop_logging()
@@ -62,9 +68,9 @@ class SecondPath:
                 await asyncio.wait(list(self._under_way))
         finally:
             try:
-                await self.outbox.close(last_attempt_seconds)
+                await self.retry_queue.close(last_attempt_seconds)
             finally:
-                await self.teller.close()
+                await self.sender.close()
 
     def _forget(self, task: asyncio.Task[Receipt]) -> None:
         under_way = self._under_way.pop(task)
@@ -93,8 +99,8 @@ class _UnderWay:
 
     async def _told(self) -> FanoutReport:
         try:
-            return await self._path.teller.tell(encode_unsequenced(self._pending.invalidation))
-        except Exception as error:  # a teller may be anybody's, and its mistakes must not keep it from the outbox
+            return await self._path.sender.send(encode_unsequenced(self._pending.invalidation))
+        except Exception as error:  # a sender may be anybody's, and its mistakes must not keep it from the retry queue
             logger.exception("the fan-out of invalidation %s failed", self._pending.invalidation.id)
             return _report_of_mistake(error)
 
@@ -124,7 +130,7 @@ class _BothPaths(_UnderWay):
 
     async def run(self) -> Receipt:
         try:
-            is_redis_away = self._path.outbox.is_stuck
+            is_redis_away = self._path.retry_queue.is_stuck
             if is_redis_away or self._path.delivery == "both":
                 self.telling = self._fan_out()
             if not is_redis_away:
@@ -136,7 +142,7 @@ class _BothPaths(_UnderWay):
             self._appending.cancel()
             await asyncio.wait([self._appending])
             if not self._appending.cancelled():
-                self._appending.exception()  # whatever it was, it was told or waits in the outbox
+                self._appending.exception()  # whatever it was, it was told or waits in the retry queue
 
     def stop_logging(self) -> None:
         self._appending.cancel()
@@ -168,7 +174,7 @@ class _BothPaths(_UnderWay):
         await asyncio.wait([self._appending, self.telling], return_when=asyncio.FIRST_COMPLETED)
         if not self._appending.done():
             report = self.telling.result()
-            if report.is_delivered and self._path.outbox.offer(self._pending) is None:
+            if report.is_delivered and self._path.retry_queue.offer(self._pending) is None:
                 return self._receipt(report, pending=True)
             await asyncio.wait([self._appending])
         # Once begun, the fan-out is heard to its end: nobody is told by half, and the receipt says who was.
@@ -177,14 +183,14 @@ class _BothPaths(_UnderWay):
         return self._appending.result()._replace(fanout=report) if failure is None else self._unlogged(failure, report)
 
     def _unlogged(self, failure: LinkLost | LogRefused, report: FanoutReport) -> Receipt:
-        refusal = self._path.outbox.offer(self._pending)
+        refusal = self._path.retry_queue.offer(self._pending)
         if report.is_delivered and refusal is None:
             return self._receipt(report, pending=True)
         reasons = [("redis", str(failure))]
         if not report.is_delivered:
             reasons.append(("fanout", report.summary()))
         if refusal is not None:
-            reasons.append(("outbox", refusal))
+            reasons.append(("retry_queue", refusal))
         raise _not_delivered(self._pending.invalidation, tuple(reasons), report, is_pending=refusal is None)
 
 
@@ -192,7 +198,7 @@ def _not_delivered(
     invalidation: Invalidation, reasons: tuple[tuple[str, str], ...], report: FanoutReport, *, is_pending: bool
 ) -> NotDelivered:
     outlook = (
-        "it waits in the outbox, to be logged when Redis takes it; publish again"
+        "it waits in the retry queue, to be logged when Redis takes it; publish again"
         if is_pending
         else "it is not tried again; publish again"
     )

@@ -8,10 +8,10 @@ from typing import Final, Protocol
 from ...shared.errors import BroadcacheError, IdempotencyConflict, LinkLost, LogRefused
 from ...shared.receipt import Receipt
 
-__all__ = ["UNOBSERVED", "Address", "Observer", "Unobserved", "observed", "publish_outcome_of"]
+__all__ = ["UNOBSERVED", "CalledAddress", "PublisherObserver", "Unobserved", "observed", "publish_outcome_of"]
 
 
-class Address(Protocol):
+class CalledAddress(Protocol):
     """What came of one address of a broadcast."""
 
     @property
@@ -25,14 +25,16 @@ class Address(Protocol):
         ...
 
 
-class Observer(Protocol):
+class PublisherObserver(Protocol):
     """Is told when something has ended, on the event loop on which it happened: it must not block, nor raise."""
 
     def published(self, namespace: str, outcome: str, seconds: float) -> None:
         """Take note of a publish. `outcome`: `accepted`, `repeat`, `fanned out`, or of `publish_outcome_of`."""
         ...
 
-    def broadcast(self, service: str, addresses: tuple[Address, ...], seconds: float, *, is_complete: bool) -> None:
+    def broadcast(
+        self, service: str, addresses: tuple[CalledAddress, ...], seconds: float, *, is_complete: bool
+    ) -> None:
         """Take note of a broadcast, and of what came of each address."""
         ...
 
@@ -51,7 +53,9 @@ class Unobserved:
     def published(self, namespace: str, outcome: str, seconds: float) -> None:
         """Forget it."""
 
-    def broadcast(self, service: str, addresses: tuple[Address, ...], seconds: float, *, is_complete: bool) -> None:
+    def broadcast(
+        self, service: str, addresses: tuple[CalledAddress, ...], seconds: float, *, is_complete: bool
+    ) -> None:
         """Forget it."""
 
     def not_broadcast(self, service: str, why: str) -> None:
@@ -64,7 +68,7 @@ class Unobserved:
 UNOBSERVED: Final = Unobserved()
 
 
-class Noted(Protocol):
+class Recorded(Protocol):
     """Takes the receipt of a publish."""
 
     def __call__(self, receipt: Receipt) -> Receipt:
@@ -73,12 +77,12 @@ class Noted(Protocol):
 
 
 @contextmanager
-def observed(observer: Observer, namespace: str) -> Iterator[Noted]:
+def observed(observer: PublisherObserver, namespace: str) -> Iterator[Recorded]:
     """Tell `observer` how what is done within ends. A caller that gives up is not counted: nothing has ended."""
     began_at = time.perf_counter()
     outcome = "accepted"
 
-    def noted(receipt: Receipt) -> Receipt:
+    def recorded(receipt: Receipt) -> Receipt:
         nonlocal outcome
         outcome = "repeat" if receipt.is_repeat else "accepted"
         if receipt.position is None:
@@ -86,7 +90,7 @@ def observed(observer: Observer, namespace: str) -> Iterator[Noted]:
         return receipt
 
     try:
-        yield noted
+        yield recorded
     except BroadcacheError as error:
         observer.published(namespace, publish_outcome_of(error), time.perf_counter() - began_at)
         raise

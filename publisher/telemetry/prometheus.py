@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ...shared.telemetry.exposition import check_can_expose
 from ...shared.telemetry.histogram import Histogram
 from .metric import Metric as Number
-from .observer import Address
+from .observer import CalledAddress
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -38,7 +38,7 @@ class PublisherMetrics:
     """Counts what a publisher, its fan-out and its HTTP API do: an `Observer`, and a collector for a registry.
 
     Shape:  `Publisher(url, observer=metrics)` and `Broadcaster(…, observer=metrics)` tell it; `registry` is what is
-            scraped, one of its own when it is left out. `publisher` is asked for the length of its outbox,
+            scraped, one of its own when it is left out. `publisher` is asked for the length of its retry queue,
             `audits` for the counters of each audit.
     Raises: InvalidSettings when prometheus_client is not installed.
     """
@@ -73,16 +73,18 @@ class PublisherMetrics:
         if namespace not in self._publish_seconds:
             self._publishes.update({(namespace, each): 0 for each in _PUBLISH_OUTCOMES})
         self._publishes[namespace, outcome] += 1
-        self._publish_seconds[namespace].note(seconds)
+        self._publish_seconds[namespace].observe(seconds)
 
-    def broadcast(self, service: str, addresses: tuple[Address, ...], seconds: float, *, is_complete: bool) -> None:
+    def broadcast(
+        self, service: str, addresses: tuple[CalledAddress, ...], seconds: float, *, is_complete: bool
+    ) -> None:
         """Count a broadcast, and what came of each address."""
         results = [_result_of(address) for address in addresses]
         is_whole = is_complete and all(result == "success" for result in results)
         self._add_service(service)
         self._broadcasts[service, "all" if is_whole else "not all"] += 1
         self._addresses.update((service, result) for result in results)
-        self._broadcast_seconds[service].note(seconds)
+        self._broadcast_seconds[service].observe(seconds)
 
     def not_broadcast(self, service: str, why: str) -> None:
         """Count a broadcast that called nobody."""
@@ -138,9 +140,9 @@ class PublisherMetrics:
             self._broadcast_seconds,
         )
         yield GaugeMetricFamily(
-            "broadcache_outbox_length",
+            "broadcache_retry_queue_length",
             "Invalidations that wait for Redis to come back.",
-            value=getattr(self._publisher, "outbox_length", 0) or 0,
+            value=getattr(self._publisher, "retry_queue_length", 0) or 0,
         )
         yield from _audited(self._audits())
 
@@ -177,7 +179,7 @@ def _audited(audits: Iterable[HasMetrics]) -> "Iterable[Metric]":
     return families.values()
 
 
-def _result_of(address: Address) -> str:
+def _result_of(address: CalledAddress) -> str:
     if address.status_code is not None:
         if not 200 <= address.status_code < 300:
             return "status"

@@ -26,7 +26,7 @@ class Histogram:
         self._counts = [0] * (len(self._bounds) + 1)
         self.total = 0.0
 
-    def note(self, value: float) -> None:
+    def observe(self, value: float) -> None:
         """Count one value, which must not be negative."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self.total += value

@@ -7,7 +7,7 @@ from typing import Final
 
 from ...shared.confirmation import encode_reports
 from ...shared.errors import BroadcacheError, MalformedFrame
-from ...shared.question import Answer, Question, decode_question
+from ...shared.question import Question, ReplicaAnswer, decode_question
 from ...shared.transport.redis.link import Link, Refused
 from ...shared.transport.redis.names import names_of
 from ..cache.entries import Count
@@ -39,7 +39,7 @@ class Answerer:
         """Get ready to answer in whichever event loop comes next."""
         self._has_questions = asyncio.Event()
 
-    def take(self, sequencer: Sequencer, frame: bytes) -> None:
+    def receive(self, sequencer: Sequencer, frame: bytes) -> None:
         """Take what was asked of a namespace, for later."""
         if len(self._waiting) >= _WAITING_MAX:
             self.left_out += 1
@@ -48,7 +48,7 @@ class Answerer:
         self._has_questions.set()
 
     async def answer_for_ever(self, link: Link) -> None:
-        """Answer what is asked, until the link is lost."""
+        """Answer questions until the link is lost."""
         self.left_out += len(self._waiting)
         self._waiting.clear()
         try:
@@ -71,16 +71,15 @@ class Answerer:
             _log.warning("a question to %s is not answered: %s", sequencer.namespace, error)
             return
         answer = await _answer_to(question, sequencer)
-        publish = "SPUBLISH" if link.is_sharded else "PUBLISH"
         channel = names_of(sequencer.namespace).confirmed
         try:
-            await link.call(publish, channel, encode_reports(self._replica_id, answers=[answer]))
+            await link.publish(channel, encode_reports(self._replica_id, answers=[answer]))
         except Refused as refusal:
             self.left_out += 1
             _log.warning("expected %s to let this user answer, got: %s", link.label, refusal)
 
 
-async def _answer_to(question: Question, sequencer: Sequencer) -> Answer:
+async def _answer_to(question: Question, sequencer: Sequencer) -> ReplicaAnswer:
     # Before all else: what is looked at later is not older than this place.
     position = sequencer.position
     fingerprints: list[tuple[str | None, ...]] = []
@@ -88,7 +87,7 @@ async def _answer_to(question: Question, sequencer: Sequencer) -> Answer:
         fingerprints.append(tuple(cache.fingerprint(key) for cache in sequencer.caches))
         await asyncio.sleep(0)  # values may be large
     count, is_estimate = await _count(question, sequencer)
-    return Answer(
+    return ReplicaAnswer(
         id=question.id,
         position=position,
         count=count,

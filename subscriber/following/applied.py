@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias
 from ...shared.invalidation import Position
 from .follower import State
 
-__all__ = ["Applied", "Outcome"]
+__all__ = ["Applied", "ApplyOutcome"]
 
-Outcome: TypeAlias = Literal["applied", "not followed", "cleared"]
+ApplyOutcome: TypeAlias = Literal["applied", "not followed", "cleared"]
 """`applied`; of a namespace that is `not followed` here, so that there was nothing to drop; or everything was
 `cleared`, because the body was empty or could not be read."""
 
@@ -26,7 +26,7 @@ class Applied:
 
     replica: str
     state: State
-    outcome: Outcome
+    outcome: ApplyOutcome
     id: str | None
     namespace: str | None
     dropped: int

@@ -8,13 +8,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar
 
 from ...shared.clock import Clock
 from ...shared.errors import BroadcacheError, LinkLost, LogRefused
+from ...shared.process.backoff import backoff_seconds
 from ...shared.transport.redis.link import Link, RedisAddress, Refused
 from ...shared.transport.redis.log import (
     Entry,
@@ -29,7 +29,7 @@ from ...shared.transport.redis.log import (
 from ...shared.transport.redis.registry import withdraw
 from ..cache.local_cache import LocalCache
 from .answerer import Answerer
-from .presence import Teller
+from .presence import PresencePublisher
 from .reporter import Reporter
 from .sequencer import Mark, Sequencer
 
@@ -40,7 +40,7 @@ State: TypeAlias = Literal["connecting", "recovering", "coherent", "lost", "clos
 
 _log = logging.getLogger("broadcache.subscriber")
 
-_BACKOFF_SECONDS_MIN: Final = 0.05
+_BACKOFF_SECONDS_MIN: Final = 0.1
 _PAGE_ENTRIES_MIN: Final = 2
 """The entries of a replay page: the one at the replica's own position, and at least one more."""
 _PAGE_ENTRIES_FIRST: Final = 16
@@ -116,7 +116,7 @@ class Follower:
         self._has_warned_of_identity = False
         # How many entries the next replay page asks for. Links come and go; how fast they are changes less.
         self._page_entries = _PAGE_ENTRIES_FIRST
-        self._teller = Teller(replica_id)
+        self._presence_publisher = PresencePublisher(replica_id)
         self._reporter = Reporter(replica_id)
         self._answerer = Answerer(replica_id)
         # The namespaces in which others may find this replica, and what last kept it from being found.
@@ -183,7 +183,14 @@ class Follower:
             self.lost += 1
             # A link that has carried more than the first echo was a good one: the next attempt is the first again.
             failures = 1 if self.echoes > echoes_before + 1 else failures + 1
-            await asyncio.sleep(self._backoff_seconds(failures))
+            await asyncio.sleep(
+                backoff_seconds(
+                    failures,
+                    seconds_min=_BACKOFF_SECONDS_MIN,
+                    seconds_max=self._timing.backoff_seconds_max,
+                    uniform=self._uniform,
+                )
+            )
 
     async def _follow(self) -> NoReturn:
         """Follow the namespaces over one link, until it is lost. Raises: BroadcacheError."""
@@ -199,7 +206,7 @@ class Follower:
             asyncio.create_task(self._answerer.answer_for_ever(link), name="broadcache answer"),
         ]
         try:
-            link.lost.add_done_callback(self._note_loss)
+            link.lost.add_done_callback(self._on_loss)
             self._enter("recovering")
             server = await self._recover(link)
             # Only now: what the log has told may have been told by a server that is no primary any more.
@@ -249,7 +256,7 @@ class Follower:
         refusal: LogRefused | None = None
         server = Identity("", "")
         try:
-            async with _deadline(self._timing.echo_timeout_seconds, link.label):
+            async with link.within(self._timing.echo_timeout_seconds):
                 server = await identity(link)
         except LogRefused as error:
             refusal = error
@@ -273,7 +280,7 @@ class Follower:
         for namespace, sequencer in tuple(self._sequencers.items()):
             if namespace in self._resumed or names_of(namespace).channel not in self._subscribed:
                 continue
-            async with _deadline(self._timing.echo_timeout_seconds, link.label):
+            async with link.within(self._timing.echo_timeout_seconds):
                 newest = await read_head(link, namespace)
             reason = sequencer.resume(newest, is_same_server=is_same_server)
             if reason is not None:
@@ -289,7 +296,7 @@ class Follower:
         self._echo_channel = echo_channel_of(namespaces[0], self._replica_id)
         wanted.add(self._echo_channel)
         try:
-            async with _deadline(self._timing.echo_timeout_seconds, link.label):
+            async with link.within(self._timing.echo_timeout_seconds):
                 if missing := wanted - self._subscribed:
                     await link.subscribe(*missing)
                 if too_many := self._subscribed - wanted:
@@ -313,7 +320,7 @@ class Follower:
             *((link.subscribe, channel) for channel in missing),
             *((link.unsubscribe, each) for each in too_many),
         ]
-        async with _deadline(self._timing.echo_timeout_seconds, link.label):
+        async with link.within(self._timing.echo_timeout_seconds):
             # Each by itself: a user may have the right to one and not to another.
             results = await asyncio.gather(*(change(channel) for change, channel in changes), return_exceptions=True)
         refusals = {channel: result for (_, channel), result in zip(changes, results, strict=True) if result}
@@ -365,7 +372,7 @@ class Follower:
                 await self._restart(link, sequencer, reason)
                 return False
             if sequencer.reports:
-                self._reporter.take(sequencer)
+                self._reporter.record(sequencer)
             self._on_change()
             await asyncio.sleep(0)
             if is_end:
@@ -394,7 +401,7 @@ class Follower:
 
     async def _restart(self, link: Link, sequencer: Sequencer, reason: str) -> None:
         """Drop everything, and go on from the head that the log has now."""
-        async with _deadline(self._timing.echo_timeout_seconds, link.label):
+        async with link.within(self._timing.echo_timeout_seconds):
             newest = await read_head(link, sequencer.namespace)
         sequencer.restart(newest, reason)
 
@@ -434,7 +441,7 @@ class Follower:
         self._has_probe.clear()
         presence_seconds = self._presence_seconds
         self._present.update(asked)
-        async with _deadline(self._timing.echo_timeout_seconds, link.label):
+        async with link.within(self._timing.echo_timeout_seconds):
             heads = await echo(
                 link,
                 tuple(asked),
@@ -473,7 +480,7 @@ class Follower:
 
     def _presence(self, sequencer: Sequencer, lifetime_seconds: float) -> bytes:
         """What others can read of this replica while it lives."""
-        return self._teller.tell(
+        return self._presence_publisher.publish(
             sequencer,
             namespaces=self.namespaces,
             state=self.state,
@@ -517,12 +524,7 @@ class Follower:
             self._is_coherent.clear()
         self._on_change()
 
-    def _backoff_seconds(self, failures: int) -> float:
-        """Full jitter: anything from nothing to a ceiling that doubles, so that replicas do not come back in step."""
-        ceiling_seconds: float = min(self._timing.backoff_seconds_max, _BACKOFF_SECONDS_MIN * 2.0 ** min(failures, 32))
-        return self._uniform() * ceiling_seconds
-
-    def _note_loss(self, _: object) -> None:
+    def _on_loss(self, _: object) -> None:
         """Wake up whoever waits for what can no longer come."""
         self._has_news.set()
         self._has_probe.set()
@@ -531,27 +533,17 @@ class Follower:
         sequencer = self._of_channel.get(channel)
         if sequencer is None:
             if (asked := self._of_question.get(channel)) is not None:
-                self._answerer.take(asked, frame)
+                self._answerer.receive(asked, frame)
             elif frame == self._probe and not self._has_probe.is_set():
                 # Here, because what comes behind the probe was published after the heads were read.
                 self._marks = {namespace: each.mark() for namespace, each in self._asked.items()}
                 self._has_probe.set()
         elif sequencer.receive(frame):
             if sequencer.reports:
-                self._reporter.take(sequencer)
+                self._reporter.record(sequencer)
             self._on_change()
             if sequencer.is_behind:
                 self._has_news.set()
-
-
-@asynccontextmanager
-async def _deadline(seconds: float, label: str) -> AsyncIterator[None]:
-    """End what is awaited within it after some seconds, as a lost link."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise LinkLost(f"expected an answer from {label} within {seconds:g} s, got none") from None
 
 
 async def _while_heard(link: Link, answer: Coroutine[Any, Any, T], seconds: float) -> T:

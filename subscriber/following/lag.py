@@ -18,7 +18,7 @@ class Lag(Histogram):
 
     __slots__ = ()
 
-    def note_sent(self, sent_at_ms: int | None) -> None:
+    def record(self, sent_at_ms: int | None) -> None:
         """Count one that has just been applied. It is on the path of each message, so `note` is written out here."""
         if sent_at_ms is not None:
             seconds = time() - sent_at_ms * 0.001

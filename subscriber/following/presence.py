@@ -13,10 +13,10 @@ from ... import __version__  # pyright: ignore[reportMissingImports]  (above thi
 from ...shared.presence import Presence
 from .sequencer import Sequencer
 
-__all__ = ["Teller"]
+__all__ = ["PresencePublisher"]
 
 
-class Teller:
+class PresencePublisher:
     """Tells others of this replica's namespaces. It does no I/O.
 
     Units:  `started_at_ms` is the wall clock in milliseconds, for people.
@@ -27,7 +27,7 @@ class Teller:
         self._host: Final = socket.gethostname()
         self._started_at_ms: Final = time.time_ns() // 1_000_000 if started_at_ms is None else started_at_ms
 
-    def tell(
+    def publish(
         self,
         sequencer: Sequencer,
         *,

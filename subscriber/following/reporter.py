@@ -49,7 +49,7 @@ class Reporter:
         """How long the last invalidation that was to be confirmed took, as far as wall clocks tell."""
         return self._lag_ms.get(namespace)
 
-    def take(self, sequencer: Sequencer) -> None:
+    def record(self, sequencer: Sequencer) -> None:
         """Take what is to be reported."""
         now_ms = self._unix_ms()
         while sequencer.reports:
@@ -82,9 +82,8 @@ class Reporter:
         batch: list[Report] = []
         while len(batch) < _BATCH_REPORTS and self._waiting and self._waiting[0][0] == namespace:
             batch.append(self._waiting.popleft()[1])
-        publish = "SPUBLISH" if link.is_sharded else "PUBLISH"
         try:
-            await link.call(publish, names_of(namespace).confirmed, encode_reports(self._replica_id, batch))
+            await link.publish(names_of(namespace).confirmed, encode_reports(self._replica_id, batch))
         except Refused as refusal:
             self.left_out += len(batch)
             _log.warning("expected %s to let this user confirm, got: %s", link.label, refusal)

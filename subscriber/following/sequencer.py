@@ -343,7 +343,7 @@ class Sequencer:
             for cache in self.caches:
                 cache.apply_invalidation(invalidation)
         if self.lag is not None:
-            self.lag.note_sent(invalidation.sent_at_ms)
+            self.lag.record(invalidation.sent_at_ms)
         if began_at_ns:
             trace_applied(invalidation, began_at_ns)
 

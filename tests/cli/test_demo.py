@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from tests.support.command_line import BROADCACHE, descendants, environment, is_alive, run
 
-from broadcache.cli.demo.catalogue import Source
+from broadcache.cli.demo.catalogue import CatalogueSource
 from broadcache.cli.demo.child import Child, ChildFailed
 from broadcache.cli.demo.fleet import Drop, Fleet, Invalidated, Read, Replica
 from broadcache.cli.demo.story import Row, Story
@@ -76,9 +76,9 @@ async def test_a_child_that_dies_while_starting_is_quoted(tmp_path: Path) -> Non
 @pytest.mark.anyio
 async def test_a_replica_that_serves_the_old_value_after_its_drop_fails_the_story(tmp_path: Path) -> None:
     async with aiohttp.ClientSession() as session:
-        source = Source(tmp_path / "catalogue.sqlite")
+        source = CatalogueSource(tmp_path / "catalogue.sqlite")
         story = Story(_BrokenFleet([_DeafReplica(session, source)], source), _Silence())
-        await story.tell()
+        await story.run()
     assert "replica-1: expected a load of 19.90, got hit of 24.90" in story.failures
     assert "replica-1 served 24.90 after it had dropped it: 19.90 was due" in story.failures
 
@@ -86,7 +86,7 @@ async def test_a_replica_that_serves_the_old_value_after_its_drop_fails_the_stor
 class _DeafReplica(Replica):
     """Says that it drops, and does not."""
 
-    def __init__(self, session: aiohttp.ClientSession, source: Source) -> None:
+    def __init__(self, session: aiohttp.ClientSession, source: CatalogueSource) -> None:
         super().__init__("replica-1", "http://127.0.0.1:1", session, is_subscribed=True)
         self._source = source
         self._cached = Read(source.product(1).price, from_cache=True)
@@ -107,7 +107,7 @@ class _DeafReplica(Replica):
 class _BrokenFleet(Fleet):
     """A fleet without processes."""
 
-    def __init__(self, replicas: list[Replica], source: Source) -> None:
+    def __init__(self, replicas: list[Replica], source: CatalogueSource) -> None:
         super().__init__(replicas[0], replicas, source)
 
     async def invalidate(self) -> Invalidated:

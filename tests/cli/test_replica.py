@@ -13,7 +13,7 @@ import pytest
 from tests.support.command_line import ask, running
 from tests.support.receipts import position_of
 
-from broadcache.cli.demo.catalogue import NoSuchProduct, Source
+from broadcache.cli.demo.catalogue import CatalogueSource, NoSuchProduct
 from broadcache.publisher import Publisher
 from broadcache.shared import InvalidSettings, Keys, Receipt, Tags, Target
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
@@ -104,9 +104,9 @@ def test_a_request_that_cannot_be_answered_gets_a_problem(
 def test_a_source_is_made_and_filled_once_by_whoever_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "catalogue.sqlite"
     with ThreadPoolExecutor(8) as threads:
-        sources = list(threads.map(lambda _: Source(path), range(8)))
+        sources = list(threads.map(lambda _: CatalogueSource(path), range(8)))
     sources[0].set_price(1, Decimal("0.07"))
-    assert {source.product(1).price for source in [*sources, Source(path)]} == {Decimal("0.07")}
+    assert {source.product(1).price for source in [*sources, CatalogueSource(path)]} == {Decimal("0.07")}
     assert str(sources[0].product(42).price) == "12.00"
 
 
@@ -114,12 +114,12 @@ def test_a_source_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Pat
     path = tmp_path / "notes.txt"
     path.write_text("not a database, but somebody's notes\n" * 100)
     with pytest.raises(InvalidSettings, match=r"notes\.txt"):
-        Source(path)
+        CatalogueSource(path)
     assert path.read_text().startswith("not a database")
 
 
 def test_a_product_that_is_gone_is_missed_by_reads_and_writes(tmp_path: Path) -> None:
-    source = Source(tmp_path / "catalogue.sqlite")
+    source = CatalogueSource(tmp_path / "catalogue.sqlite")
     with closing(sqlite3.connect(tmp_path / "catalogue.sqlite", isolation_level=None)) as connection:
         connection.execute("DELETE FROM products WHERE id = 42")
     with pytest.raises(NoSuchProduct):

@@ -266,15 +266,15 @@ async def test_several_subscribers_share_a_registry_and_leave_it_one_by_one() ->
 
 def test_a_clock_that_is_ahead_is_no_lag_at_all() -> None:
     lag = Lag()
-    lag.note_sent(None)
-    lag.note_sent(2**53 - 1)
+    lag.record(None)
+    lag.record(2**53 - 1)
     assert (lag.buckets()[0], lag.total) == (("0.001", 1.0), 0.0)
 
 
 def test_a_histogram_counts_each_value_in_every_bucket_it_is_not_above() -> None:
     histogram = Histogram((0.1, 1.0))
     for value in (0.05, 0.1, 0.5, 7.0):
-        histogram.note(value)
+        histogram.observe(value)
     assert histogram.buckets() == [("0.1", 2.0), ("1.0", 3.0), ("+Inf", 4.0)]
     assert histogram.total == pytest.approx(7.65)
 
@@ -343,7 +343,7 @@ async def test_publishes_are_counted_by_outcome(redis_url: str) -> None:
         "not delivered": 0,
     }
     assert scrape.value("broadcache_publish_duration_seconds_count") == 3
-    assert scrape.value("broadcache_outbox_length") == 0
+    assert scrape.value("broadcache_retry_queue_length") == 0
 
 
 async def test_a_publish_that_redis_refuses_or_does_not_answer_is_counted_as_that(own_server: EmbeddedServer) -> None:
@@ -398,12 +398,12 @@ async def test_a_token_that_may_only_read_may_scrape_and_a_stranger_may_not(redi
 async def test_the_length_of_an_outbox_is_told_where_there_is_one(redis_url: str) -> None:
     class WithOutbox(Publisher):
         @property
-        def outbox_length(self) -> int:
+        def retry_queue_length(self) -> int:
             return 3
 
     app = create_app(ApiSettings(redis_url=redis_url), publisher=WithOutbox(redis_url))
     async with served(app) as client:
-        assert (await scraped(client)).value("broadcache_outbox_length") == 3
+        assert (await scraped(client)).value("broadcache_retry_queue_length") == 3
 
 
 async def test_what_comes_of_each_address_of_a_broadcast_is_counted() -> None:
@@ -452,7 +452,7 @@ async def test_a_publish_that_only_the_second_path_delivers_is_counted_with_its_
             own_server.start()
     assert scrape.value("broadcache_publishes_total", outcome="fanned out") == 1
     assert scrape.value("broadcache_broadcast_addresses_total", service="web", result="success") == 2
-    assert scrape.value("broadcache_outbox_length") == 1
+    assert scrape.value("broadcache_retry_queue_length") == 1
 
 
 async def test_an_invalidation_that_is_to_be_confirmed_has_a_lag_too(redis_url: str) -> None:

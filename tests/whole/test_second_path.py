@@ -10,7 +10,7 @@ from tests.support.waiting import until
 
 from broadcache.publisher import Confirm, Fanout, Publisher
 from broadcache.publisher.publishing.backlog import Pending
-from broadcache.shared import FanoutReport, Keys, LinkLost, Outcome, Receipt
+from broadcache.shared import AddressOutcome, FanoutReport, Keys, LinkLost, Receipt
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
@@ -49,10 +49,10 @@ async def test_while_redis_is_away_every_replica_forgets_and_afterwards_nothing_
             assert sorted(outcome.replica or "" for outcome in receipt.fanout.outcomes) == ["web-0", "web-1", "web-2"]
             assert [outcome.dropped for outcome in receipt.fanout.outcomes] == [1, 1, 1]
             assert held(replicas, "a") == [None] * 3
-            assert publisher.outbox_length == 1
+            assert publisher.retry_queue_length == 1
         finally:
             own_server.resume()
-        await until(lambda: publisher.outbox_length == 0, "an empty outbox")
+        await until(lambda: publisher.retry_queue_length == 0, "an empty retry queue")
         after = await publisher.publish(Keys("c"), namespace="products")
         assert after.is_logged
         await until(
@@ -120,7 +120,7 @@ async def test_without_a_log_the_replicas_confirm_by_http(redis_url: str) -> Non
 async def test_a_fan_out_that_may_not_have_called_every_replica_confirms_nothing_for_certain(
     changes: dict[str, Any], doubt: str | None
 ) -> None:
-    outcome = Outcome(
+    outcome = AddressOutcome(
         address="http://10.0.0.7:8889/", status_code=200, error=None, latency_ms=1.0, attempts=1, replica="web-0"
     )
     report = FanoutReport(

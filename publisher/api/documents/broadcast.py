@@ -4,10 +4,10 @@ import msgspec
 
 from ...fanout.broadcaster import Broadcast
 
-__all__ = ["AddressAnswer", "BroadcastAnswer", "answer_of"]
+__all__ = ["AddressResult", "BroadcastResult", "answer_of"]
 
 
-class AddressAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class AddressResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What came of one address. `statusCode` is null, and `error` says why, when it gave no answer."""
 
     status_code: int | None
@@ -17,10 +17,10 @@ class AddressAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     attempts: int
 
 
-class BroadcastAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class BroadcastResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What came of a broadcast. `complete` is false when addresses are known, or likely, to be missing: see `notes`."""
 
-    responses: tuple[AddressAnswer, ...]
+    responses: tuple[AddressResult, ...]
     total: int
     succeeded: int
     failed: int
@@ -31,11 +31,11 @@ class BroadcastAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     notes: tuple[str, ...]
 
 
-def answer_of(broadcast: Broadcast, *, is_body_dropped: bool = False) -> BroadcastAnswer:
+def answer_of(broadcast: Broadcast, *, is_body_dropped: bool = False) -> BroadcastResult:
     """Return what to answer for this broadcast."""
-    return BroadcastAnswer(
+    return BroadcastResult(
         responses=tuple(
-            AddressAnswer(
+            AddressResult(
                 status_code=outcome.status_code,
                 address=outcome.url,
                 error=outcome.error,

@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from .... import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
 from ...publishing.preview import Preview
 from . import problems
-from .broadcast import BroadcastAnswer
+from .broadcast import BroadcastResult
 from .models import (
     Accepted,
     History,
@@ -624,7 +624,7 @@ def _fanout_responses(failure_status: int, *, has_body: bool) -> dict[str, Any]:
         (200, "Every address answered 200 to 299."),
         (failure_status, "At least one address did not answer 200 to 299."),
     ):
-        answered = _answered(description, _schema_of(BroadcastAnswer), _BROADCAST_EXAMPLE)
+        answered = _answered(description, _schema_of(BroadcastResult), _BROADCAST_EXAMPLE)
         response = responses.setdefault(str(status), {"description": description, "content": {}})
         response["content"] |= answered["content"]
         response["headers"] = {**response.get("headers", {}), **_FANOUT_SUMMARY}
@@ -643,7 +643,7 @@ def _schemas() -> dict[str, Any]:
         LoggedInvalidation,
         UnreadableEntry,
         ProblemDocument,
-        BroadcastAnswer,
+        BroadcastResult,
         PreviewRequest,
         Preview,
     ]

@@ -279,9 +279,7 @@ class Client:
     def _has(self, position: Position | None) -> bool:
         """Whether it was sent what stands at `position`, out of the log."""
         ours = self._position
-        if ours is None or position is None:
-            return False
-        return position.epoch == ours.epoch and position.sequence <= ours.sequence
+        return ours is not None and position is not None and ours.reaches(position)
 
     async def _is_in_time(self, news: Awaitable[object]) -> bool:
         """Wait for news; return whether they came before the next sign of life is due."""

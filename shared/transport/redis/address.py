@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from ...errors import InvalidSettings, LinkLost
-from .topology import Cluster, Node, Nodes, Sentinels, ask
+from .topology import Cluster, Node, Nodes, Sentinels, query
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -102,7 +102,7 @@ class RedisAddress:
         connection = self._new_connection(client_name, node)
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
-            hello = {_text(name): _text(value) for name, value in (await ask(connection, "HELLO")).items()}
+            hello = {_text(name): _text(value) for name, value in (await query(connection, "HELLO")).items()}
         except BaseException:
             await connection.disconnect(nowait=True)
             raise

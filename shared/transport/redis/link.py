@@ -8,8 +8,9 @@ proves that every push the server sent before it has been handled.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from ...errors import LinkLost
 from .address import Connected, RedisAddress
@@ -110,6 +111,28 @@ class Link:
             if isinstance(reply, BaseException):
                 raise reply
         return replies
+
+    @property
+    def publish_command(self) -> Literal["PUBLISH", "SPUBLISH"]:
+        """The command that publishes here: in a cluster, a channel has a slot, as a key has."""
+        return "SPUBLISH" if self.is_sharded else "PUBLISH"
+
+    async def publish(self, channel: str, message: bytes) -> int:
+        """Publish one message; return how many connections of this server were subscribed.
+
+        Raises: LinkLost; Refused when the user has no right to the channel.
+        """
+        receivers: int = await self.call(self.publish_command, channel, message)
+        return receivers
+
+    @asynccontextmanager
+    async def within(self, seconds: float) -> AsyncIterator[None]:
+        """Give the server some seconds to answer what is awaited inside. Raises: LinkLost when they have passed."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise LinkLost(f"expected an answer from {self.label} within {seconds:g} s, got none") from None
 
     async def subscribe(self, *channels: str) -> None:
         """Subscribe, and return when the server has confirmed each channel. In a cluster, they share one slot.

@@ -121,7 +121,7 @@ async def append(
         log_length,
         max(1, round(receipt_seconds * 1_000)),
         fingerprint,
-        _publish_on(link),
+        link.publish_command,
         *encode_tails(invalidation),
     )
     try:
@@ -211,7 +211,7 @@ async def echo(
     arguments: tuple[Argument, ...] = (
         probe_channel,
         probe,
-        _publish_on(link),
+        link.publish_command,
         replica_id,
         max(1, round(presence_seconds * 1_000)),
         new_id(),
@@ -294,10 +294,6 @@ def _runs_of(sequences: Iterable[int]) -> list[tuple[int, int]]:
         else:
             runs.append((sequence, sequence))
     return runs
-
-
-def _publish_on(link: Link) -> str:
-    return "SPUBLISH" if link.is_sharded else "PUBLISH"
 
 
 def _field_of(info: bytes, name: bytes) -> str:

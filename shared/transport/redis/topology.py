@@ -12,7 +12,7 @@ from .names import names_of
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Cluster", "Node", "Nodes", "Sentinels", "ask"]
+__all__ = ["Cluster", "Node", "Nodes", "Sentinels", "query"]
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Nodes:
         self._new_connection = new_connection
         self._advice = advice
 
-    async def ask(
+    async def query(
         self, *command: str | int, wanted: str, answer_of: Callable[[Any, Node], T | None], first: Node | None = None
     ) -> T:
         """Return the first answer that is one, of `first` and then of the others.
@@ -57,7 +57,7 @@ class Nodes:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     await connection.connect()  # type: ignore[no-untyped-call]
-                    answer = answer_of(await ask(connection, *command), node)
+                    answer = answer_of(await query(connection, *command), node)
             except Exception as error:  # noqa: BLE001  (the client library's errors have no base of their own)
                 problem = str(error) or f"no answer in {_ANSWER_SECONDS:g} s"
             else:
@@ -82,7 +82,7 @@ class Sentinels:
 
     async def find_primary(self) -> Node:
         """Return the primary as a sentinel knows it: it may be one of yesterday. Raises: LinkLost."""
-        return await self._nodes.ask(
+        return await self._nodes.query(
             "SENTINEL",
             "GET-MASTER-ADDR-BY-NAME",
             self._service,
@@ -106,7 +106,7 @@ class Cluster:
 
     async def find_primary(self) -> Node:
         """Return the primary of the namespace's slot. Raises: LinkLost."""
-        self._last = await self._nodes.ask(
+        self._last = await self._nodes.query(
             "CLUSTER",
             "SLOTS",
             wanted=f"a server of the cluster to name the primary of namespace {self.namespace!r} (slot {self._slot})",
@@ -124,7 +124,7 @@ class Cluster:
         return None
 
 
-async def ask(connection: "AbstractConnection", *command: str | int) -> Any:
+async def query(connection: "AbstractConnection", *command: str | int) -> Any:
     """Send one command over a connection on which nothing is under way, and return its reply.
 
     Raises: OSError, or an error of the client library.

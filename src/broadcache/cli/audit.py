@@ -12,7 +12,7 @@ from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
     from ..publisher import AuditStats, Inconsistency
-    from ..publisher.audit.source import Source
+    from ..publisher.audit.source import SourceLookup
     from ..publisher.audit.stats import Within
 
 __all__ = ["audit"]
@@ -56,7 +56,7 @@ async def _audited(
     sample: float,
     within: list[float] | None,
     *,
-    source: "Source | None",
+    source: "SourceLookup | None",
     timeout_seconds: float,
 ) -> "tuple[AuditStats, tuple[Inconsistency, ...]]":
     from ..publisher import Auditor, Publisher
@@ -71,7 +71,7 @@ async def _audited(
         return auditor.stats(), auditor.findings
 
 
-def _source_at(source_url: str, namespace: str) -> "Source":
+def _source_at(source_url: str, namespace: str) -> "SourceLookup":
     """Raises: InvalidSettings."""
     from ..publisher.audit.source import source_at
 

@@ -14,7 +14,7 @@ from .options import Json
 
 if TYPE_CHECKING:
     from ..publisher.api.settings import FanoutSettings
-    from ..publisher.fanout.broadcaster import Broadcast, Outcome, Request
+    from ..publisher.fanout.broadcaster import Broadcast, CallOutcome, Request
 
 __all__ = ["fanout"]
 
@@ -184,7 +184,7 @@ def _as_table(broadcast: "Broadcast") -> str:
     )
 
 
-def _shown(outcome: "Outcome") -> str:
+def _shown(outcome: "CallOutcome") -> str:
     """What fits on a line of an answer, or why there is none; nothing that a terminal would obey."""
     text = outcome.error or outcome.body.decode(errors="replace")
     text = "".join(char if char.isprintable() else " " for char in text)

@@ -13,7 +13,7 @@ from ..shared.invalidation import DEFAULT_NAMESPACE, check_namespace
 from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
-    from ..publisher.history.feed import Observer
+    from ..publisher.history.feed import FeedObserver
 
 __all__ = ["watch"]
 
@@ -35,11 +35,11 @@ def watch(
 
     check_namespace(namespace)
     since_ms = None if since is None else since_ms_of(since, now_ms=time.time_ns() // 1_000_000)
-    printer: Observer = JsonPrinter(namespace) if json else TextPrinter(namespace)
+    printer: FeedObserver = JsonPrinter(namespace) if json else TextPrinter(namespace)
     asyncio.run(_watch(namespace, redis_url, since_ms, printer))
 
 
-async def _watch(namespace: str, redis_url: str, since_ms: int | None, printer: "Observer") -> None:
+async def _watch(namespace: str, redis_url: str, since_ms: int | None, printer: "FeedObserver") -> None:
     """Follow the namespace until nobody reads what is printed."""
     from ..publisher.history.feed import Feed
 

@@ -23,7 +23,7 @@ from broadcache.publisher.doctor.facts import DeliveryFacts, LogFacts, Namespace
 from broadcache.publisher.doctor.findings import Finding
 from broadcache.publisher.doctor.namespace_checks import examine_namespace, examine_server
 from broadcache.publisher.doctor.rights import rights_of
-from broadcache.publisher.fanout.discovery import Address, Discovered
+from broadcache.publisher.fanout.discovery import Discovered, ReplicaAddress
 from broadcache.shared import InvalidNamespace, InvalidSettings, Keys, Position
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import Subscriber
@@ -514,7 +514,9 @@ async def test_in_a_cluster_each_namespace_is_looked_at_where_it_is() -> None:
 async def test_the_service_of_the_fan_out_is_looked_up() -> None:
     def found(*hosts: str, doubt: str = "") -> Any:
         async def discover(service: str) -> Discovered:
-            return Discovered(tuple(Address(host, 80) for host in hosts), "dns", not doubt, (doubt,) if doubt else ())
+            return Discovered(
+                tuple(ReplicaAddress(host, 80) for host in hosts), "dns", not doubt, (doubt,) if doubt else ()
+            )
 
         return discover
 

@@ -12,11 +12,11 @@ from tests.support.dns_server import DnsServer, Failure, Query
 from tests.support.waiting import until
 
 from broadcache.publisher.fanout.discovery import (
-    Address,
     AliasRefused,
     Discovered,
     DnsDiscovery,
     ListDiscovery,
+    ReplicaAddress,
     ResolverFailed,
     ResolverTimedOut,
     ServiceNotFound,
@@ -69,8 +69,8 @@ def texts(discovered: Discovered) -> list[str]:
 
 
 async def test_an_address_is_written_as_in_a_url() -> None:
-    assert str(Address("10.0.0.7", 80)) == "10.0.0.7:80"
-    assert str(Address("fd00::7", 80)) == "[fd00::7]:80"
+    assert str(ReplicaAddress("10.0.0.7", 80)) == "10.0.0.7:80"
+    assert str(ReplicaAddress("fd00::7", 80)) == "[fd00::7]:80"
 
 
 async def test_a_service_is_each_of_its_ipv4_addresses_in_the_servers_order(
@@ -78,7 +78,10 @@ async def test_a_service_is_each_of_its_ipv4_addresses_in_the_servers_order(
 ) -> None:
     server.a("web.test", "127.0.0.9", "127.0.0.2", "127.0.0.5", "127.0.0.2")
     assert await discovery.discover("web.test", 8080) == Discovered(
-        (Address("127.0.0.9", 8080), Address("127.0.0.2", 8080), Address("127.0.0.5", 8080)), "dns", True, ()
+        (ReplicaAddress("127.0.0.9", 8080), ReplicaAddress("127.0.0.2", 8080), ReplicaAddress("127.0.0.5", 8080)),
+        "dns",
+        True,
+        (),
     )
 
 
@@ -496,7 +499,7 @@ async def test_one_address_is_not_called_virtual_without_a_proof(server: DnsServ
         server.fails("web.test", "SRV", "NXDOMAIN" if fault == "NXDOMAIN" else "SERVFAIL")
     timeout_seconds = SOON_SECONDS if fault == "silence" else LATE_SECONDS
     found = await discovery_of(server, tmp_path, timeout_seconds=timeout_seconds).discover("web.test", 80)
-    assert found == Discovered((Address("127.0.0.2", 80),), "dns", True, ())
+    assert found == Discovered((ReplicaAddress("127.0.0.2", 80),), "dns", True, ())
 
 
 async def test_several_addresses_do_not_wait_for_what_only_one_would_need(
@@ -519,7 +522,7 @@ async def test_a_named_port_pairs_each_replica_with_its_own_port(server: DnsServ
         glue={"a.web.test": ["127.0.0.2"], "b.web.test": ["127.0.0.3"]},
     )
     found = await discovery.discover("web.test", "http")
-    assert found == Discovered((Address("127.0.0.3", 8081), Address("127.0.0.2", 8080)), "srv", True, ())
+    assert found == Discovered((ReplicaAddress("127.0.0.3", 8081), ReplicaAddress("127.0.0.2", 8080)), "srv", True, ())
     assert {query.rdtype for query in server.queries} == {"SRV"}, "what came along is not asked for again"
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.support.pods import Behaviour, Pods, answers, hangs, resets, says
 
-from broadcache.publisher.fanout.exchange import Answer, Untold, exchange
+from broadcache.publisher.fanout.exchange import HttpResponse, Untold, exchange
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +29,7 @@ async def ask(
     headers: tuple[tuple[bytes, bytes], ...] = ((b"Host", b"pod"),),
     timeout_seconds: float = 30,
     answer_bytes_max: int = 1_000,
-) -> Answer:
+) -> HttpResponse:
     return await exchange(
         host,
         port,

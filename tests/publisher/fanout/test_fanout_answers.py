@@ -138,7 +138,7 @@ async def test_any_other_answer_is_no_success_confirms_nothing_and_says_what_was
 async def test_not_followed_is_told_apart_from_a_stranger(pods: Pods) -> None:
     pods[0].behaviour = as_replica("not followed", replica="web-0")
     pods[1].behaviour = answers(200, b"hello")
-    report = await fanout_of(pods).tell(encode_unsequenced(invalidation_of([Keys("a")])))
+    report = await fanout_of(pods).send(encode_unsequenced(invalidation_of([Keys("a")])))
     assert [(each.replica, each.outcome) for each in report.outcomes] == [("web-0", "not followed"), (None, None)]
 
 
@@ -167,7 +167,7 @@ async def test_parts_that_were_not_sent_are_not_taken(pods: Pods) -> None:
         await applies(received, writer)
 
     pods[0].behaviour = behave
-    report = await fanout.tell(encode_unsequenced(invalidation_of([LARGE], id="large")))
+    report = await fanout.send(encode_unsequenced(invalidation_of([LARGE], id="large")))
     assert report.problem is not None
     assert (report.total, report.succeeded) == (2, 0)
     assert "expected 4 parts to be sent to it, got 1; publish again" in (report.outcomes[0].error or "")
@@ -177,7 +177,7 @@ async def test_the_metrics_count_it_as_not_applied(pods: Pods) -> None:
     registry = CollectorRegistry()
     pods[1].behaviour = answers(200)
     fanout = fanout_of(pods, observer=PublisherMetrics(registry))
-    await fanout.tell(encode_unsequenced(invalidation_of([Keys("a")])))
+    await fanout.send(encode_unsequenced(invalidation_of([Keys("a")])))
     for result, count in {"success": 1, "not applied": 1, "status": 0}.items():
         labels = {"service": "web", "result": result}
         assert registry.get_sample_value("broadcache_broadcast_addresses_total", labels) == count
@@ -187,7 +187,7 @@ async def test_the_metrics_count_it_as_not_applied(pods: Pods) -> None:
 async def test_what_a_replica_answers_is_read_up_to_the_limit(pods: Pods) -> None:
     pods[1].behaviour = as_replica(replica="web-1")
     fanout = fanout_of(pods, limits=Limits(answer_bytes_max=40))
-    report = await fanout.tell(encode_unsequenced(invalidation_of([Keys("a")])))
+    report = await fanout.send(encode_unsequenced(invalidation_of([Keys("a")])))
     assert (report.succeeded, report.failed) == (0, 2)
     assert "40 bytes, cut at the limit of 40 bytes" in (report.outcomes[1].error or "")
     assert json.loads(pods[1].received[0].body)["keys"] == ["a"]

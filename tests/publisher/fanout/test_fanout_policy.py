@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from broadcache.publisher.fanout.policy import Destination, FanoutPolicy, FanoutRefused, InvalidService
-from broadcache.publisher.fanout.ranges import REFUSED_RANGES, Address, embedded_in
+from broadcache.publisher.fanout.ranges import REFUSED_RANGES, IPAddress, embedded_in
 from broadcache.shared import InvalidSettings
 
 POLICY = FanoutPolicy(["web:8080", "web:metrics", "web.prod.svc.cluster.local:*", "my_db.compose:5432", "localhost:80"])
@@ -616,14 +616,14 @@ def text_of(call: Callable[[], object]) -> str:
 
 
 @given(address=addresses)
-def test_an_address_is_permitted_by_default_if_and_only_if_it_lies_in_no_refused_range(address: Address) -> None:
+def test_an_address_is_permitted_by_default_if_and_only_if_it_lies_in_no_refused_range(address: IPAddress) -> None:
     meant = (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
     is_refused = any(meant in refused.network for refused in REFUSED_RANGES)
     assert POLICY.permits(str(address)) is not is_refused
 
 
 @given(address=addresses, prefix=st.integers(0, 128))
-def test_a_network_opens_a_refused_range_only_from_within(address: Address, prefix: int) -> None:
+def test_a_network_opens_a_refused_range_only_from_within(address: IPAddress, prefix: int) -> None:
     assume(not (isinstance(address, IPv6Address) and address.ipv4_mapped))
     network = ipaddress.ip_network(f"{address}/{min(prefix, address.max_prefixlen)}", strict=False)
     concerned = [refused.network for refused in REFUSED_RANGES if address in refused.network]

@@ -246,7 +246,7 @@ async def test_a_replica_that_is_not_registered_and_confirms_is_listed_too(redis
 
 
 async def test_a_report_that_is_lost_is_made_up_for_by_an_echo(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reporter, "take", lambda self, sequencer: sequencer.reports.clear())
+    monkeypatch.setattr(Reporter, "record", lambda self, sequencer: sequencer.reports.clear())
     async with Publisher(redis_url) as publisher, replicas(redis_url, "mute"):
         confirmation = confirmation_of(await publisher.publish(Keys("a"), namespace="products", confirm=PATIENT))
         assert [(each.outcome, each.how, each.dropped) for each in confirmation.replicas] == [
@@ -255,7 +255,7 @@ async def test_a_report_that_is_lost_is_made_up_for_by_an_echo(redis_url: str, m
 
 
 async def test_without_report_and_echo_nothing_is_confirmed(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reporter, "take", lambda self, sequencer: sequencer.reports.clear())
+    monkeypatch.setattr(Reporter, "record", lambda self, sequencer: sequencer.reports.clear())
     async with Publisher(redis_url) as publisher, replicas(redis_url, "mute", **SELDOM) as [cache]:
         fill(cache, "a")
         confirmation = confirmation_of(await publisher.publish(Keys("a"), namespace="products", confirm=IMPATIENT))
@@ -366,7 +366,7 @@ def test_a_proven_position_confirms_only_in_the_history_that_the_log_has() -> No
     wait.accept(receipt_at(sent, 5))
     reaching = wait.reaching([*confirming, *others])
     assert set(wait.sequences(reaching)) == {5, 7, 9}
-    wait.take_positions(reaching, entries_of(ours | at_nine))
+    wait.record_positions(reaching, entries_of(ours | at_nine))
     assert wait.missing == [each.replica for each in others]
     assert [each.how for each in wait.confirmation().replicas if each.outcome == "confirmed"] == ["echo", "echo"]
 
@@ -380,10 +380,10 @@ def test_no_position_confirms_what_the_log_does_not_have(stands_there: Invalidat
     wait = waiting_for(sent, "ahead")
     wait.accept(receipt_at(sent, 5, is_repeat=is_repeat))
     found = {} if stands_there is None else frames_of(stands_there, 5)
-    wait.take_positions([ahead], entries_of(found | at_nine))
+    wait.record_positions([ahead], entries_of(found | at_nine))
     assert wait.missing == ["ahead"]
     # The negative control: what it has is this invalidation.
-    wait.take_positions([ahead], entries_of(frames_of(sent, 5) | at_nine))
+    wait.record_positions([ahead], entries_of(frames_of(sent, 5) | at_nine))
     assert wait.missing == []
 
 
@@ -395,14 +395,14 @@ def test_a_repeat_is_compared_by_its_id_and_targets() -> None:
     there = proven("there", "e", 5, digest_of(logged[5]))
     wait = waiting_for(again, "there", "reporting")
     wait.accept(receipt_at(again, 5, is_repeat=True))
-    wait.take("reporting", Report(id="id", epoch="e", seq=5, digest=digest_of(logged[5])))
+    wait.record_report("reporting", Report(id="id", epoch="e", seq=5, digest=digest_of(logged[5])))
     assert wait.missing == ["there", "reporting"]
-    wait.take_positions([there], entries_of(logged))
+    wait.record_positions([there], entries_of(logged))
     assert wait.missing == []
     # The negative control: what was logged by this publish is compared byte for byte.
     wait = waiting_for(again, "there")
     wait.accept(receipt_at(again, 5))
-    wait.take_positions([there], entries_of(logged))
+    wait.record_positions([there], entries_of(logged))
     assert wait.missing == ["there"]
 
 
@@ -412,10 +412,10 @@ def test_a_report_confirms_only_with_the_digest_of_the_frame() -> None:
     wait.accept(receipt_at(sent, 5))
     forged = digest_of(frames_of(sent_as("id", Keys("b")), 5)[5])
     for epoch, digest in (("e", None), ("e", forged), ("e", ""), ("f", digest_of(frames_of(sent, 5, "f")[5]))):
-        wait.take("one", Report(id="id", epoch=epoch, seq=5, digest=digest))
+        wait.record_report("one", Report(id="id", epoch=epoch, seq=5, digest=digest))
     assert wait.missing == ["one"]
     # The negative control.
-    wait.take("one", Report(id="id", epoch="e", seq=5, digest=digest_of(frames_of(sent, 5)[5]), dropped=2))
+    wait.record_report("one", Report(id="id", epoch="e", seq=5, digest=digest_of(frames_of(sent, 5)[5]), dropped=2))
     assert [(each.outcome, each.dropped) for each in wait.confirmation().replicas] == [("confirmed", 2)]
 
 
@@ -432,9 +432,9 @@ def test_a_split_invalidation_is_not_confirmed_by_the_report_of_one_part() -> No
         }
         last = reports.pop(left_out)
         for report in reports.values():
-            wait.take("one", report)
+            wait.record_report("one", report)
         assert wait.missing == ["one"]
-        wait.take("one", last)
+        wait.record_report("one", last)
         assert [(each.outcome, each.dropped) for each in wait.confirmation().replicas] == [("confirmed", 3)]
 
 
@@ -443,14 +443,14 @@ def test_a_frame_that_came_twice_is_counted_as_it_was_dropped_first() -> None:
     wait = waiting_for(sent, "one", "two")
     wait.accept(receipt_at(sent, 5))
     for dropped in (3, 0):
-        wait.take("two", Report(id="id", digest=digest_of(frames_of(sent, 5)[5]), dropped=dropped))
+        wait.record_report("two", Report(id="id", digest=digest_of(frames_of(sent, 5)[5]), dropped=dropped))
     assert wait.confirmation().replicas[1].dropped == 3
 
 
 async def test_reports_heard_before_the_log_has_answered_count() -> None:
     sent = sent_as()
     wait = waiting_for(sent, "one")
-    wait.take("one", Report(id="id", epoch="e", seq=5, digest=digest_of(frames_of(sent, 5)[5])))
+    wait.record_report("one", Report(id="id", epoch="e", seq=5, digest=digest_of(frames_of(sent, 5)[5])))
     assert wait.missing == ["one"]
     wait.accept(receipt_at(sent, 5))
     await wait.until_complete()
@@ -466,7 +466,7 @@ def test_an_own_invalidation_confirms_and_a_forged_one_with_its_id_does_not() ->
         wait = waiting_for(own, "one")
         wait.accept(receipt_at(own, 5))
         for report, _ in sequencer.reports:
-            wait.take("one", report)
+            wait.record_report("one", report)
         assert wait.missing == missing
 
 
@@ -721,7 +721,7 @@ async def test_more_reports_than_there_is_room_for_are_left_out_and_never_block(
     reporter = Reporter("one", unix_ms=lambda: 1_000.0)
     for number in range(12_000):
         sequencer.reports.append((Report(id=f"{number}", epoch="e", seq=number), 990))
-        reporter.take(sequencer)
+        reporter.record(sequencer)
     assert (reporter.left_out, reporter.lag_ms("products"), reporter.lag_ms("users")) == (2_000, 10.0, None)
     heard: list[bytes] = []
     async with (

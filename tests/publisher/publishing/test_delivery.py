@@ -19,9 +19,10 @@ from broadcache.publisher import Delivery, Publisher
 from broadcache.publisher.api.app import create_app
 from broadcache.publisher.api.settings import ApiSettings
 from broadcache.publisher.publishing.backlog import Pending
-from broadcache.publisher.publishing.retry_queue import Outbox
+from broadcache.publisher.publishing.retry_queue import RetryQueue
 from broadcache.publisher.publishing.second_path import SecondPath
 from broadcache.shared import (
+    AddressOutcome,
     Everything,
     FanoutReport,
     IdempotencyConflict,
@@ -32,7 +33,6 @@ from broadcache.shared import (
     LinkLost,
     LogRefused,
     NotDelivered,
-    Outcome,
     Receipt,
     Tags,
 )
@@ -115,10 +115,10 @@ class Fleet:
     def heard(self) -> list[list[Invalidation]]:
         return [pod.heard for pod in self.pods]
 
-    async def tell(self, frames: Sequence[bytes]) -> FanoutReport:
+    async def send(self, frames: Sequence[bytes]) -> FanoutReport:
         if self.mistake is not None:
             raise self.mistake
-        outcomes: tuple[Outcome, ...] = ()
+        outcomes: tuple[AddressOutcome, ...] = ()
         if self.problem is None:
             outcomes = tuple(await asyncio.gather(*[self._told(port, frames) for port in self._ports]))
         succeeded = sum(outcome.status_code == 200 for outcome in outcomes)
@@ -134,17 +134,17 @@ class Fleet:
             problem=self.problem,
         )
 
-    async def _told(self, port: int, frames: Sequence[bytes]) -> Outcome:
+    async def _told(self, port: int, frames: Sequence[bytes]) -> AddressOutcome:
         url = f"http://127.0.0.1:{port}/cache-invalidation"
         status: int | None = None
         for frame in frames:
             try:
                 status = await _post(port, frame)
             except OSError as error:
-                return Outcome(address=url, status_code=None, error=str(error), latency_ms=None, attempts=1)
+                return AddressOutcome(address=url, status_code=None, error=str(error), latency_ms=None, attempts=1)
             if status != 200:
                 break
-        return Outcome(address=url, status_code=status, error=None, latency_ms=1.0, attempts=1)
+        return AddressOutcome(address=url, status_code=status, error=None, latency_ms=1.0, attempts=1)
 
 
 async def _post(port: int, frame: bytes) -> int:
@@ -199,7 +199,7 @@ async def test_while_redis_takes_it_nobody_is_called(redis_url: str, fleet: Flee
 async def test_both_logs_it_and_calls_everybody_with_the_same_id(redis_url: str, fleet: Fleet) -> None:
     async with Publisher(redis_url, delivery="both", fanout=fleet, fallback_after_seconds=30) as publisher:
         receipt = await publisher.publish(Keys("k"), Tags("t"), namespace="products", reason="price")
-        assert publisher.outbox_length == 0
+        assert publisher.retry_queue_length == 0
     assert (position_of(receipt).sequence, receipt.pending) == (1, False)
     assert receipt.fanout is not None
     assert receipt.fanout.is_delivered
@@ -222,7 +222,7 @@ async def test_a_large_invalidation_has_the_same_parts_on_both_paths(redis_url: 
     large = Keys(*[f"{number:04}".ljust(1_000, "x") for number in range(200)])
     async with Publisher(redis_url, delivery="both", fanout=fleet, timeout_seconds=20) as publisher:
         receipt = await publisher.publish(large, id="large")
-        await until(lambda: publisher.outbox_length == 0)
+        await until(lambda: publisher.retry_queue_length == 0)
     logged = await logged_ids(redis_url)
     assert len(logged) >= 4
     assert logged == [f"large.{number}" for number in range(1, len(logged) + 1)]
@@ -236,7 +236,7 @@ async def test_a_conflict_of_ids_is_raised_and_never_waits(redis_url: str, fleet
         await publisher.publish(Keys("k"), id="order-7")
         with pytest.raises(IdempotencyConflict, match="order-7"):
             await publisher.publish(Keys("other"), id="order-7")
-        assert publisher.outbox_length == 0
+        assert publisher.retry_queue_length == 0
     if delivery == "redis-then-fanout":
         assert fleet.heard == [[], [], []]
 
@@ -260,7 +260,7 @@ async def test_without_a_second_path_nobody_hears_while_redis_is_away(own_server
         await asyncio.to_thread(own_server.kill)
         with pytest.raises(LinkLost):
             await publisher.publish(Keys("k"))
-        assert publisher.outbox_length == 0
+        assert publisher.retry_queue_length == 0
     assert fleet.heard == [[], [], []]
 
 
@@ -273,8 +273,8 @@ async def test_while_redis_is_away_everybody_hears_by_http_and_it_is_logged_once
             receipts = [await publisher.publish(Keys(f"k{number}")) for number in range(3)]
             assert [(receipt.is_logged, receipt.pending) for receipt in receipts] == [(False, True)] * 3
             assert all(receipt.fanout is not None and receipt.fanout.succeeded == 3 for receipt in receipts)
-            assert publisher.outbox_length == 3
-        await until(lambda: publisher.outbox_length == 0)
+            assert publisher.retry_queue_length == 3
+        await until(lambda: publisher.retry_queue_length == 0)
         again = await publisher.publish(Keys("k1"), id=receipts[1].id)
     ids = [receipt.id for receipt in receipts]
     assert (again.is_repeat, sorted(await logged_ids(own_server.url))) == (True, sorted(ids))
@@ -308,7 +308,7 @@ async def test_a_redis_that_refuses_is_a_redis_that_is_away(
         with pytest.raises(NotDelivered, match=said):
             await publisher.publish(Keys("k2"))
         await probe.call(*mended)
-        await until(lambda: publisher.outbox_length == 0)
+        await until(lambda: publisher.retry_queue_length == 0)
     assert receipt.id in await logged_ids(own_server.url)
 
 
@@ -322,16 +322,16 @@ async def test_what_neither_path_delivers_raises_with_both_reasons_and_waits_all
         async with redis_away(own_server):
             with pytest.raises(NotDelivered) as caught:
                 await publisher.publish(Keys("k"), id="order-7")
-            assert publisher.outbox_length == 1
+            assert publisher.retry_queue_length == 1
         error = caught.value
         assert [path for path, _ in error.reasons] == ["redis", "fanout"]
         assert "reached 1 of 3 replicas of replicas:http; unreached: http://127.0.0.1:" in error.reasons[1][1]
         assert "(status 500)" in error.reasons[1][1]
         assert (error.is_pending, error.report and error.report.failed) == (True, 2)
-        assert "waits in the outbox" in str(error)
+        assert "waits in the retry queue" in str(error)
         assert "publish again with id='order-7', which is harmless" in str(error)
         receipt = await publisher.publish(Keys("k"), id="order-7")
-        await until(lambda: publisher.outbox_length == 0)
+        await until(lambda: publisher.retry_queue_length == 0)
     assert receipt.id == "order-7"
     assert await logged_ids(own_server.url) == ["order-7"]
 
@@ -366,7 +366,9 @@ def test_a_fan_out_is_delivered_when_everybody_is_known_and_took_it(
 
 def test_a_summary_names_a_few_of_many_that_were_not_reached() -> None:
     outcomes = [
-        Outcome(address=f"http://10.0.0.{number}/", status_code=None, error="refused", latency_ms=None, attempts=1)
+        AddressOutcome(
+            address=f"http://10.0.0.{number}/", status_code=None, error="refused", latency_ms=None, attempts=1
+        )
         for number in range(9)
     ]
     report = FanoutReport(
@@ -383,7 +385,7 @@ def test_a_summary_names_a_few_of_many_that_were_not_reached() -> None:
     assert report.summary().endswith("and 4 more")
 
 
-async def test_a_teller_that_makes_a_mistake_does_not_keep_it_from_the_outbox(
+async def test_a_teller_that_makes_a_mistake_does_not_keep_it_from_the_retry_queue(
     own_server: EmbeddedServer, fleet: Fleet
 ) -> None:
     fleet.mistake = RuntimeError("a bug")
@@ -391,7 +393,7 @@ async def test_a_teller_that_makes_a_mistake_does_not_keep_it_from_the_outbox(
         async with redis_away(own_server):
             with pytest.raises(NotDelivered, match="RuntimeError: a bug"):
                 await publisher.publish(Keys("k"), id="order-7")
-        await until(lambda: publisher.outbox_length == 0)
+        await until(lambda: publisher.retry_queue_length == 0)
     assert await logged_ids(own_server.url) == ["order-7"]
 
 
@@ -416,7 +418,7 @@ async def test_a_redis_that_hangs_is_noticed_before_its_first_attempt_is_given_u
         assert connections_when_heard == [1]
         assert (receipt.is_logged, receipt.pending) == (False, True)
         proxy.heal()
-        await until(lambda: publisher.outbox_length == 0)
+        await until(lambda: publisher.retry_queue_length == 0)
     assert await logged_ids(own_server.url) == [receipt.id]
 
 
@@ -439,7 +441,7 @@ async def test_what_a_frozen_redis_takes_when_it_thaws_is_logged_once(
         receipt = await publisher.publish(Keys("k"))
         assert receipt.pending
         own_server.resume()
-        await until(lambda: publisher.outbox_length == 0)
+        await until(lambda: publisher.retry_queue_length == 0)
     assert await logged_ids(own_server.url) == [receipt.id]
 
 
@@ -453,7 +455,7 @@ async def test_an_answer_that_was_lost_is_not_logged_twice(own_server: EmbeddedS
         receipt = await publisher.publish(Keys("k"))
         await proxy.has_discarded(1)  # Redis has logged it, and nobody knows
         proxy.heal()
-        await until(lambda: publisher.outbox_length == 0)
+        await until(lambda: publisher.retry_queue_length == 0)
     assert receipt.pending
     assert await logged_ids(own_server.url) == [receipt.id]
 
@@ -479,7 +481,7 @@ async def test_a_fan_out_that_has_begun_is_heard_to_its_end_although_redis_has_a
         receipt = await publishing
         assert receipt.fanout is not None
         assert receipt.fanout.succeeded == 3
-        await until(lambda: publisher.outbox_length == 0)
+        await until(lambda: publisher.retry_queue_length == 0)
     assert await logged_ids(own_server.url) == [receipt.id]
 
 
@@ -497,7 +499,9 @@ def pending_of(*keys: str) -> Pending:
 
 
 async def test_a_redis_that_neither_answers_nor_fails_is_waited_for_only_so_long(fleet: Fleet) -> None:
-    path = SecondPath("redis-then-fanout", fleet, log=never, outbox=Outbox(still_away), fallback_after_seconds=0.01)
+    path = SecondPath(
+        "redis-then-fanout", fleet, log=never, retry_queue=RetryQueue(still_away), fallback_after_seconds=0.01
+    )
     receipt = await path.deliver(pending_of("k"))
     assert receipt.pending
     assert all(ids_heard(pod) == [receipt.id] for pod in fleet.pods)
@@ -505,16 +509,16 @@ async def test_a_redis_that_neither_answers_nor_fails_is_waited_for_only_so_long
 
 
 async def test_while_the_outbox_waits_for_redis_everybody_is_called_at_once(fleet: Fleet) -> None:
-    outbox = Outbox(still_away)
-    path = SecondPath("redis-then-fanout", fleet, log=never, outbox=outbox, fallback_after_seconds=3_600)
+    retry_queue = RetryQueue(still_away)
+    path = SecondPath("redis-then-fanout", fleet, log=never, retry_queue=retry_queue, fallback_after_seconds=3_600)
     waits_for_redis = asyncio.create_task(path.deliver(pending_of("first")))
     for _ in range(10):
         await asyncio.sleep(0)
-    assert outbox.offer(pending_of("second")) is None
+    assert retry_queue.offer(pending_of("second")) is None
     receipt = await path.deliver(pending_of("third"))
     assert receipt.pending
     assert [[each.keys for each in pod.heard] for pod in fleet.pods] == [[("third",)]] * 3
-    # Nothing was in the outbox when this one began: it gives Redis its time.
+    # Nothing was in the retry queue when this one began: it gives Redis its time.
     assert not waits_for_redis.done()
     waits_for_redis.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -566,7 +570,7 @@ async def test_a_caller_who_is_cancelled_before_the_fan_out_tells_nobody(
         publishing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await publishing
-        assert publisher.outbox_length == 0
+        assert publisher.retry_queue_length == 0
     assert fleet.heard == [[], [], []]
 
 
@@ -601,7 +605,7 @@ async def test_an_id_of_another_scope_keeps_nothing_that_waits_from_the_log(
                     assert (await publisher.publish(Keys(key), id=id, scope=scope)).pending
             finally:
                 own_server.resume()
-            await until(lambda: publisher.outbox_length == 0)
+            await until(lambda: publisher.retry_queue_length == 0)
             logged = [entry.invalidation for entry in await publisher.history() if entry.invalidation is not None]
     # The first may have been left to the last, which covers it.
     logged_here = {(each.id, each.keys) for each in logged if each.source == "desk"}
@@ -615,7 +619,7 @@ async def test_closing_while_redis_is_away_tells_what_is_lost(
         async with Publisher(own_server.url, delivery="redis-then-fanout", fanout=fleet) as publisher:
             await publisher.publish(Keys("k"), namespace="products")
             await publisher.publish(Everything(), namespace="users")
-        assert publisher.outbox_length == 0
+        assert publisher.retry_queue_length == 0
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.name == "broadcache.publisher"
     assert "closed with 2 invalidations" in record.getMessage()
@@ -645,18 +649,20 @@ async def test_a_publisher_with_a_second_path_can_be_closed_at_any_time_and_ente
     assert (fleet.entered, fleet.closed) == (2, 2)
 
 
-# The outbox is bounded
+# The retry queue is bounded
 
 
 async def test_a_full_outbox_becomes_coarser_and_what_it_logs_covers_all_of_it(
     own_server: EmbeddedServer, fleet: Fleet
 ) -> None:
-    async with Publisher(own_server.url, delivery="redis-then-fanout", fanout=fleet, outbox_names_max=10) as publisher:
+    async with Publisher(
+        own_server.url, delivery="redis-then-fanout", fanout=fleet, retry_queue_names_max=10
+    ) as publisher:
         async with redis_away(own_server):
             for number in range(15):
                 assert (await publisher.publish(Keys(f"product:{number}"))).pending
-            assert publisher.outbox_length <= 10
-        await until(lambda: publisher.outbox_length == 0)
+            assert publisher.retry_queue_length <= 10
+        await until(lambda: publisher.retry_queue_length == 0)
         logged = [entry.invalidation for entry in await publisher.history() if entry.invalidation is not None]
     for number in range(15):
         key = f"product:{number}"
@@ -668,15 +674,15 @@ async def test_more_namespaces_than_the_outbox_holds_are_refused_aloud(
     own_server: EmbeddedServer, fleet: Fleet
 ) -> None:
     async with Publisher(
-        own_server.url, delivery="redis-then-fanout", fanout=fleet, outbox_names_max=1, timeout_seconds=0.3
+        own_server.url, delivery="redis-then-fanout", fanout=fleet, retry_queue_names_max=1, timeout_seconds=0.3
     ) as publisher:
         async with redis_away(own_server):
             await publisher.publish(Keys("k"), namespace="one")
             with pytest.raises(NotDelivered, match="it is not tried again") as caught:
                 await publisher.publish(Keys("k"), namespace="two")
-        assert [path for path, _ in caught.value.reasons] == ["redis", "outbox"]
+        assert [path for path, _ in caught.value.reasons] == ["redis", "retry_queue"]
         assert not caught.value.is_pending
-        await until(lambda: publisher.outbox_length == 0)
+        await until(lambda: publisher.retry_queue_length == 0)
 
 
 # By HTTP alone
@@ -685,7 +691,7 @@ async def test_more_namespaces_than_the_outbox_holds_are_refused_aloud(
 async def test_a_fan_out_alone_needs_no_redis_and_logs_nothing(fleet: Fleet) -> None:
     async with Publisher(None, delivery="fanout", fanout=fleet) as publisher:
         receipt = await publisher.publish(Keys("k"), namespace="products")
-        assert (receipt.position, receipt.pending, publisher.outbox_length) == (None, False, 0)
+        assert (receipt.position, receipt.pending, publisher.retry_queue_length) == (None, False, 0)
         assert all(ids_heard(pod) == [receipt.id] for pod in fleet.pods)
         for read in (publisher.head, publisher.history):
             with pytest.raises(InvalidSettings, match="that has a log"):
@@ -698,7 +704,7 @@ async def test_a_fan_out_alone_that_misses_somebody_is_not_delivered_and_not_tri
         with pytest.raises(NotDelivered, match="it is not tried again") as caught:
             await publisher.publish(Keys("k"))
         assert [path for path, _ in caught.value.reasons] == ["fanout"]
-        assert (caught.value.is_pending, publisher.outbox_length) == (False, 0)
+        assert (caught.value.is_pending, publisher.retry_queue_length) == (False, 0)
 
 
 # Settings
@@ -723,7 +729,8 @@ def test_a_delivery_and_what_it_needs_go_together(url: str | None, delivery: Any
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"fallback_after_seconds": -1}, {"fallback_after_seconds": float("nan")}, {"outbox_names_max": 0}]
+    "arguments",
+    [{"fallback_after_seconds": -1}, {"fallback_after_seconds": float("nan")}, {"retry_queue_names_max": 0}],
 )
 def test_settings_of_the_second_path_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidSettings, match=next(iter(arguments))):
@@ -765,7 +772,7 @@ async def test_the_api_answers_503_with_the_reasons_of_both_paths(own_server: Em
     publisher = Publisher(own_server.url, delivery="redis-then-fanout", fanout=fleet, timeout_seconds=0.3)
     async with redis_away(own_server), client_of(publisher) as client:
         answer = await client.post("/invalidations", json={"keys": ["k"]})
-        assert publisher.outbox_length == 1
+        assert publisher.retry_queue_length == 1
     problem = answer.json()
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert problem["type"] == "urn:broadcache:problem:not-delivered"
@@ -793,7 +800,7 @@ async def test_the_log_is_given_up_with_its_own_reason(fleet: Fleet, failure: Ex
         raise failure
 
     fleet.problem = "SERVFAIL"
-    path = SecondPath("both", fleet, log=fails, outbox=Outbox(still_away), fallback_after_seconds=3_600)
+    path = SecondPath("both", fleet, log=fails, retry_queue=RetryQueue(still_away), fallback_after_seconds=3_600)
     with pytest.raises(NotDelivered) as caught:
         await path.deliver(pending_of("k"))
     assert caught.value.reasons[0] == ("redis", str(failure))

@@ -24,7 +24,7 @@ from broadcache.shared import Everything, InvalidSettings, InvalidTarget, Keys, 
 from broadcache.shared.confirmation import decode_reports, encode_reports
 from broadcache.shared.errors import MalformedFrame
 from broadcache.shared.invalidation import invalidation_of
-from broadcache.shared.question import Answer, Question, counting, decode_question, encode_question
+from broadcache.shared.question import Question, ReplicaAnswer, counting, decode_question, encode_question
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import LocalCache, Subscriber
@@ -275,7 +275,7 @@ async def test_questions_beyond_what_can_wait_are_left_out() -> None:
     answerer = Answerer("one")
     sequencer = Sequencer(NAMESPACE, [new_cache()])
     for _ in range(1_010):
-        answerer.take(sequencer, encode_question(Question(id="1", everything=True)))
+        answerer.receive(sequencer, encode_question(Question(id="1", everything=True)))
     assert answerer.left_out == 10
 
 
@@ -284,7 +284,7 @@ def test_questions_and_answers_survive_the_way() -> None:
     assert decode_question(encode_question(question)) == question
     with pytest.raises(MalformedFrame, match="invalid question"):
         decode_question(b"now")
-    answer = Answer(id="1", count=3, is_estimate=True)
+    answer = ReplicaAnswer(id="1", count=3, is_estimate=True)
     assert decode_reports(encode_reports("one", answers=[answer])).answers == (answer,)
     # A publisher of a version that knows no answers finds no reports.
     assert json.loads(encode_reports("one", answers=[answer])).get("reports", []) == []

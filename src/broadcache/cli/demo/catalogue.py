@@ -13,7 +13,7 @@ from cachetools import TTLCache
 from ...shared.errors import InvalidSettings
 from ...subscriber import CacheInvalidationMixin
 
-__all__ = ["Catalogue", "NaiveCatalogue", "NoSuchProduct", "Product", "Source", "key_of", "new_cache"]
+__all__ = ["Catalogue", "CatalogueSource", "NaiveCatalogue", "NoSuchProduct", "Product", "key_of", "new_cache"]
 
 TTL_SECONDS: Final = 300.0
 _LOCK_WAIT_SECONDS: Final = 10.0
@@ -42,7 +42,7 @@ class NoSuchProduct(LookupError):
         super().__init__(f"expected the id of a product in the source, got {product_id}")
 
 
-class Source:
+class CatalogueSource:
     """The source of truth: products in an SQLite file that several processes share.
 
     The file is made and filled when it is absent, by whichever process comes first.
@@ -113,7 +113,9 @@ class Catalogue(CacheInvalidationMixin):
 
     namespace = "products"
 
-    def __init__(self, source: Source, redis_url: str, *, cache: MutableMapping[str, Any], replica_id: str) -> None:
+    def __init__(
+        self, source: CatalogueSource, redis_url: str, *, cache: MutableMapping[str, Any], replica_id: str
+    ) -> None:
         super().__init__(redis_url, cache=cache, replica_id=replica_id)
         self._source = source
 
@@ -136,7 +138,7 @@ class Catalogue(CacheInvalidationMixin):
 class NaiveCatalogue:
     """The negative control: the same cache, and nobody who tells it what to drop."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: CatalogueSource) -> None:
         self.cache: Final = new_cache()
         self._source = source
 

@@ -75,8 +75,8 @@ async def _once(fleet: "Fleet") -> int:
     from .story import Story
 
     story = Story(fleet, PlainScreen())
-    await story.tell()
-    await story.tell_outage()
+    await story.run()
+    await story.run_outage()
     return FAILED if story.failures else OK
 
 
@@ -88,7 +88,7 @@ async def _live(fleet: "Fleet") -> int:
 
     with LiveScreen(Console(), fleet) as screen:
         story = Story(fleet, screen, pause_seconds=_SCENE_SECONDS)
-        await story.tell()
-        await story.tell_outage()
+        await story.run()
+        await story.run_outage()
         await story.go_on()
     return OK

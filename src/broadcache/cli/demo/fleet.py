@@ -14,7 +14,7 @@ import aiohttp
 
 from ...shared.errors import BroadcacheError
 from ...shared.transport.redis.embedded import EmbeddedServer
-from .catalogue import Catalogue, Source, key_of
+from .catalogue import Catalogue, CatalogueSource, key_of
 from .child import Child
 
 __all__ = ["PRODUCT_ID", "Drop", "Fleet", "Invalidated", "Read", "Replica", "RequestFailed", "running_fleet"]
@@ -67,7 +67,7 @@ class _Http:
         self.port: Final = urlsplit(url).port or 80
         self._session = session
 
-    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
             async with self._session.request(method, self.url + path, json=body) as response:
                 if response.status != 200:
@@ -90,16 +90,16 @@ class Replica(_Http):
 
     async def read(self) -> Read:
         """Read the product."""
-        answer = await self.ask("GET", f"/products/{PRODUCT_ID}")
+        answer = await self.request("GET", f"/products/{PRODUCT_ID}")
         return Read(Decimal(str(answer["price"])).quantize(Decimal("0.01")), answer["from_cache"])
 
     async def set_price(self, price: Decimal) -> None:
         """Have the replica write the source. No cache is told."""
-        await self.ask("PUT", f"/products/{PRODUCT_ID}", {"price": str(price)})
+        await self.request("PUT", f"/products/{PRODUCT_ID}", {"price": str(price)})
 
     async def status(self) -> tuple[str, int]:
         """Ask for its state, and the sequence of its position (0 before the first invalidation)."""
-        answer = await self.ask("GET", "/cache-invalidation")
+        answer = await self.request("GET", "/cache-invalidation")
         position = answer["namespaces"][Catalogue.namespace]["position"]
         return answer["state"], position["sequence"] if position else 0
 
@@ -128,7 +128,7 @@ class Replica(_Http):
         # To ask at once would take the processor's time from what is measured.
         await asyncio.sleep(_BEFORE_ASKING_SECONDS)
         while time.monotonic() < deadline:
-            answer = await self.ask("GET", "/demo/last-drop")
+            answer = await self.request("GET", "/demo/last-drop")
             if answer["id"] == invalidated.id:
                 return Drop(answer["id"], answer["applied_at_ns"])
             await asyncio.sleep(0.005)
@@ -139,7 +139,7 @@ class Fleet:
     """The publisher's API, the replicas that subscribe, and the one that does not."""
 
     def __init__(
-        self, api: _Http, replicas: list[Replica], source: Source, server: EmbeddedServer | None = None
+        self, api: _Http, replicas: list[Replica], source: CatalogueSource, server: EmbeddedServer | None = None
     ) -> None:
         self.api_port: Final = api.port
         self.replicas: Final = tuple(replicas)
@@ -165,7 +165,7 @@ class Fleet:
         """Send `POST /invalidations` for the product. Raises: RequestFailed."""
         body = {"namespace": Catalogue.namespace, "keys": [key_of(PRODUCT_ID)], "reason": "price change"}
         sent_at_ns = time.monotonic_ns()
-        answer = await self._api.ask("POST", "/invalidations", body)
+        answer = await self._api.request("POST", "/invalidations", body)
         told = answer["fanout"]["succeeded"] if answer["fanout"] else 0
         return Invalidated(answer["id"], answer["sequence"], sent_at_ns, told)
 
@@ -180,7 +180,7 @@ async def running_fleet(first_port: int) -> AsyncIterator[Fleet]:
     """
     with TemporaryDirectory(prefix="broadcache-demo-") as name:
         folder = Path(name)
-        source = Source(folder / "catalogue.sqlite")
+        source = CatalogueSource(folder / "catalogue.sqlite")
         names = [f"replica-{number}" for number in range(1, SUBSCRIBED_COUNT + 1)]
         children = [Child(name, folder / f"{name}.log") for name in ("publisher", *names, "naive")]
         timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS_MAX)
@@ -193,7 +193,7 @@ async def running_fleet(first_port: int) -> AsyncIterator[Fleet]:
                 ]
                 api = _Http(publisher.url, session)
                 # Has the API connect to the server now, so that the first measurement is of publishing alone.
-                await api.ask("GET", "/health/ready")
+                await api.request("GET", "/health/ready")
                 yield Fleet(api, replicas, source, server)
             finally:
                 await session.close()

@@ -32,13 +32,13 @@ def replica(
     from ...publisher.api.server import listen, run, url_of
     from ...shared.process.logs import LogSettings
     from ...shared.process.settings import read_settings
-    from .catalogue import Catalogue, NaiveCatalogue, Source
+    from .catalogue import Catalogue, CatalogueSource, NaiveCatalogue
     from .replica_api import ObservedCache, naive_app, replica_app
 
     settings = read_settings(LogSettings, os.environ)
     with listen(host, port) as listener:
         name = name or _name_at(host, listener.getsockname()[1])
-        products = Source(source)
+        products = CatalogueSource(source)
         if no_subscribe:
             app = naive_app(NaiveCatalogue(products), name)
         else:

@@ -65,7 +65,7 @@ class Story:
         self._last_sequence = 0
         self._prices = itertools.cycle(_PRICES)
 
-    async def tell(self) -> None:
+    async def run(self) -> None:
         """Tell it once, from cold caches to the new price. Raises: RequestFailed."""
         self._screen.say("Each replica reads product 1: its cache is empty, so it loads from the source …")
         await self._scene()
@@ -84,7 +84,7 @@ class Story:
         )
         await self._scene()
 
-    async def tell_outage(self) -> None:
+    async def run_outage(self) -> None:
         """Tell what happens when the server dies: the replicas are told one by one. Raises: RequestFailed."""
         subscribed = [row for row in self._rows if row.replica.is_subscribed]
         await self._fleet.kill_server()

@@ -1,4 +1,4 @@
-"""The outbox: what it holds is logged in the end, or something coarser is, and it never holds too much."""
+"""The retry_queue: what it holds is logged in the end, or something coarser is, and it never holds too much."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.waiting import until
 
 from broadcache.publisher.publishing.backlog import Backlog, Pending
-from broadcache.publisher.publishing.retry_queue import Outbox
+from broadcache.publisher.publishing.retry_queue import RetryQueue
 from broadcache.shared import (
     Everything,
     IdempotencyConflict,
@@ -185,58 +185,58 @@ async def at_once(seconds: float) -> None:
 
 async def test_what_waits_is_tried_until_it_is_logged_under_its_own_id() -> None:
     log = FakeLog("lost", "refused", "mistake", "answer lost")
-    outbox = Outbox(log.append, sleep=at_once)
-    assert outbox.offer(pending_of(Keys("a"), id="mine")) is None
-    assert (len(outbox), outbox.is_stuck) == (1, True)
-    await until(lambda: not len(outbox))
-    assert ([each.id for each in log.logged], log.attempts, outbox.is_stuck) == (["mine"], 5, False)
-    await outbox.close(1)
+    retry_queue = RetryQueue(log.append, sleep=at_once)
+    assert retry_queue.offer(pending_of(Keys("a"), id="mine")) is None
+    assert (len(retry_queue), retry_queue.is_stuck) == (1, True)
+    await until(lambda: not len(retry_queue))
+    assert ([each.id for each in log.logged], log.attempts, retry_queue.is_stuck) == (["mine"], 5, False)
+    await retry_queue.close(1)
 
 
 async def test_an_id_that_was_used_for_something_else_is_replaced() -> None:
     log = FakeLog()
     log.targets_by_id["taken"] = ("others",)
-    outbox = Outbox(log.append, sleep=at_once)
-    outbox.offer(pending_of(Keys("a"), id="taken"))
-    await until(lambda: not len(outbox))
+    retry_queue = RetryQueue(log.append, sleep=at_once)
+    retry_queue.offer(pending_of(Keys("a"), id="taken"))
+    await until(lambda: not len(retry_queue))
     [logged] = log.logged
     assert (logged.keys, logged.id != "taken") == (("a",), True)
-    await outbox.close(1)
+    await retry_queue.close(1)
 
 
 async def test_a_repeat_of_what_was_logged_before_voids_nothing_newer_that_was_left_to_it() -> None:
     log = FakeLog()
     before = pending_of(Keys("a"), id="before")
     await log.append(before)
-    outbox = Outbox(log.append, sleep=at_once)
-    outbox.offer(pending_of(Keys("a"), id="newer"))
-    outbox.offer(before)
-    await until(lambda: not len(outbox))
+    retry_queue = RetryQueue(log.append, sleep=at_once)
+    retry_queue.offer(pending_of(Keys("a"), id="newer"))
+    retry_queue.offer(before)
+    await until(lambda: not len(retry_queue))
     first, second = log.logged
     assert (first.id, second.keys, second.id != "before") == ("before", ("a",), True)
-    await outbox.close(1)
+    await retry_queue.close(1)
 
 
 @pytest.mark.parametrize("faults", [(), ("answer lost",)])
 async def test_a_repeat_that_nothing_was_left_to_is_logged_once(faults: tuple[str, ...]) -> None:
     log = FakeLog(*faults)
-    outbox = Outbox(log.append, sleep=at_once)
+    retry_queue = RetryQueue(log.append, sleep=at_once)
     for _ in range(2):
-        outbox.offer(pending_of(Keys("a"), id="mine"))
-    await until(lambda: not len(outbox))
+        retry_queue.offer(pending_of(Keys("a"), id="mine"))
+    await until(lambda: not len(retry_queue))
     assert [each.id for each in log.logged] == ["mine"]
-    await outbox.close(1)
+    await retry_queue.close(1)
 
 
 async def test_what_stands_for_others_is_logged_again_when_its_answer_was_lost_and_only_then() -> None:
     log = FakeLog("answer lost", "answer lost")
-    outbox = Outbox(log.append, sleep=at_once)
-    outbox.offer(pending_of(Keys("a"), id="older"))
-    outbox.offer(pending_of(Everything(), id="newer"))
-    await until(lambda: not len(outbox))
+    retry_queue = RetryQueue(log.append, sleep=at_once)
+    retry_queue.offer(pending_of(Keys("a"), id="older"))
+    retry_queue.offer(pending_of(Everything(), id="newer"))
+    await until(lambda: not len(retry_queue))
     # Whether the first answer was that of an earlier publish cannot be told: twice costs loads, never a stale value.
     assert [each.everything for each in log.logged] == [True, True]
-    await outbox.close(1)
+    await retry_queue.close(1)
 
 
 async def test_attempts_are_further_and_further_apart() -> None:
@@ -247,12 +247,12 @@ async def test_attempts_are_further_and_further_apart() -> None:
         await asyncio.sleep(0)
 
     log = FakeLog(*["lost"] * 12)
-    outbox = Outbox(log.append, sleep=sleep, uniform=lambda: 1.0)
-    outbox.offer(pending_of(Keys("a")))
-    await until(lambda: not len(outbox))
+    retry_queue = RetryQueue(log.append, sleep=sleep, uniform=lambda: 1.0)
+    retry_queue.offer(pending_of(Keys("a")))
+    await until(lambda: not len(retry_queue))
     assert slept == [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.0, 2.0, 2.0, 2.0, 2.0]
     assert log.attempts == len(slept) + 1
-    await outbox.close(1)
+    await retry_queue.close(1)
 
 
 async def test_what_is_refused_for_ever_does_not_keep_others_from_the_log() -> None:
@@ -263,31 +263,31 @@ async def test_what_is_refused_for_ever_does_not_keep_others_from_the_log() -> N
             raise LogRefused("NOPERM")
         await log.append(pending)
 
-    outbox = Outbox(append, sleep=at_once)
+    retry_queue = RetryQueue(append, sleep=at_once)
     for number in range(300):
-        outbox.offer(pending_of(Keys(f"k{number}"), namespace="forbidden"))
-    outbox.offer(pending_of(Keys("a")))
-    await until(lambda: len(outbox) == 300)
+        retry_queue.offer(pending_of(Keys(f"k{number}"), namespace="forbidden"))
+    retry_queue.offer(pending_of(Keys("a")))
+    await until(lambda: len(retry_queue) == 300)
     assert [each.keys for each in log.logged] == [("a",)]
-    await outbox.close(1)
+    await retry_queue.close(1)
 
 
 async def test_what_comes_when_all_has_been_logged_is_logged_as_well() -> None:
     log = FakeLog()
-    outbox = Outbox(log.append, sleep=at_once)
+    retry_queue = RetryQueue(log.append, sleep=at_once)
     for number in range(5):
-        outbox.offer(pending_of(Keys(f"k{number}")))
-        await until(lambda: not len(outbox))
+        retry_queue.offer(pending_of(Keys(f"k{number}")))
+        await until(lambda: not len(retry_queue))
     assert len(log.logged) == 5
-    await outbox.close(1)
+    await retry_queue.close(1)
 
 
 async def test_closing_tries_once_more() -> None:
     log = FakeLog("lost")
-    outbox = Outbox(log.append, sleep=lambda _: asyncio.Event().wait())
+    retry_queue = RetryQueue(log.append, sleep=lambda _: asyncio.Event().wait())
     for number in range(250):
-        outbox.offer(pending_of(Keys(f"k{number}")))
-    await outbox.close(30)
+        retry_queue.offer(pending_of(Keys(f"k{number}")))
+    await retry_queue.close(30)
     assert len(log.logged) == 250
 
 
@@ -295,16 +295,16 @@ async def test_closing_tells_what_is_left_and_takes_nothing_more(caplog: pytest.
     async def append(pending: Pending) -> None:
         await asyncio.Event().wait()
 
-    outbox = Outbox(append)
-    outbox.offer(pending_of(Keys("a")))
-    outbox.offer(pending_of(Keys("b"), namespace="users"))
-    await outbox.close(0)
-    await outbox.close(0)
+    retry_queue = RetryQueue(append)
+    retry_queue.offer(pending_of(Keys("a")))
+    retry_queue.offer(pending_of(Keys("b"), namespace="users"))
+    await retry_queue.close(0)
+    await retry_queue.close(0)
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.name == "broadcache.publisher"
     assert "2 invalidations that Redis has not logged, of the namespaces products, users:" in record.getMessage()
-    assert outbox.offer(pending_of(Keys("a"))) == "the publisher was closed"
-    assert len(outbox) == 0
+    assert retry_queue.offer(pending_of(Keys("a"))) == "the publisher was closed"
+    assert len(retry_queue) == 0
 
 
 async def test_closing_that_is_cancelled_tells_what_is_left_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
@@ -314,11 +314,11 @@ async def test_closing_that_is_cancelled_tells_what_is_left_all_the_same(caplog:
         has_begun.set()
         await asyncio.Event().wait()
 
-    outbox = Outbox(append)
-    outbox.offer(pending_of(Keys("a")))
+    retry_queue = RetryQueue(append)
+    retry_queue.offer(pending_of(Keys("a")))
     await has_begun.wait()
     has_begun.clear()
-    closing = asyncio.create_task(outbox.close(60))
+    closing = asyncio.create_task(retry_queue.close(60))
     await has_begun.wait()
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -368,7 +368,7 @@ def test_whatever_was_offered_is_dropped_by_what_is_logged_after_it_and_the_boun
 ) -> None:
     async def story() -> None:
         log = FakeLog(*faults)
-        outbox = Outbox(log.append, names_max=names_max, sleep=at_once)
+        retry_queue = RetryQueue(log.append, names_max=names_max, sleep=at_once)
         offered: list[tuple[int, Invalidation]] = []
         for step in steps:
             if isinstance(step, int):
@@ -379,14 +379,14 @@ def test_whatever_was_offered_is_dropped_by_what_is_logged_after_it_and_the_boun
                 pending = pending_of(target, namespace=namespace, id=None if id is None else f"{namespace} {id}")
                 if id is not None and pending.invalidation.id in {each.id for each in log.logged}:
                     continue  # a retry of what is in the log already: the publish itself would have been told so
-                refusal = outbox.offer(pending)
+                refusal = retry_queue.offer(pending)
                 assert refusal is None or len({namespace for namespace, *_ in namespaces_of(steps)}) > names_max
                 if refusal is None:
                     offered.append((len(log.logged), pending.invalidation))
-            assert outbox.names_count <= names_max
-            assert len(outbox) <= outbox.names_count
-        await until(lambda: not len(outbox))
-        await outbox.close(0)
+            assert retry_queue.names_count <= names_max
+            assert len(retry_queue) <= retry_queue.names_count
+        await until(lambda: not len(retry_queue))
+        await retry_queue.close(0)
         for place, invalidation in offered:
             assert_covers(log.logged[place:], invalidation)
 
