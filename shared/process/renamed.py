@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
-__all__ = ["old_names"]
+__all__ = ["moved_to", "old_names"]
 
 
 def old_names(
@@ -26,5 +27,22 @@ def old_names(
             stacklevel=stacklevel,
         )
         return namespace[new_name]
+
+    return find
+
+
+def moved_to(module: str, old_module: str) -> Callable[[str], Any]:
+    """Return a `__getattr__` for a module whose contents are in `module` now: it gives them, and warns.
+
+    Shape:  both are absolute names of modules.
+    Raises: AttributeError for every name that `module` does not have.
+    """
+
+    def find(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {old_module!r} has no attribute {name!r}")
+        value = getattr(import_module(module), name)
+        warnings.warn(f"{old_module} is now {module}; the old path goes with 0.2", DeprecationWarning, stacklevel=2)
+        return value
 
     return find
