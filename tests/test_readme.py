@@ -26,7 +26,7 @@ PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"")
 FORGE = re.compile(
-    r"https://(?:github\.com/broadcache/broadcache/blob|raw\.githubusercontent\.com/broadcache/broadcache)/main/"
+    r"https://(?:github\.com/broadcache/broadcache/(?:blob|tree)|raw\.githubusercontent\.com/broadcache/broadcache)/main/"
 )
 PROGRAMS = Path(sys.executable).parent
 PORTS = range(20_000, 30_000)
