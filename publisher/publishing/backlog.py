@@ -1,5 +1,4 @@
-"""A bounded queue of unlogged invalidations. Newer entries replace older ones they cover; when full, entries are
-widened, never lost."""
+"""A bounded queue of unlogged invalidations: newer ones replace those they cover; when full, it widens, never drops."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence

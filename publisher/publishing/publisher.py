@@ -56,9 +56,9 @@ class Publisher(Closing):
     An asynchronous context manager. Entering does not connect: a publisher outlives an outage of Redis, and each
     `publish` says whether it was logged.
 
-    Shape:  `source` tells replicas and operators who published, and an `id` is remembered for its source; by default
-            the host's name. With a `delivery` other than "redis", `fanout` calls the replicas; with "fanout" alone,
-            `url` may be None. `observer` receives the outcome of each publish.
+    Shape:  `source` names the publisher to replicas and operators, and scopes each `id`; by default the host's name.
+            With a `delivery` other than "redis", `fanout` calls the replicas; with "fanout" alone, `url` may be None.
+            `observer` receives the outcome of each publish.
     Units:  `timeout_seconds` limits one `publish` with all its retries. `log_length` is about how many invalidations
             of a namespace the log keeps for replicas that were away. `fallback_after_seconds` is how long a publish
             waits for Redis before the fan-out begins, at most half of `timeout_seconds`. `retry_queue_names_max` is how
@@ -301,8 +301,8 @@ class Publisher(Closing):
             return await self._log(pending)
         except LinkLost as error:
             raise LinkLost(
-                f"Redis did not answer within {self._timeout_seconds:g} s: the invalidation may or may not have been "
-                f"logged; publish again with id={pending.invalidation.id!r}, which is harmless. Last: {error}"
+                f"Redis did not acknowledge the invalidation within {self._timeout_seconds:g} s; it may have been "
+                f"logged: publish again with id={pending.invalidation.id!r}, which is harmless. Last: {error}"
             ) from error
 
     def _log(self, pending: Pending, on_failure: Callable[[], None] | None = None) -> Coroutine[Any, Any, Receipt]:
