@@ -1,6 +1,6 @@
-"""Publishes invalidations: the publisher, its second path over HTTP, and audits of the replicas.
+"""The public names of the publisher: publishing, its second path over HTTP, and audits of the replicas.
 
-`Fanout` and `Auditor` are loaded on first use: a publisher without them pays for neither.
+`Fanout` and `Auditor` are imported on first use, so that a publisher without them needs no extra.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Follows what is published for a namespace: live, and from the log whatever came while there was no link."""
+"""Follows the invalidations of a namespace: live, and from the log after an interruption of the link."""
 
 import asyncio
 import random
@@ -26,42 +26,43 @@ _PING_INTERVAL_SECONDS: Final = 1.0
 _BACKOFF_SECONDS_MIN: Final = 0.1
 _BACKOFF_SECONDS_MAX: Final = 5.0
 _WAITING_BYTES_MAX: Final = 16 * 2**20
-"""How much may wait to be told. Beyond it the link is given up, and what it brought is read from the log."""
+"""The limit on received frames that wait for the observer. Beyond it the link is closed, and the log is read."""
 _WAITING_FRAME_BYTES: Final = 200
-"""What a frame costs besides its bytes, about."""
+"""The approximate overhead of a frame in memory."""
 _SLICE_FRAMES: Final = 100
-"""How many frames are told before others on the event loop have their turn."""
+"""How many frames are processed before other tasks on the event loop run."""
 _UNREADABLE_REMEMBERED: Final = 100
 
 
 class FeedObserver(Protocol):
-    """What is told of a namespace: in the order of the log, each entry once."""
+    """Receives the invalidations of a namespace: in the order of the log, each entry once."""
 
     def on_invalidation(self, invalidation: Invalidation) -> None:
-        """Take an invalidation; its `position` is None when it was published past the log."""
+        """Receive an invalidation. Its `position` is None when it was published without the log."""
 
     def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
-        """Take what is no invalidation; `position` is where the log has it. Replicas drop everything."""
+        """Receive a frame that is no invalidation, for which replicas drop everything. `position` is its place in the
+        log, if it has one."""
 
     def on_gap(self, gap: Gap) -> None:
-        """Take note that something was missed which the log cannot tell."""
+        """Invalidations were missed, or may have been, and the log does not have them."""
 
     def on_link(self, label: str) -> None:
-        """Take note that messages arrive from now on; first those of the log that came meanwhile."""
+        """The link is open: first the missed entries of the log follow, then live messages."""
 
     def on_lost(self, error: LinkLost) -> None:
-        """Take note that they no longer do. Called once an outage."""
+        """The link is lost. Called once per outage."""
 
 
 class Feed:
-    """Follows one namespace over links of its own, each made anew when it is lost or silent, for ever.
+    """Follows one namespace until cancelled, over links of its own. It replaces a link that is lost or silent.
 
-    Each new link subscribes first, and then reads from the log what came since the last entry that was told.
+    Each new link subscribes first, and then reads from the log what came after the last reported entry.
 
-    Shape:  `position` is that of the last entry that was told; None as long as nothing is known of the log.
-            `link` is the one that there is.
-    Units:  with `since_ms`, a publisher's Unix clock in milliseconds, it begins with what the log holds that was sent
-            since; without, with what is published from now on.
+    Shape:  `position` is that of the last reported entry; None until the head of the log is known.
+            `link` is the current link; None during an outage.
+    Units:  with `since_ms`, a publisher's Unix clock in milliseconds, it begins with the entries of the log that were
+            sent since then; without, with what is published from now on.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Feed:
         self.link: Link | None = None
         self._address = RedisAddress(redis_url).of(namespace)
         self._since_ms = since_ms
-        # The head when following began: what is older and was sent before `since_ms` is not told.
+        # The head when following began: entries up to it that were sent before `since_ms` are not reported.
         self._first_head: Position | None = None
         self._client_name = client_name
         self._uniform = uniform
@@ -87,7 +88,7 @@ class Feed:
         self._unreadable_logged = _Remembered()
 
     async def follow(self, observer: FeedObserver) -> None:
-        """Tell `observer` of everything, until cancelled. Whatever the observer raises ends it."""
+        """Report everything to `observer`, until cancelled. An error that the observer raises ends it."""
         failures = 0
         is_lost = False
         while True:
@@ -102,7 +103,7 @@ class Feed:
                     await self._catch_up(arrivals.link, newest, observer)
                     failures = 0
                     while True:
-                        await self._take(await arrivals.next(), arrivals.link, observer)
+                        await self._receive(await arrivals.next(), arrivals.link, observer)
             except (LinkLost, LogRefused) as error:
                 self.link = None
                 if not is_lost:
@@ -120,7 +121,7 @@ class Feed:
 
     @asynccontextmanager
     async def _subscribed(self) -> AsyncIterator["_Arrivals"]:
-        """Subscribe on a new link, and give what arrives. Raises: LinkLost."""
+        """Subscribe on a new link, and give the frames that arrive. Raises: LinkLost."""
         frames = _Frames()
         link = await Link.open(
             self._address, client_name=self._client_name, timeout_seconds=_ANSWER_SECONDS, on_message=frames.put
@@ -133,7 +134,7 @@ class Feed:
             await link.close()
 
     async def _begin(self, link: Link, newest: Position | None, observer: FeedObserver) -> None:
-        """Take a first position: the head, or what stands before the oldest entry when old ones are asked for."""
+        """Choose the first position: the head, or with `since_ms` the place before the oldest entry of the log."""
         if newest is None or self._since_ms is None:
             self.position = newest or BEFORE_THE_FIRST
             return
@@ -142,11 +143,11 @@ class Feed:
         self.position = Position(newest.epoch, min(oldest[0].sequence - 1, newest.sequence) if oldest else 0)
         sent_at_ms = oldest[0].invalidation.sent_at_ms if oldest and oldest[0].invalidation else None
         if self.position.sequence and sent_at_ms is not None and sent_at_ms > self._since_ms:
-            detail = f"expected all that was sent since, the log reaches back to sequence {oldest[0].sequence} only"
+            detail = f"the log reaches back to sequence {oldest[0].sequence} only, not to the requested time"
             observer.on_gap(Gap("log-trimmed", detail))
 
     async def _catch_up(self, link: Link, newest: Position | None, observer: FeedObserver) -> None:
-        """Tell from the log what came between the position and the head `newest`."""
+        """Report the entries of the log between the position and the head `newest`."""
         position = self.position or BEFORE_THE_FIRST
         while True:
             missed = await _answered(
@@ -158,15 +159,15 @@ class Feed:
                     observer.on_gap(item)
                 else:
                     assert newest is not None, "only a log has entries"
-                    self._tell(item.invalidation, Position(newest.epoch, item.sequence), item.frame, observer)
+                    self._report(item.invalidation, Position(newest.epoch, item.sequence), item.frame, observer)
             if missed.position != position:
                 self._last_id = self._last_id if self.position == missed.position else ""
                 position = self.position = missed.position
             if newest is None or position == newest:
                 return
 
-    async def _take(self, frame: bytes, link: Link, observer: FeedObserver) -> None:
-        """Tell of a message, if its turn has come; otherwise of what stands before it in the log."""
+    async def _receive(self, frame: bytes, link: Link, observer: FeedObserver) -> None:
+        """Report a message if it is the next of the log; otherwise first the entries of the log before it."""
         try:
             invalidation = decode(frame, self.namespace)
         except MalformedFrame as error:
@@ -179,22 +180,22 @@ class Feed:
         if position is None:
             observer.on_invalidation(invalidation)
         elif position == (epoch or position.epoch, sequence + 1):
-            self._tell(invalidation, position, frame, observer)
+            self._report(invalidation, position, frame, observer)
         elif not Position(epoch, sequence).reaches(position):
             newest = await _answered(link, head(link, self.namespace))
             await self._catch_up(link, newest, observer)
             if newest is None or not newest.reaches(position):
-                # No place of the log that there is: taking it for one would hide what comes there later.
+                # The log has no such place. As a position, it would hide the entry that gets this place later.
                 observer.on_invalidation(msgspec.structs.replace(invalidation, epoch=None, seq=None))
 
-    def _tell(
+    def _report(
         self, invalidation: Invalidation | None, position: Position, frame: bytes, observer: FeedObserver
     ) -> None:
-        """Tell of the entry at `position`, which becomes the position."""
+        """Report the entry at `position`, which becomes the position of the feed."""
         self.position = position
         self._last_id = invalidation.id if invalidation else ""
         if invalidation is None:
-            # It may have come over the channel, which does not say where the log has it.
+            # The channel may have delivered it already, without its place in the log.
             if not self._unreadable_live.forget(frame):
                 self._unreadable_logged.remember(frame)
                 error = MalformedFrame(f"invalid entry: expected an invalidation at {position.sequence} in the log")
@@ -210,7 +211,7 @@ class Feed:
 
 
 class _Remembered:
-    """The unreadable messages that were met in one of two places, so that each is told once."""
+    """Unreadable messages from the channel or from the log, remembered so that each is reported once."""
 
     def __init__(self) -> None:
         self._hashes: deque[int] = deque(maxlen=_UNREADABLE_REMEMBERED)
@@ -219,7 +220,7 @@ class _Remembered:
         self._hashes.append(hash(frame))
 
     def forget(self, frame: bytes) -> bool:
-        """Whether it was remembered."""
+        """Forget a message. Return whether it was remembered."""
         try:
             self._hashes.remove(hash(frame))
         except ValueError:
@@ -228,7 +229,7 @@ class _Remembered:
 
 
 class _Frames:
-    """What a link has brought and nobody has taken: bounded, because whoever is told may be slow."""
+    """A bounded queue of the frames that a link has received: the observer may be slow."""
 
     def __init__(self) -> None:
         self.has_news = asyncio.Event()
@@ -257,19 +258,21 @@ class _Arrivals:
     def __init__(self, link: Link, frames: _Frames) -> None:
         self.link: Final = link
         self._frames = frames
-        self._taken = 0
+        self._count = 0
 
     async def next(self) -> bytes:
-        """Return the next frame; when none comes for a while, have the server prove that it is there.
+        """Return the next frame. When none arrives for a second, ping the server.
 
-        Raises: LinkLost, after the last frame that the link has brought.
+        Raises: LinkLost, after the last frame that the link has received.
         """
-        self._taken += 1
-        if self._taken % _SLICE_FRAMES == 0:
+        self._count += 1
+        if self._count % _SLICE_FRAMES == 0:
             await asyncio.sleep(0)
         while (frame := self._frames.pop()) is None:
             if self._frames.is_overflown:
-                raise LinkLost(f"more came from {self.link.label} than could be told; the log is read instead")
+                raise LinkLost(
+                    f"more than {_WAITING_BYTES_MAX} bytes from {self.link.label} wait; the log is read instead"
+                )
             if self.link.lost.done():
                 raise self.link.lost.result()
             self._frames.has_news.clear()
@@ -282,9 +285,11 @@ class _Arrivals:
 
 
 async def _answered(link: Link, call: Awaitable[T]) -> T:
-    """Wait for an answer, for a while. Raises: LinkLost."""
+    """Await an answer for at most `_ANSWER_SECONDS`. Raises: LinkLost, also when Redis refuses the command."""
     try:
         async with link.within(_ANSWER_SECONDS):
             return await call
     except Refused as refusal:
-        raise LinkLost(f"expected {link.label} to let this user subscribe, got: {refusal}") from refusal
+        raise LinkLost(
+            f"{link.label} refused the subscription: {refusal}; check the rights of this Redis user"
+        ) from refusal

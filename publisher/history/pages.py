@@ -1,4 +1,4 @@
-"""A page of the log, and which of its entries are asked for."""
+"""Pages of the log, and filters for its entries."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
@@ -9,13 +9,13 @@ from ...shared.transport.redis.log import Entry
 __all__ = ["EXAMINED_MAX", "Filter", "HistoryPage", "read_page"]
 
 EXAMINED_MAX: Final = 10_000
-"""How many entries one page looks at: as many as a log keeps by default."""
+"""How many entries one page examines: as many as a log keeps by default."""
 _PAGE_ENTRIES: Final = 100
-"""How much is read at once: publishes share the connection, and wait behind it."""
+"""How many entries are read at once: publishes share the connection, and wait behind each read."""
 
 
 class HistoryPage(NamedTuple):
-    """Entries, the newest first. `next_before` is where the next page begins; None when the log has been read."""
+    """Entries, the newest first. The next page begins before `next_before`; None when the log has been read."""
 
     entries: list[Entry]
     next_before: int | None
@@ -23,9 +23,9 @@ class HistoryPage(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """Which entries are asked for. Unreadable ones always: replicas drop everything, and nobody knows when they came.
+    """Selects entries. Unreadable ones always match: replicas drop everything for them, and their time is unknown.
 
-    Units:  `since_ms` is compared with what publishers say of when they sent it.
+    Units:  `since_ms` is compared with the time of sending by the publisher's clock, in milliseconds.
     """
 
     key: str | None = None
@@ -33,11 +33,11 @@ class Filter(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether every entry is asked for."""
+        """Whether every entry matches."""
         return self.key is None and self.since_ms is None
 
     def __call__(self, entry: Entry) -> bool:
-        """Whether this one is."""
+        """Whether this entry matches."""
         invalidation = entry.invalidation
         if invalidation is None:
             return True
@@ -55,13 +55,13 @@ async def read_page(
     before: int | None,
     examined_max: int,
 ) -> HistoryPage:
-    """Look through the log, backwards from `before`, for up to `count` entries that are wanted.
+    """Search the log, backwards from `before`, for up to `count` wanted entries.
 
     Shape:  `read(count, before)` returns the newest `count` entries below `before`; fewer, when there are no more.
     """
     found: list[Entry] = []
     examined = 0
-    # One more than is asked for tells whether another page follows.
+    # One more than `count` shows whether another page follows.
     while len(found) <= count:
         room = min(_PAGE_ENTRIES, examined_max - examined)
         if is_wanted.is_empty:

@@ -1,4 +1,4 @@
-"""How people say since when: a time, or how long ago."""
+"""Reads points in time that people type: a time, or how long ago."""
 
 import re
 from datetime import datetime
@@ -15,7 +15,7 @@ _OFFSET_AFTER_SPACE: Final = re.compile(r"(?<=\d) (\d\d:\d\d)\Z", re.ASCII)
 
 
 def since_ms_of(text: str, *, now_ms: int) -> int:
-    """Return what `text` says as a Unix time in milliseconds.
+    """Return `text` as a Unix time in milliseconds.
 
     Shape:  RFC 3339 with an offset, `2025-06-30T12:00:00Z`; or how long before now: `900` (seconds), `15m`, `2h`, `1d`.
     Raises: InvalidSettings.
@@ -24,7 +24,7 @@ def since_ms_of(text: str, *, now_ms: int) -> int:
         return now_ms - round(float(ago[1]) * _UNIT_SECONDS[ago[2]] * 1_000)
     try:
         return unix_ms_of(datetime.fromisoformat(_OFFSET_AFTER_SPACE.sub(r"+\1", text) if "T" in text else text))
-    except (ValueError, OverflowError):  # InvalidSettings is a ValueError: the same is to be said
+    except (ValueError, OverflowError):  # includes InvalidSettings for a missing offset
         raise InvalidSettings(
             "expected a time such as 2025-06-30T12:00:00Z, or how long ago: a number of seconds, or 30s, 15m, 2h, 1d; "
             f"got {text!r:.100}"
@@ -34,5 +34,5 @@ def since_ms_of(text: str, *, now_ms: int) -> int:
 def unix_ms_of(time: datetime) -> int:
     """Return a time as a Unix time in milliseconds. Raises: InvalidSettings for one without an offset."""
     if time.tzinfo is None:
-        raise InvalidSettings(f"expected a time with an offset, got {time!r}; say datetime(..., tzinfo=UTC)")
+        raise InvalidSettings(f"expected a time with an offset, got {time!r}; use datetime(..., tzinfo=UTC)")
     return round(time.timestamp() * 1_000)

@@ -1,4 +1,4 @@
-"""What waits to be logged: bounded, without what something newer covers, and coarser rather than less when full."""
+"""A bounded queue of unlogged invalidations: newer ones replace those they cover; when full, it widens, never drops."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
@@ -22,22 +22,22 @@ from .coverage import Coverage
 __all__ = ["Backlog", "Pending"]
 
 _SEPARATORS: Final = ":/."
-"""Where a key may be cut, so that those that begin alike become one prefix."""
+"""Where keys with a common beginning may be cut, to replace them by one prefix."""
 _WIDENED: Final = "widened: the retry queue of the publisher was full"
 
 
 class Pending(NamedTuple):
     """An invalidation that is still to be logged.
 
-    Shape: `ask_first` asks Redis something right before it is logged, over the same link. `scope` is whose id it is:
-           the source's when None. `stands_for_others` when others were left to it: if the log had this id already,
-           from before, it has not logged what they stood for, and it takes a new id.
+    Shape: `before_append` is called right before it is logged, with the same link. `scope` is the scope of its id, the
+           invalidation's source when None. `stands_for_others` is whether it has replaced others that it covers: if the
+           log has its id from an earlier publish, the others are not logged with it, and it needs a new id.
     Units: `receipt_seconds` is how long the log remembers its id.
     """
 
     invalidation: Invalidation
     receipt_seconds: float
-    ask_first: Callable[[Link], Awaitable[None]] | None = None
+    before_append: Callable[[Link], Awaitable[None]] | None = None
     scope: str | None = None
     stands_for_others: bool = False
 
@@ -45,10 +45,10 @@ class Pending(NamedTuple):
 class Backlog:
     """Holds at most `names_max` names, over all namespaces; Everything() counts as one.
 
-    Invalidations commute, so no order is kept. What an older one drops is left to a newer one that covers it, never
-    the other way round: the older one may be in the log already, before the newer one was asked for.
+    Invalidations commute, so no order is kept. A newer one replaces older ones that it covers, never the other way
+    round: the older one may be in the log already, from before the newer one was published.
 
-    Shape: `names_count` is how many names it holds; `source` is told as the publisher of what was widened.
+    Shape: `names_count` is how many names it holds; `source` is the source of widened invalidations.
     """
 
     def __init__(self, *, names_max: int, source: str) -> None:
@@ -64,28 +64,28 @@ class Backlog:
 
     @property
     def namespaces(self) -> list[str]:
-        """The namespaces that something waits for."""
+        """The namespaces of the held invalidations, sorted."""
         return sorted(self._namespaces)
 
     def add(self, pending: Pending) -> bool:
-        """Hold it, and widen what is held when it becomes too much.
+        """Add an invalidation; widen held ones when there are too many names.
 
-        Return whether it is held: not when as many namespaces wait as names may be held, each with Everything().
+        Return whether it was added. It is not when `names_max` other namespaces are held, each with Everything().
         """
         namespace = pending.invalidation.namespace
         if len(self._namespaces.keys() | {namespace}) > self.names_max:
             return False
-        self._insert(self._in_place_of_covered(pending))
+        self._insert(self._replace_covered(pending))
         if self.names_count > self.names_max:
             self._widen()
         return True
 
     def first(self, count: int) -> list[tuple[int, Pending]]:
-        """Return up to `count` of them, each with its ticket."""
+        """Return up to `count` invalidations, each with its ticket."""
         return list(islice(self._pending.items(), count))
 
     def remove(self, ticket: int) -> None:
-        """Forget this one, if it is still held: it has been logged."""
+        """Remove an invalidation that has been logged, if it is still held."""
         pending = self._pending.pop(ticket, None)
         if pending is None:
             return
@@ -97,20 +97,20 @@ class Backlog:
             del self._namespaces[namespace]
 
     def postpone(self, ticket: int) -> None:
-        """Put this one behind all others, if it is still held: it could not be logged, and others perhaps can."""
+        """Move an invalidation that could not be logged behind all others, if it is still held."""
         pending = self._pending.pop(ticket, None)
         if pending is not None:
             self._pending[ticket] = pending
 
     def rename(self, ticket: int) -> None:
-        """Give this one another id, if it is still held: its own was used before."""
+        """Give an invalidation whose id was used before a new id, if it is still held."""
         pending = self._pending.get(ticket)
         if pending is not None:
             renamed = msgspec.structs.replace(pending.invalidation, id=new_id())
             self._pending[ticket] = pending._replace(invalidation=renamed, stands_for_others=False)
 
     def clear(self) -> None:
-        """Forget all of it."""
+        """Remove all invalidations."""
         self._pending.clear()
         self._namespaces.clear()
         self.names_count = 0
@@ -122,8 +122,8 @@ class Backlog:
         self._namespaces.setdefault(invalidation.namespace, _Waiting()).add(self._last_ticket, invalidation)
         self.names_count += _names_count_of(invalidation)
 
-    def _in_place_of_covered(self, newer: Pending) -> Pending:
-        """Drop what `newer` covers, and return it as what is held instead."""
+    def _replace_covered(self, newer: Pending) -> Pending:
+        """Remove what `newer` covers, and return the invalidation to hold instead."""
         waiting = self._namespaces.get(newer.invalidation.namespace)
         if waiting is None:
             return newer
@@ -138,7 +138,7 @@ class Backlog:
         return newer
 
     def _widen(self) -> None:
-        """Make it coarser until half of it is free, so that it is not done for each invalidation anew."""
+        """Widen the largest namespaces until half of the names are free, so that the next adds need not widen again."""
         while self.names_count > max(1, self.names_max // 2):
             namespace, largest = max(self._namespaces.items(), key=lambda named: named[1].names_count)
             if largest.names_count == 1:
@@ -147,7 +147,7 @@ class Backlog:
                 self._widen_to_everything(namespace)
 
     def _widen_to_stems(self, namespace: str) -> bool:
-        """Make one prefix of names that begin alike up to a separator. Return whether there were any."""
+        """Replace names with a common beginning, up to a separator, by a prefix. Return whether there were any."""
         held = self._held_of(namespace)
         whole = [pending.invalidation for pending in held.values()]
         names = chain.from_iterable((*each.keys, *each.prefixes) for each in whole)
@@ -174,14 +174,14 @@ class Backlog:
         return {ticket: self._pending[ticket] for ticket in self._namespaces[namespace].tickets}
 
     def _widened(self, target: Target, held: Collection[Pending]) -> Pending:
-        """Return what takes the place of some of these. It has a new id: no replica has heard it."""
+        """Return an invalidation of `target` to replace some of `held`. Its id is new: no replica has received it."""
         namespace = next(iter(held)).invalidation.namespace
         widened = invalidation_of([target], namespace=namespace, reason=_WIDENED, source=self._source)
         return Pending(widened, max(pending.receipt_seconds for pending in held))
 
 
 class _Waiting:
-    """What waits for one namespace, by the names in it."""
+    """The held invalidations of one namespace, indexed by name."""
 
     def __init__(self) -> None:
         self.tickets: dict[int, None] = {}
@@ -204,7 +204,7 @@ class _Waiting:
                 del self._by_name[name]
 
     def candidates(self, newer: Invalidation) -> list[int]:
-        """Return those that `newer` may cover. Without prefixes it covers none that shares no name with it."""
+        """Return the tickets that `newer` may cover. Without prefixes, it covers none that shares no name with it."""
         if newer.everything or newer.prefixes:
             return list(self.tickets)
         return list(set(chain.from_iterable(self._by_name.get(name, ()) for name in _names_of(newer))))
@@ -221,13 +221,13 @@ def _names_count_of(invalidation: Invalidation) -> int:
 
 
 def _stem_of(name: str) -> str:
-    """Return `name` up to its last separator, without one that it ends in; nothing when it has none."""
+    """Return `name` up to and with its last separator, not counting a final one; "" when it has none."""
     end = max(map(name[:-1].rfind, _SEPARATORS))
     return name[: end + 1]
 
 
 def _less(pending: Pending, coverage: Coverage) -> Pending | None:
-    """Return what `coverage` leaves of it, with an id of its own if that is less than before; None for nothing."""
+    """Return what `coverage` does not cover of it, with a new id; itself if that is all, None if it is nothing."""
     whole = pending.invalidation
     keys = _outside(whole.keys, coverage.covers_key)
     prefixes = _outside(whole.prefixes, coverage.covers_prefix)

@@ -1,4 +1,4 @@
-"""Waits for replicas to say that they have applied an invalidation."""
+"""Receives the reports of replicas, and decides which of them have applied an invalidation."""
 
 import asyncio
 import logging
@@ -31,15 +31,15 @@ _REPORTS_MAX: Final = 2_000
 
 
 class Wait:
-    """One publish that waits: the replicas that are expected, and what each has reported.
+    """One publish that waits: the expected replicas, and the reports of each.
 
     A replica has applied the invalidation when it has reported the digest of every frame of it. It also has when its
-    proven position is not before the invalidation, and the log that has the invalidation has at the replica's position
-    the frame that the replica knows of it: numbers alone may be those of another history.
+    proven position is not before the invalidation, and both histories agree: the log has the invalidation in its place,
+    and at the replica's position the frame whose digest the replica has. Numbers alone may be those of another history.
     """
 
     def __init__(self, invalidation: Invalidation, clock: Clock) -> None:
-        self.has_heard = False
+        self.has_report = False
         self._invalidation = invalidation
         self._clock = clock
         self._began_at = clock()
@@ -52,20 +52,20 @@ class Wait:
 
     @property
     def missing(self) -> list[str]:
-        """The replicas that are expected and have not confirmed."""
+        """The expected replicas that have not confirmed."""
         return [replica for replica in self._expected if replica not in self._confirmed]
 
     def expect(self, replicas: Collection[str], doubt: str | None = None) -> None:
-        """Expect these replicas, and those of before: the log is asked again when an answer was lost.
+        """Expect these replicas, beside those of earlier calls: a retried append reads the registry again.
 
-        Shape: `doubt` says why there may be others; it stays.
+        Shape: `doubt` says why there may be other replicas. An earlier one stays when it is None.
         """
         self._expected.update(dict.fromkeys(replicas))
         self._doubt = doubt or self._doubt
 
     def accept(self, receipt: Receipt) -> None:
-        """Record where the log has the invalidation."""
-        assert receipt.position is not None, "what is not in the log is confirmed by HTTP"
+        """Record the place of the invalidation in the log."""
+        assert receipt.position is not None, "an invalidation that is not in the log is confirmed by HTTP"
         epoch, last = receipt.position
         tails = encode_tails(self._invalidation)
         parts = parts_of(self._invalidation) if receipt.is_repeat else [None] * len(tails)
@@ -75,23 +75,23 @@ class Wait:
             for place, part, tail in zip(places, parts, tails, strict=True)
         )
         for replica in self._reports:
-            self._look_at(replica)
-        self._note()
+            self._match_reports(replica)
+        self._check_complete()
 
     def record_report(self, replica: str, report: Report) -> None:
-        """Record what a replica reports of this invalidation, or of a part of it."""
-        self.has_heard = True
+        """Record a replica's report of this invalidation, or of a part of it."""
+        self.has_report = True
         if report.digest is None:
-            return  # an older replica does not say which frame it has applied
+            return  # a replica of an older version does not report which frame it has applied
         reports = self._reports.setdefault(replica, {})
         # A frame that came twice dropped something the first time.
         if len(reports) < _REPORTS_MAX:
             reports.setdefault(report.digest, _Reported(report.dropped, self._clock()))
-        self._look_at(replica)
-        self._note()
+        self._match_reports(replica)
+        self._check_complete()
 
     def reaching(self, presences: Iterable[Presence]) -> list[Presence]:
-        """Return the presences whose proven position would confirm, if it is of the history of the log."""
+        """Return the presences whose proven position would confirm, if it belongs to the history of the log."""
         if not self._parts:
             return []
         last = self._parts[-1].place
@@ -105,29 +105,29 @@ class Wait:
         ]
 
     def sequences(self, presences: Iterable[Presence]) -> list[int]:
-        """Return the sequences that `record_positions` compares: those of the invalidation, and of these presences."""
+        """Return the sequences for `record_positions`: those of the invalidation, and of these presences."""
         theirs = [each.position.sequence for each in presences if each.position is not None]
         return [*(part.place.sequence for part in self._parts), *theirs]
 
     def record_positions(self, presences: Iterable[Presence], logged: Mapping[int, Entry]) -> None:
-        """Record the proven positions of replicas, compared with what the log had afterwards at `sequences`.
+        """Record the proven positions of replicas. `logged` is what the log had afterwards at `sequences`.
 
-        What cannot be compared, because the log has it no more or no digest of it is known, confirms nothing.
+        A position confirms nothing when the log no longer holds its frame, or its digest is not known.
         """
         if not all(part.stands_in(logged) for part in self._parts):
             return
         for presence in self.reaching(presences):
-            assert presence.position is not None, "it reaches a position"
+            assert presence.position is not None, "`reaching` returns presences with a position"
             entry = logged.get(presence.position.sequence)
             if entry is not None and entry.digest == presence.digest:
                 self._confirm(presence.replica, self._clock(), "echo", None)
-        # Of a repeat, the frames are known only now.
+        # The frames of a repeat are known only now.
         for replica in self._reports:
-            self._look_at(replica)
-        self._note()
+            self._match_reports(replica)
+        self._check_complete()
 
     def record_response(self, outcome: FanoutOutcome) -> None:
-        """Record a replica's answer to a fan-out. One that names the replica, and is no error, counts as applied."""
+        """Record a replica's HTTP response. A 2xx response that carries a replica id counts as applied."""
         if outcome.replica is None or outcome.error is not None or outcome.replica in self._confirmed:
             return
         self._confirmed[outcome.replica] = ReplicaConfirmation(
@@ -138,19 +138,20 @@ class Wait:
             dropped=outcome.dropped,
             how="http",
         )
-        self._note()
+        self._check_complete()
 
     async def until_complete(self) -> None:
         """Wait until no replica is missing."""
         await self._is_complete.wait()
 
     def confirmation(self) -> Confirmation:
-        """Return what is known now."""
+        """Return the confirmation as of now."""
         known = {replica: ReplicaConfirmation(replica=replica, outcome="missing") for replica in self._expected}
         known.update(self._confirmed)
         return Confirmation(replicas=tuple(known[replica] for replica in sorted(known)), doubt=self._doubt)
 
-    def _look_at(self, replica: str) -> None:
+    def _match_reports(self, replica: str) -> None:
+        """Confirm the replica if it has reported every part."""
         if not self._parts or replica in self._confirmed:
             return
         reports = self._reports[replica]
@@ -171,7 +172,7 @@ class Wait:
             how=how,
         )
 
-    def _note(self) -> None:
+    def _check_complete(self) -> None:
         if self._parts and not self.missing:
             self._is_complete.set()
 
@@ -182,10 +183,10 @@ class _Reported(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One frame of an invalidation: its place in the log, and the digests that prove it to be this one.
+    """One frame of an invalidation: its place in the log, and the digests that identify it.
 
-    Shape:  `repeated` is what has to stand there when an earlier publish has logged it, of which the bytes are not
-            known: the source, the time and the reason may differ. None when this publish has logged it.
+    Shape:  `repeated` is None when this publish has logged the frame. When an earlier publish has, its bytes are not
+            known, since the source, the time and the reason may differ: then it is the invalidation to find there.
     """
 
     place: Position
@@ -193,7 +194,7 @@ class _Part(NamedTuple):
     digests: set[str]
 
     def reported_in(self, reports: Mapping[str, _Reported]) -> _Reported | None:
-        """Return the report of this frame, if there is one."""
+        """Return the report of this frame; None when there is none."""
         return next((reports[digest] for digest in self.digests if digest in reports), None)
 
     def stands_in(self, logged: Mapping[int, Entry]) -> bool:
@@ -214,35 +215,35 @@ def _is_same(one: Invalidation, other: Invalidation) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in ("id", "keys", "tags", "prefixes", "everything"))
 
 
-class ResponseRecorder(Protocol):
-    """Who has asked replicas something."""
+class AnswerRecorder(Protocol):
+    """Receives the answers of replicas to a query."""
 
     def record(self, replica: str, answer: ReplicaAnswer) -> None:
-        """Take what a replica answers."""
+        """Record an answer of a replica."""
 
 
 class Confirmations:
-    """Hears the reports and answers of replicas, over links of its own, and hands them to those who wait.
+    """Receives the reports and answers of replicas over links of its own, and passes them to waits and queries.
 
-    A link is opened, and a namespace's channel subscribed to, when somebody first waits for it. Both are kept.
+    The first wait or query of a namespace opens a link and subscribes to its channel. Both are kept.
     """
 
     def __init__(self, address: RedisAddress, *, clock: Clock) -> None:
         self._links = KeptLinks(address, client_name="broadcache:confirmations", on_message=self._receive)
         self._clock = clock
         self._namespaces: dict[bytes, str] = {}
-        self._heard_over: dict[str, Link] = {}
+        self._subscribed: dict[str, Link] = {}
         self._waits: dict[tuple[str, str], list[Wait]] = {}
-        self._asked: dict[tuple[str, str], ResponseRecorder] = {}
+        self._queries: dict[tuple[str, str], AnswerRecorder] = {}
 
     async def close(self) -> None:
         """Close the links. Closing twice is harmless."""
-        self._heard_over.clear()
+        self._subscribed.clear()
         await self._links.close()
 
     @contextmanager
     def waiting(self, invalidation: Invalidation) -> Iterator[Wait]:
-        """Hand what is reported of this invalidation to the wait that is given, for as long as the block runs."""
+        """Give a wait that receives the reports of this invalidation while the block runs."""
         namespace, id = invalidation.namespace, invalidation.id
         wait = Wait(invalidation, self._clock)
         waits = self._waits.setdefault((namespace, id), [])
@@ -255,32 +256,32 @@ class Confirmations:
                 del self._waits[namespace, id]
 
     @contextmanager
-    def receiving(self, namespace: str, asked: ResponseRecorder, ids: Collection[str]) -> Iterator[None]:
-        """Hand what is answered to these questions to `asked`, for as long as the block runs."""
+    def receiving(self, namespace: str, recorder: AnswerRecorder, ids: Collection[str]) -> Iterator[None]:
+        """Pass the answers to these questions to `recorder` while the block runs."""
         keys = [(namespace, id) for id in ids]
-        self._asked.update(dict.fromkeys(keys, asked))
+        self._queries.update(dict.fromkeys(keys, recorder))
         try:
             yield
         finally:
             for key in keys:
-                del self._asked[key]
+                del self._queries[key]
 
-    async def listen(self, namespace: str, timeout_seconds: float) -> bool:
-        """Hear the reports of a namespace from now on; return whether that could be had in time.
+    async def subscribe(self, namespace: str, timeout_seconds: float) -> bool:
+        """Subscribe to the reports and answers of a namespace, once. Return whether that succeeded in time.
 
-        Without it, what replicas say with their echoes has to do, which comes later.
+        Without the subscription, only the positions in echoes confirm, which is slower.
         """
         channel = names_of(namespace).confirmed
         try:
             async with asyncio.timeout(timeout_seconds):
                 link = await (await self._links.of(namespace)).connected()
-                if self._heard_over.get(namespace) is not link:
+                if self._subscribed.get(namespace) is not link:
                     self._namespaces[channel.encode()] = namespace
                     await link.subscribe(channel)
-                    self._heard_over[namespace] = link
+                    self._subscribed[namespace] = link
         except (LinkLost, Refused, TimeoutError) as error:
             _log.warning(
-                "expected to hear what replicas of %r report, cannot: %s; their echoes tell a little later",
+                "cannot subscribe to the confirmations of %r: %s; falling back to positions in echoes, which is slower",
                 namespace,
                 str(error) or f"no answer within {timeout_seconds:g} s",
             )
@@ -288,31 +289,31 @@ class Confirmations:
         return True
 
     async def distrust(self, namespace: str) -> None:
-        """Give up the link of a namespace: it has brought nothing, although replicas had something to say."""
-        if (link := self._heard_over.pop(namespace, None)) is not None:
+        """Close the link of a namespace: it delivered no report, although replicas have confirmed by other means."""
+        if (link := self._subscribed.pop(namespace, None)) is not None:
             await link.close()
 
     async def check(self, namespace: str) -> None:
-        """Give up the link of a namespace if it keeps silent: it has brought nothing that was waited for."""
-        link = self._heard_over.get(namespace)
+        """Close the link of a namespace if it does not answer a ping: it delivered none of the awaited answers."""
+        link = self._subscribed.get(namespace)
         if link is None:
             return
         try:
-            async with asyncio.timeout(_CHECK_SECONDS):
+            async with link.within(_CHECK_SECONDS):
                 await link.call("PING")
         except Refused:
-            pass  # whoever refuses is there
-        except (LinkLost, TimeoutError):
+            pass  # a refusal is an answer
+        except LinkLost:
             await self.distrust(namespace)
 
     def _receive(self, channel: bytes, frame: bytes) -> None:
         namespace = self._namespaces.get(channel)
-        if namespace is None or not (self._waits or self._asked):
+        if namespace is None or not (self._waits or self._queries):
             return
         try:
             reports = decode_reports(frame)
         except MalformedFrame as error:
-            _log.warning("a report of %r proves nothing: %s", namespace, error)
+            _log.warning("ignored a message for confirmations of %r, it proves nothing: %s", namespace, error)
             return
         for report in reports.reports:
             # A part of a split invalidation has its id and a number.
@@ -320,5 +321,5 @@ class Confirmations:
                 for wait in self._waits.get((namespace, id), ()):
                     wait.record_report(reports.replica, report)
         for answer in reports.answers:
-            if (asked := self._asked.get((namespace, answer.id))) is not None:
-                asked.record(reports.replica, answer)
+            if (recorder := self._queries.get((namespace, answer.id))) is not None:
+                recorder.record(reports.replica, answer)

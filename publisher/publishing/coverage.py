@@ -1,4 +1,4 @@
-"""What an invalidation covers: which names need not be dropped any more once it has been logged."""
+"""What an invalidation covers: the names that need no invalidation of their own once it is logged."""
 
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -9,9 +9,9 @@ __all__ = ["Coverage"]
 
 
 class Coverage:
-    """What these targets drop between them, whatever else they stand beside. A prefix covers keys and longer prefixes.
+    """The names that a set of targets drops. A prefix covers keys and longer prefixes.
 
-    Nobody but a replica knows which keys carry a tag: tags are covered by the same tags alone, or by everything.
+    Only a replica knows which keys carry a tag, so a tag is covered by the same tag or by everything.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Coverage:
 
     @classmethod
     def of(cls, invalidation: Invalidation) -> "Coverage":
-        """Return what this invalidation covers."""
+        """Return the coverage of an invalidation."""
         return cls(
             keys=invalidation.keys,
             tags=invalidation.tags,
@@ -38,7 +38,7 @@ class Coverage:
         )
 
     def covers(self, invalidation: Invalidation) -> bool:
-        """Whether whatever `invalidation`, of the same namespace, drops is dropped by this as well."""
+        """Whether this coverage includes everything `invalidation` drops (same namespace)."""
         if self._everything:
             return True
         return (
@@ -49,18 +49,18 @@ class Coverage:
         )
 
     def covers_key(self, key: str) -> bool:
-        """Whether the entry with this key is dropped."""
+        """Whether the entry with this key is covered."""
         return self._everything or key in self._keys or self.covers_prefix(key)
 
     def covers_prefix(self, prefix: str) -> bool:
-        """Whether all entries whose key begins with this are dropped."""
-        # Among sorted prefixes none of which begins with another, only the last that is not above can be its beginning.
+        """Whether all entries whose key begins with `prefix` are covered."""
+        # The prefixes are sorted and none begins with another, so only the last one that is not greater can match.
         place = bisect_right(self.prefixes, prefix)
         return self._everything or (place > 0 and prefix.startswith(self.prefixes[place - 1]))
 
 
 def _without_longer_ones(prefixes: Iterable[str]) -> tuple[str, ...]:
-    """Return them in order, without those that begin with another of them."""
+    """Return the prefixes in order, without those that begin with another one."""
     kept: list[str] = []
     for prefix in sorted(prefixes):
         if not kept or not prefix.startswith(kept[-1]):

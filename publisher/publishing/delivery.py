@@ -13,20 +13,20 @@ Redis fails or is slow to answer. `both`: always both at once."""
 
 
 class InvalidationSender(Protocol):
-    """What calls every replica of a service. The publisher that it is given to enters it, and closes it."""
+    """Sends invalidations to every replica of a service. The publisher that owns it enters it, and closes it."""
 
     async def __aenter__(self) -> Self:
-        """Get ready to call. A publisher that is closed and entered again enters it again."""
+        """Prepare to send. A publisher that is closed and entered again enters it again."""
         ...
 
     async def close(self) -> None:
-        """Let go of whatever it holds. Closing twice, or before entering, is harmless."""
+        """Release all resources. Closing twice, or before entering, is harmless."""
         ...
 
     async def send(self, frames: Sequence[bytes]) -> FanoutReport:
-        """POST each of `frames` to every replica, and return in bounded time who took all of them.
+        """POST each of `frames` to every replica, and report in bounded time which replicas applied all of them.
 
         Shape:  the frames are those of one invalidation, in order: `encode_unsequenced` in shared/wire.py.
-        Raises: nothing. What goes wrong is in the report.
+        Raises: nothing. The report has every failure.
         """
         ...

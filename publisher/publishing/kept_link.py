@@ -1,4 +1,4 @@
-"""Links that are made anew when they are lost, and that concurrent calls share."""
+"""Links that are replaced when they are lost, and that concurrent calls share."""
 
 import asyncio
 from typing import Final
@@ -11,11 +11,11 @@ __all__ = ["KeptLink", "KeptLinks"]
 
 _CONNECT_TIMEOUT_SECONDS: Final = 2.0
 _LINKS_MAX: Final = 100
-"""How many links there are at most in a cluster, where each namespace has its own."""
+"""The limit on links in a cluster, where each namespace has its own."""
 
 
 class KeptLink:
-    """One link at a time to one address. Whoever needs it while it is being made waits for the same attempt."""
+    """One link at a time to one address. Concurrent callers wait for the same attempt to connect."""
 
     def __init__(self, address: RedisAddress, *, client_name: str, on_message: OnMessage | None = None) -> None:
         self._address = address
@@ -26,14 +26,14 @@ class KeptLink:
         self._is_closed = False
 
     async def connected(self) -> Link:
-        """Return the open link, or make one. Raises: LinkLost."""
+        """Return the open link, or open one. Raises: LinkLost."""
         if self._is_closed:
             raise LinkLost(f"the link to {self._address.label} was closed")
         if self._link is not None and self._link.is_open:
             return self._link
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect(), name="broadcache publisher connect")
-            self._connecting.add_done_callback(_note_failure)
+            self._connecting.add_done_callback(_retrieve_failure)
         connecting = self._connecting
         await asyncio.wait([connecting])
         if connecting.cancelled():
@@ -41,7 +41,7 @@ class KeptLink:
         return connecting.result()
 
     async def close(self) -> None:
-        """Close the link, for good. Closing twice, or before there was one, is harmless."""
+        """Close the link, for good. Closing twice, or before there is a link, is harmless."""
         self._is_closed = True
         connecting, self._connecting = self._connecting, None
         if connecting is not None and not connecting.done():
@@ -67,8 +67,8 @@ class KeptLink:
             self._connecting = None
 
 
-def _note_failure(connecting: asyncio.Task[Link]) -> None:
-    """Have an attempt that failed when nobody waited for it any more pass in silence: the next one will tell."""
+def _retrieve_failure(connecting: asyncio.Task[Link]) -> None:
+    """Keep asyncio from reporting a failed attempt that has no caller left: the next call reports its own failure."""
     if not connecting.cancelled():
         connecting.exception()
 
@@ -83,17 +83,17 @@ class KeptLinks:
         self._links: dict[str, KeptLink] = {}
 
     async def of(self, namespace: str) -> KeptLink:
-        """Return the link for a namespace. The one that was not used for longest makes room for one too many."""
+        """Return the link for a namespace. Beyond the limit, the least recently used one is closed."""
         key = namespace if self._address.is_cluster else ""
         kept = self._links.pop(key, None) or KeptLink(
             self._address.of(namespace), client_name=self._client_name, on_message=self._on_message
         )
-        self._links[key] = kept  # the one used last stands last
+        self._links[key] = kept  # ordered by last use
         if len(self._links) > _LINKS_MAX:
             await self._links.pop(next(iter(self._links))).close()
         return kept
 
     async def close(self) -> None:
-        """Close them all, for good; `of` makes new ones. Closing twice is harmless."""
+        """Close all links; `of` makes new ones. Closing twice is harmless."""
         links, self._links = self._links, {}
         await asyncio.gather(*[link.close() for link in links.values()])

@@ -1,4 +1,4 @@
-"""The preview: how many entries an invalidation would drop, and where, without dropping any."""
+"""The preview: how many entries of which replica an invalidation would drop. Nothing is dropped."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -12,7 +12,7 @@ __all__ = ["Preview", "ReplicaPreview"]
 
 
 class ReplicaPreview(msgspec.Struct, frozen=True, kw_only=True):
-    """How many entries of one replica are named. An estimate is scaled up from a part of them."""
+    """How many entries of one replica the targets name. An estimate is extrapolated from a sample."""
 
     replica: str
     entries: int
@@ -22,10 +22,10 @@ class ReplicaPreview(msgspec.Struct, frozen=True, kw_only=True):
 class Preview(msgspec.Struct, frozen=True, kw_only=True):
     """How many live replicas there are, and about how many of their entries the targets name. Nothing is dropped.
 
-    Shape:  `replicas` counts those that are there, `entries` is the sum of those that answered, `by_replica` has each
-            of these by name. `missing` are there and did not answer in time: their entries are not in the sum, which is
-            an estimate then. Replicas of older versions never answer. `doubt` says why there may be replicas that were
-            not asked: the sum is an estimate then, too.
+    Shape:  `replicas` counts the replicas that are registered or answered, `entries` is the sum over those that
+            answered, and `by_replica` lists these by name. `missing` are registered and did not answer in time: the sum
+            lacks their entries, and is an estimate. Replicas of older versions never answer. `doubt` says why there may
+            be replicas that were not queried: then, too, the sum is an estimate.
     """
 
     namespace: str
@@ -38,7 +38,7 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, namespace: str, answers: Answers) -> Self:
-        """Return what replicas have answered."""
+        """Sum up the answers of replicas."""
         by_replica = tuple(_of_one(replica, parts) for replica, parts in answers.by_replica.items())
         return cls(
             namespace=namespace,
@@ -52,6 +52,6 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _of_one(replica: str, parts: Sequence[ReplicaAnswer]) -> ReplicaPreview:
-    # An entry that several parts of a large request name is counted for each.
+    # An entry that several parts of a large request name is counted once for each part.
     is_estimate = len(parts) > 1 or any(part.is_estimate for part in parts)
     return ReplicaPreview(replica=replica, entries=sum(part.count for part in parts), is_estimate=is_estimate)

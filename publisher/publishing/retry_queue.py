@@ -1,4 +1,4 @@
-"""The retry_queue: what could not be logged when it was published, and is logged as soon as Redis takes it."""
+"""The retry queue: invalidations that could not be logged when they were published, retried until they are."""
 
 import asyncio
 import logging
@@ -14,9 +14,9 @@ from .backlog import Backlog, Pending
 __all__ = ["RETRY_QUEUE_NAMES_MAX", "RetryQueue"]
 
 RETRY_QUEUE_NAMES_MAX: Final = 10_000
-"""How many names wait to be logged at most, over all namespaces."""
+"""The limit on names that wait to be logged, over all namespaces."""
 _BATCH: Final = 100
-"""How many are tried at once: enough to share round trips, few enough to leave the link to others."""
+"""How many are tried at once: enough to share round trips, few enough not to delay other calls on the link."""
 _BACKOFF_SECONDS_MIN: Final = 0.02
 _BACKOFF_SECONDS_MAX: Final = 2.0
 _NAMESPACES_SHOWN_MAX: Final = 10
@@ -25,11 +25,11 @@ logger = logging.getLogger("broadcache.publisher")
 
 
 class RetryQueue:
-    """Tries, in one task of its own, to log what waits, with the ids that it was published with. In memory only.
+    """Retries to log invalidations in a task of its own, each with the id it was published with. In memory only.
 
-    The task begins with the first that waits, and ends when nothing does.
+    The task starts with the first invalidation, and ends when the queue is empty.
 
-    Shape:  `log` tries once. It raises when that failed; IdempotencyConflict when the id was used for other targets.
+    Shape:  `log` tries once. It raises when that fails: IdempotencyConflict when the id was used for other targets.
     """
 
     def __init__(
@@ -54,22 +54,22 @@ class RetryQueue:
 
     @property
     def names_count(self) -> int:
-        """How many names wait: never more than `names_max`."""
+        """How many names the queue holds: never more than `names_max`."""
         return self._backlog.names_count
 
     @property
     def is_stuck(self) -> bool:
-        """Whether something waits, and the log took nothing of it when it was tried last."""
+        """Whether the queue is not empty, and Redis logged nothing of it at the last attempt."""
         return bool(self._backlog) and self._has_failed_last
 
     def offer(self, pending: Pending) -> str | None:
-        """Take what is to be logged later. Return why not, when it cannot be taken."""
+        """Add an invalidation to log later. Return None, or the reason when it cannot be added."""
         if self._is_closed:
             return "the publisher was closed"
         is_first = not self._backlog
         if not self._backlog.add(pending):
             return (
-                f"expected fewer than {self._backlog.names_max} namespaces to wait for Redis, got that many; "
+                f"{self._backlog.names_max} namespaces wait for Redis already, the most the retry queue holds; "
                 "raise retry_queue_names_max"
             )
         if is_first:
@@ -83,7 +83,7 @@ class RetryQueue:
         return None
 
     async def close(self, last_attempt_seconds: float) -> None:
-        """Try once more within this time, and tell what is left then. Closing twice is harmless."""
+        """Try once more within this time, and report what is left as lost. Closing twice is harmless."""
         self._is_closed = True
         try:
             await self._stop()
@@ -91,9 +91,9 @@ class RetryQueue:
                 for _ in range(0, len(self._backlog), _BATCH):
                     await self._log_some()
         except TimeoutError:
-            pass  # what is left is told below
+            pass  # what is left is reported below
         finally:
-            self._tell_what_is_left()
+            self._report_lost()
 
     async def _stop(self) -> None:
         task, self._task = self._task, None
@@ -116,15 +116,15 @@ class RetryQueue:
                     uniform=self._uniform,
                 )
             )
-        logger.info("Redis has logged all that waited in the retry queue")
+        logger.info("Redis has logged everything in the retry queue")
 
     async def _log_some(self) -> bool:
-        """Try the first batch. Return whether the log took any of it, or at least answered something new."""
+        """Try the first batch. Return whether one of it was logged or got a new id."""
         batch = self._backlog.first(_BATCH)
         answers = await asyncio.gather(*[self._log(pending) for _, pending in batch], return_exceptions=True)
         has_progress = False
         for (ticket, pending), answer in zip(batch, answers, strict=True):
-            if isinstance(answer, IdempotencyConflict) or _has_announced_nothing(pending, answer):
+            if isinstance(answer, IdempotencyConflict) or _is_only_a_repeat(pending, answer):
                 self._backlog.rename(ticket)
             elif isinstance(answer, BaseException):
                 logger.debug("the retry queue could not log: %s", answer)
@@ -136,14 +136,14 @@ class RetryQueue:
         self._has_failed_last = not has_progress
         return has_progress
 
-    def _tell_what_is_left(self) -> None:
+    def _report_lost(self) -> None:
         if not self._backlog:
             return
         names = self._backlog.namespaces
         more = f" and {len(names) - _NAMESPACES_SHOWN_MAX} more" if len(names) > _NAMESPACES_SHOWN_MAX else ""
         logger.error(
             "closed with %d invalidations that Redis has not logged, of the namespaces %s%s: replicas that did not "
-            "hear them by HTTP keep what they name; publish everything of these namespaces",
+            "receive them by HTTP keep the entries they name; publish Everything() for these namespaces",
             len(self._backlog),
             ", ".join(names[:_NAMESPACES_SHOWN_MAX]),
             more,
@@ -151,6 +151,6 @@ class RetryQueue:
         self._backlog.clear()
 
 
-def _has_announced_nothing(pending: Pending, answer: object) -> bool:
-    """Whether the log had the id from before, while others, which are newer than that, were left to this one."""
+def _is_only_a_repeat(pending: Pending, answer: object) -> bool:
+    """Whether the log had the id from before, and so has not logged the newer invalidations that this one covers."""
     return pending.stands_for_others and isinstance(answer, Receipt) and answer.is_repeat

@@ -1,9 +1,9 @@
-"""The second path: an invalidation that Redis does not take at once reaches the replicas by HTTP."""
+"""The second path: an invalidation that Redis does not log at once is sent to the replicas by HTTP."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeAlias
 
 from ...shared.errors import LinkLost, LogRefused, NotDelivered
 from ...shared.fanout_report import FanoutReport
@@ -16,16 +16,16 @@ from .retry_queue import RetryQueue
 
 __all__ = ["Log", "SecondPath"]
 
-Log: TypeAlias = Callable[[Pending, Callable[[], None]], Awaitable[Receipt]]
-"""Logs it, trying as long as a publish may take; calls the second argument whenever an attempt has failed."""
+Log: TypeAlias = Callable[[Pending, Callable[[], None]], Coroutine[Any, Any, Receipt]]
+"""Logs an invalidation, with all retries of a publish. Calls the second argument after each failed attempt."""
 
 logger = logging.getLogger("broadcache.publisher")
 
 
 class SecondPath:
-    """Delivers through the log and by HTTP, and owns what is under way: a fan-out that has begun is not left half done.
+    """Delivers through the log and by HTTP. It owns the deliveries under way: a fan-out that has begun is completed.
 
-    Units:  `fallback_after_seconds` is how long Redis is waited for before the fan-out begins.
+    Units:  `fallback_after_seconds` is how long a delivery waits for Redis before its fan-out begins.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SecondPath:
         self._under_way: dict[asyncio.Task[Receipt], _UnderWay] = {}
 
     async def deliver(self, pending: Pending) -> Receipt:
-        """Return as soon as it is delivered. Raises: NotDelivered, IdempotencyConflict."""
+        """Deliver the invalidation by either path. Raises: NotDelivered, IdempotencyConflict."""
         under_way = _FanoutAlone(self, pending) if self.delivery == "fanout" else _BothPaths(self, pending)
         task = asyncio.create_task(under_way.run(), name="broadcache publisher delivery")
         self._under_way[task] = under_way
@@ -54,13 +54,13 @@ class SecondPath:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             under_way.is_abandoned = True
-            if under_way.telling is None:
+            if under_way.fanout is None:
                 task.cancel()
             raise
         return task.result()
 
     async def close(self, last_attempt_seconds: float) -> None:
-        """Wait for the fan-outs that have begun, then have the retry queue try once more. Closing twice is harmless."""
+        """Wait for the fan-outs that have begun, then flush the retry queue once. Closing twice is harmless."""
         try:
             for under_way in self._under_way.values():
                 under_way.stop_logging()
@@ -76,15 +76,15 @@ class SecondPath:
         under_way = self._under_way.pop(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and under_way.is_abandoned:
-            logger.warning("a publish whose caller was cancelled meanwhile failed: %s", error)
+            logger.warning("a publish failed after its caller was cancelled: %s", error)
 
 
 class _UnderWay:
-    """One invalidation on its way. `telling` is set as soon as its fan-out has begun."""
+    """The delivery of one invalidation. `fanout` is set as soon as its fan-out has begun."""
 
     def __init__(self, path: SecondPath, pending: Pending) -> None:
         self.is_abandoned = False
-        self.telling: asyncio.Task[FanoutReport] | None = None
+        self.fanout: asyncio.Task[FanoutReport] | None = None
         self._path = path
         self._pending = pending
 
@@ -92,15 +92,15 @@ class _UnderWay:
         raise NotImplementedError
 
     def stop_logging(self) -> None:
-        """Give up the log, because the publisher closes."""
+        """Stop trying to log it: the publisher closes."""
 
     def _fan_out(self) -> asyncio.Task[FanoutReport]:
-        return asyncio.create_task(self._told(), name="broadcache publisher fan-out")
+        return asyncio.create_task(self._send(), name="broadcache publisher fan-out")
 
-    async def _told(self) -> FanoutReport:
+    async def _send(self) -> FanoutReport:
         try:
             return await self._path.sender.send(encode_unsequenced(self._pending.invalidation))
-        except Exception as error:  # a sender may be anybody's, and its mistakes must not keep it from the retry queue
+        except Exception as error:  # a user's sender may raise, and the invalidation must reach the retry queue anyway
             logger.exception("the fan-out of invalidation %s failed", self._pending.invalidation.id)
             return _report_of_mistake(error)
 
@@ -110,11 +110,11 @@ class _UnderWay:
 
 
 class _FanoutAlone(_UnderWay):
-    """By HTTP, and into no log: what is not delivered now is not delivered."""
+    """By HTTP alone, without a log and without retries."""
 
     async def run(self) -> Receipt:
-        self.telling = self._fan_out()
-        report = await self.telling
+        self.fanout = self._fan_out()
+        report = await self.fanout
         if report.is_delivered:
             return self._receipt(report, pending=False)
         raise _not_delivered(self._pending.invalidation, (("fanout", report.summary()),), report, is_pending=False)
@@ -126,59 +126,58 @@ class _BothPaths(_UnderWay):
     def __init__(self, path: SecondPath, pending: Pending) -> None:
         super().__init__(path, pending)
         self._has_failed_once: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._appending: asyncio.Task[Receipt] = asyncio.create_task(self._logged(), name="broadcache publisher log")
+        self._appending: asyncio.Task[Receipt] = asyncio.create_task(
+            path.log(pending, self._record_failure), name="broadcache publisher log"
+        )
 
     async def run(self) -> Receipt:
         try:
             is_redis_away = self._path.retry_queue.is_stuck
             if is_redis_away or self._path.delivery == "both":
-                self.telling = self._fan_out()
+                self.fanout = self._fan_out()
             if not is_redis_away:
-                await self._first_answer()
-            if self.telling is None and (not self._appending.done() or self._failure_of_log() is not None):
-                self.telling = self._fan_out()
-            return await self._settled()
+                await self._first_result_of_log()
+            if self.fanout is None and (not self._appending.done() or self._failure_of_log() is not None):
+                self.fanout = self._fan_out()
+            return await self._result()
         finally:
             self._appending.cancel()
             await asyncio.wait([self._appending])
             if not self._appending.cancelled():
-                self._appending.exception()  # whatever it was, it was told or waits in the retry queue
+                self._appending.exception()  # retrieved: it was raised, or the invalidation is in the retry queue
 
     def stop_logging(self) -> None:
         self._appending.cancel()
 
-    async def _logged(self) -> Receipt:
-        return await self._path.log(self._pending, self._note_failure)
-
-    def _note_failure(self) -> None:
+    def _record_failure(self) -> None:
         if not self._has_failed_once.done():
             self._has_failed_once.set_result(None)
 
-    async def _first_answer(self) -> None:
-        """Return when the log has answered, when an attempt has failed, or when it takes too long."""
+    async def _first_result_of_log(self) -> None:
+        """Wait until Redis has answered, an attempt has failed, or `fallback_after_seconds` have passed."""
         awaited: list[asyncio.Future[Receipt] | asyncio.Future[None]] = [self._appending, self._has_failed_once]
         await asyncio.wait(awaited, timeout=self._path.fallback_after_seconds, return_when=asyncio.FIRST_COMPLETED)
 
     def _failure_of_log(self) -> LinkLost | LogRefused | None:
-        """Return why the log has not taken it, or None when it has. Raises: what no second path can mend."""
+        """Return why it is not logged, or None when it is. Raises: IdempotencyConflict, and errors of ours."""
         if self._appending.cancelled():
-            return LinkLost("the publisher was closed meanwhile")
+            return LinkLost("the publisher was closed during the call")
         error = self._appending.exception()
         if error is None or isinstance(error, LinkLost | LogRefused):
             return error
         raise error
 
-    async def _settled(self) -> Receipt:
-        if self.telling is None:
+    async def _result(self) -> Receipt:
+        if self.fanout is None:
             return self._appending.result()
-        await asyncio.wait([self._appending, self.telling], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([self._appending, self.fanout], return_when=asyncio.FIRST_COMPLETED)
         if not self._appending.done():
-            report = self.telling.result()
+            report = self.fanout.result()
             if report.is_delivered and self._path.retry_queue.offer(self._pending) is None:
                 return self._receipt(report, pending=True)
             await asyncio.wait([self._appending])
-        # Once begun, the fan-out is heard to its end: nobody is told by half, and the receipt says who was.
-        report = await self.telling
+        # A fan-out that has begun is awaited: each replica receives all frames, and the receipt names those it reached.
+        report = await self.fanout
         failure = self._failure_of_log()
         return self._appending.result()._replace(fanout=report) if failure is None else self._unlogged(failure, report)
 
@@ -198,14 +197,14 @@ def _not_delivered(
     invalidation: Invalidation, reasons: tuple[tuple[str, str], ...], report: FanoutReport, *, is_pending: bool
 ) -> NotDelivered:
     outlook = (
-        "it waits in the retry queue, to be logged when Redis takes it; publish again"
+        "it waits in the retry queue until Redis logs it; publish again"
         if is_pending
         else "it is not tried again; publish again"
     )
-    said = "; ".join(f"{path}: {detail}" for path, detail in reasons)
+    details = "; ".join(f"{path}: {detail}" for path, detail in reasons)
     return NotDelivered(
-        f"expected the invalidation to be logged, or taken by every replica, got neither: {outlook} with "
-        f"id={invalidation.id!r}, which is harmless. {said}",
+        f"the invalidation was neither logged nor applied by every replica: {outlook} with id={invalidation.id!r}, "
+        f"which is harmless. {details}",
         reasons=reasons,
         report=report,
         is_pending=is_pending,
@@ -213,6 +212,7 @@ def _not_delivered(
 
 
 def _report_of_mistake(error: Exception) -> FanoutReport:
+    """Return a report for a sender that raised, which senders must not."""
     return FanoutReport(
         service="?",
         total=0,

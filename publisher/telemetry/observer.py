@@ -1,4 +1,4 @@
-"""Who is told of what a publisher does, so that it can be counted. The publisher itself knows no metrics library."""
+"""The observer of a publisher: it receives outcomes to count. The publisher itself depends on no metrics library."""
 
 import time
 from collections.abc import Iterator
@@ -12,73 +12,73 @@ __all__ = ["UNOBSERVED", "CalledAddress", "PublisherObserver", "Unobserved", "ob
 
 
 class CalledAddress(Protocol):
-    """What came of one address of a broadcast."""
+    """The result of a broadcast at one address."""
 
     @property
     def status_code(self) -> int | None:
-        """What it answered; None when there was no answer."""
+        """The status of its response; None when there was none."""
         ...
 
     @property
     def error(self) -> str | None:
-        """Why there was no answer, or why an answer of 200 to 299 is no success."""
+        """Why there was no response, or why a response of 200 to 299 is no success."""
         ...
 
 
 class PublisherObserver(Protocol):
-    """Is told when something has ended, on the event loop on which it happened: it must not block, nor raise."""
+    """Receives outcomes on the event loop of the publisher. It must neither block nor raise."""
 
     def published(self, namespace: str, outcome: str, seconds: float) -> None:
-        """Take note of a publish. `outcome`: `accepted`, `repeat`, `fanned out`, or of `publish_outcome_of`."""
+        """Record a publish. `outcome`: `accepted`, `repeat`, `fanned out`, or one of `publish_outcome_of`."""
         ...
 
     def broadcast(
         self, service: str, addresses: tuple[CalledAddress, ...], seconds: float, *, is_complete: bool
     ) -> None:
-        """Take note of a broadcast, and of what came of each address."""
+        """Record a broadcast, with the result of each address."""
         ...
 
     def not_broadcast(self, service: str, why: str) -> None:
-        """Take note of a broadcast that called nobody. `why` is the name of the error."""
+        """Record a broadcast that called no address. `why` is the name of the error."""
         ...
 
     def answered(self, method: str, route: str, status: int) -> None:
-        """Take note of an HTTP request. `route` is a template, never a path that a client made up."""
+        """Record an HTTP request. `route` is a template, never a path from a client."""
         ...
 
 
 class Unobserved:
-    """An observer that forgets everything."""
+    """An observer that ignores everything."""
 
     def published(self, namespace: str, outcome: str, seconds: float) -> None:
-        """Forget it."""
+        """Ignore it."""
 
     def broadcast(
         self, service: str, addresses: tuple[CalledAddress, ...], seconds: float, *, is_complete: bool
     ) -> None:
-        """Forget it."""
+        """Ignore it."""
 
     def not_broadcast(self, service: str, why: str) -> None:
-        """Forget it."""
+        """Ignore it."""
 
     def answered(self, method: str, route: str, status: int) -> None:
-        """Forget it."""
+        """Ignore it."""
 
 
 UNOBSERVED: Final = Unobserved()
 
 
 class Recorded(Protocol):
-    """Takes the receipt of a publish."""
+    """Records the receipt of a publish."""
 
     def __call__(self, receipt: Receipt) -> Receipt:
-        """Return it as it came."""
+        """Return the receipt unchanged."""
         ...
 
 
 @contextmanager
 def observed(observer: PublisherObserver, namespace: str) -> Iterator[Recorded]:
-    """Tell `observer` how what is done within ends. A caller that gives up is not counted: nothing has ended."""
+    """Report the outcome of the publish inside to `observer`. A cancelled publish has none, and is not reported."""
     began_at = time.perf_counter()
     outcome = "accepted"
 
@@ -98,10 +98,10 @@ def observed(observer: PublisherObserver, namespace: str) -> Iterator[Recorded]:
 
 
 def publish_outcome_of(error: BroadcacheError) -> str:
-    """Say in a word what came of a publish that raised.
+    """Return the outcome of a publish that raised.
 
-    Shape:  `unreachable` (it is not known whether it was logged), `refused`, `conflict`; `not delivered` for whatever
-            else keeps it from the replicas.
+    Shape:  `unreachable` (it is not known whether it was logged), `refused`, `conflict`; `not delivered` for any other
+            error.
     """
     match error:
         case LinkLost():

@@ -137,7 +137,7 @@ async def test_a_fan_out_that_may_not_have_called_every_replica_confirms_nothing
     class Believing(Publisher):
         """Delivers by HTTP whatever the fan-out reports."""
 
-        async def _delivered(self, pending: Pending) -> Receipt:
+        async def _deliver(self, pending: Pending) -> Receipt:
             fanout = msgspec.structs.replace(report, **changes)
             return Receipt(pending.invalidation.id, "products", None, 0, fanout=fanout)
 

@@ -642,10 +642,10 @@ async def test_a_hub_that_is_closed_takes_nobody_and_closing_again_is_harmless(r
 async def test_a_feed_that_fails_lets_its_clients_go(
     redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def take(self: Feed, *_: object) -> None:
+    async def receive(self: Feed, *_: object) -> None:
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(Feed, "_take", take)
+    monkeypatch.setattr(Feed, "_receive", receive)
     async with api(redis_url) as url, following(url) as client:
         await joined(client)
         await publish_keys(redis_url, "a")

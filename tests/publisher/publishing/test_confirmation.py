@@ -802,7 +802,7 @@ async def test_a_silent_link_for_reports_is_not_trusted_twice(own_server: Embedd
         # Both links of the publisher fall silent; the one that is asked something finds out, the other one cannot.
         confirmations = publisher._confirmations
         assert confirmations is not None
-        silent = confirmations._heard_over["products"]
+        silent = confirmations._subscribed["products"]
         silent._on_message = lambda channel, frame: None
         silent._reader.cancel()
         await asyncio.wait([silent._reader])

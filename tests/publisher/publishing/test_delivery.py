@@ -694,7 +694,7 @@ async def test_a_fan_out_alone_needs_no_redis_and_logs_nothing(fleet: Fleet) -> 
         assert (receipt.position, receipt.pending, publisher.retry_queue_length) == (None, False, 0)
         assert all(ids_heard(pod) == [receipt.id] for pod in fleet.pods)
         for read in (publisher.head, publisher.history):
-            with pytest.raises(InvalidSettings, match="that has a log"):
+            with pytest.raises(InvalidSettings, match="this publisher has no log"):
                 await read()
 
 

@@ -1,0 +1,131 @@
+"""Calls to Redis over shared links: each call has a timeout, and is retried over a new link when the link is lost."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from ...shared.errors import InvalidSettings, LinkLost, LogRefused, NotPrimary
+from ...shared.process.backoff import backoff_seconds
+from ...shared.transport.redis.address import RedisAddress
+from ...shared.transport.redis.link import Link
+from .kept_link import KeptLinks
+
+__all__ = ["Calls", "without_log"]
+
+T = TypeVar("T")
+
+_CALL_TIMEOUT_SECONDS_MAX: Final = 1.0
+_BACKOFF_SECONDS_MIN: Final = 0.04
+_BACKOFF_SECONDS_MAX: Final = 0.5
+
+
+class Calls:
+    """Owns the links of a publisher, the timeouts and the retries.
+
+    Shape:  `address` is None for a publisher without a log: every call then raises InvalidSettings. A `work` is a
+            function that sends its commands over the link that it is given, and may be called several times.
+    Units:  `timeout_seconds` limits one call with all its retries. One attempt has half of it, and 1 s at most.
+    """
+
+    def __init__(
+        self, address: RedisAddress | None, *, timeout_seconds: float, uniform: Callable[[], float] = random.random
+    ) -> None:
+        self.is_open = False
+        # Half, because a new link needs time after a silent one: else the silent link would be kept for ever.
+        self.attempt_seconds: Final = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
+        self._timeout_seconds = timeout_seconds
+        self._uniform = uniform
+        self._label = "Redis" if address is None else address.label
+        self._links = None if address is None else KeptLinks(address, client_name="broadcache:publisher")
+
+    def open(self) -> None:
+        """Allow calls. The links are opened by the first call that needs them."""
+        self.is_open = True
+
+    def stop_retries(self) -> None:
+        """End each call with its current attempt, and refuse new ones. `once` works until `close`."""
+        self.is_open = False
+
+    async def close(self) -> None:
+        """Close the links. Closing twice, or before opening, is harmless."""
+        self.stop_retries()
+        if self._links is not None:
+            await self._links.close()
+
+    def check_is_open(self) -> None:
+        """Raises: InvalidSettings."""
+        if not self.is_open:
+            raise InvalidSettings("the publisher is not open: use it within `async with`")
+
+    async def link(self, namespace: str) -> Link:
+        """Return an open link to the server that has `namespace`. Raises: LinkLost; InvalidSettings without a log."""
+        if self._links is None:
+            raise without_log()
+        return await (await self._links.of(namespace)).connected()
+
+    async def with_retries(
+        self, namespace: str, work: Callable[[Link], Awaitable[T]], on_failure: Callable[[], None] | None = None
+    ) -> T:
+        """Do `work`, again over a new link after LinkLost or NotPrimary, until there is a result or the time is up.
+
+        Shape:  `on_failure` is called after each failed attempt.
+        Raises: LinkLost; LogRefused; NotPrimary; InvalidSettings when not open, or without a log.
+        """
+        self.check_is_open()
+        lost: LinkLost | None = None
+        refused: NotPrimary | None = None
+        failures = 0
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                while True:
+                    if not self.is_open:
+                        raise LinkLost("the publisher was closed during the call")
+                    try:
+                        return await self.once(namespace, work)
+                    except LinkLost as error:
+                        lost = error
+                    except NotPrimary as error:
+                        refused = error
+                    except LogRefused as error:
+                        if lost is None:
+                            raise
+                        raise _both(lost, error) from error
+                    if on_failure is not None:
+                        on_failure()
+                    failures += 1
+                    await asyncio.sleep(
+                        backoff_seconds(
+                            failures,
+                            seconds_min=_BACKOFF_SECONDS_MIN,
+                            seconds_max=_BACKOFF_SECONDS_MAX,
+                            uniform=self._uniform,
+                        )
+                    )
+        except TimeoutError:
+            if lost is not None and refused is not None:
+                raise _both(lost, refused) from None
+            raise lost or refused or LinkLost(f"no answer from {self._label}") from None
+
+    async def once(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
+        """Do `work` once. A link that is silent, or leads to a server that is no primary, is closed.
+
+        Raises: LinkLost; LogRefused; NotPrimary; InvalidSettings without a log.
+        """
+        link = await self.link(namespace)
+        try:
+            async with link.within(self.attempt_seconds):
+                return await work(link)
+        except (LinkLost, NotPrimary):
+            await link.close()
+            raise
+
+
+def without_log() -> InvalidSettings:
+    """Return the error for a call of a publisher that has no log."""
+    return InvalidSettings('this publisher has no log: delivery="fanout" was given without a url; add the url')
+
+
+def _both(lost: LinkLost, refused: LogRefused) -> LinkLost:
+    """Return the error for an attempt that was lost and one that was refused: the lost one may have been logged."""
+    return LinkLost(f"{lost}; besides: {refused}")
