@@ -23,9 +23,10 @@ demo: $(VENV)/.package ## Watch three replicas forget (ONCE=1: tell the story an
 test: $(SET_UP) ## Run the tests (ARGS='-k word -x' is handed to pytest)
 	@$(PYTHON_IN_VENV) -m pytest -n auto $(ARGS)
 
-check: $(SET_UP) ## Lint, formatting, types: all that needs no run
+check: $(SET_UP) ## Lint, formatting, imports, types: all that needs no run
 	$(PYTHON_IN_VENV) -m ruff check
 	$(PYTHON_IN_VENV) -m ruff format --check
+	$(PYTHON_IN_VENV) $(VENV)/bin/lint-imports --no-cache --no-logo
 	$(PYTHON_IN_VENV) -m mypy
 	$(PYTHON_IN_VENV) -m basedpyright --pythonpath $(PYTHON_IN_VENV)
 
