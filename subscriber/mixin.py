@@ -161,7 +161,7 @@ class CacheInvalidationMixin:
                instead.
         Raises: InvalidSettings when FastAPI is not installed.
         """
-        check_installed("the router", "fastapi", extra="publisher")
+        check_installed("the router", "fastapi")
         from .endpoint.fastapi import router_of
 
         return router_of(self.__door.subscriber, self.__door.tokens)

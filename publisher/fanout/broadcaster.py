@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 from ...shared.clock import Clock, monotonic
 from ...shared.errors import BroadcacheError, InvalidSettings
 from ...shared.process.closing import Closing
+from ...shared.process.extras import check_installed
 from ..telemetry.observer import UNOBSERVED, PublisherObserver
 from .discovery import Discovered, Discovery, ReplicaAddress
 from .exchange import Header, HttpResponse, Tls, Untold, exchange
@@ -162,6 +163,7 @@ class Broadcaster(Closing):
         uniform: Callable[[], float] = random.random,
         observer: PublisherObserver = UNOBSERVED,
     ) -> None:
+        check_installed("the fan-out", "h11")
         self.limits: Final = limits or Limits()
         self._discovery = discovery
         self._policy = policy

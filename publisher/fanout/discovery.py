@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
 from ...shared.errors import BroadcacheError, InvalidSettings
+from ...shared.process.extras import check_installed
 
 __all__ = [
     "AliasRefused",
@@ -128,6 +129,7 @@ class DnsDiscovery:
             raise InvalidSettings(f"expected timeout_seconds above 0, got {timeout_seconds}")
         parsed = [_parsed(nameserver) for nameserver in nameservers]
         # Only who looks names up pays for the library, and needs to have it.
+        check_installed("the look-up of a service in DNS", "dns")
         from .resolver import Resolver
 
         self._timeout_seconds = timeout_seconds

@@ -10,7 +10,6 @@ import msgspec
 from ...shared.errors import BroadcacheError, InvalidSettings
 from ...shared.fanout_report import AddressOutcome, FanoutReport
 from ...shared.process.closing import Closing
-from ...shared.process.extras import check_installed
 from ..telemetry.observer import UNOBSERVED, PublisherObserver
 from .broadcaster import Broadcast, Broadcaster, CallOutcome, HostMode, Limits, Request, Scheme
 from .discovery import Discovery, DnsDiscovery, ListDiscovery
@@ -73,7 +72,6 @@ class Fanout(Closing):
         tls_name: str | None = None,
         observer: PublisherObserver = UNOBSERVED,
     ) -> None:
-        check_installed("Fanout", "h11", *([] if addresses else ["dns"]), extra="fanout")
         if not path.startswith("/") or not path.isascii():
             raise InvalidSettings(f"expected a path that begins with / and is percent-encoded, got {path!r:.100}")
         self.service: Final = service

@@ -1,13 +1,36 @@
-"""What is in an extra, and not installed with the base: how a user learns which extra it is."""
+"""The packages of the extras, which the base install does not have: what a user reads where one is missing."""
 
 from importlib.util import find_spec
+from typing import Final
 
 from ..errors import InvalidSettings
 
-__all__ = ["check_installed"]
+__all__ = ["EXTRA_OF_MODULE", "check_installed", "installation_of"]
+
+EXTRA_OF_MODULE: Final = {
+    "aiohttp": "demo",
+    "dns": "fanout",
+    "fastapi": "publisher",
+    "h11": "fanout",
+    "hiredis": "hiredis",
+    "opentelemetry": "tracing",
+    "prometheus_client": "metrics",
+    "pydantic": "publisher",
+    "rich": "cli",
+    "starlette": "publisher",
+    "typer": "cli",
+    "uvicorn": "publisher",
+}
+"""The extra that installs each top-level module which some module of ours imports, and the base install lacks."""
 
 
-def check_installed(what: str, *modules: str, extra: str) -> None:
+def installation_of(module: str) -> str | None:
+    """Return the command that installs `module`, or the package that it is in; None when it is in no extra."""
+    extra = EXTRA_OF_MODULE.get(module.partition(".")[0])
+    return None if extra is None else f"pip install 'broadcache[{extra}]'"
+
+
+def check_installed(what: str, *modules: str) -> None:
     """Check that `modules`, which `what` needs, are installed. Nothing is imported.
 
     Raises: InvalidSettings, which names the first that is not, and how to install it.
@@ -15,5 +38,5 @@ def check_installed(what: str, *modules: str, extra: str) -> None:
     for module in modules:
         if find_spec(module) is None:
             raise InvalidSettings(
-                f"{what} needs the package {module}, which is not installed: pip install 'broadcache[{extra}]'"
+                f"{what} needs the package {module}, which is not installed: {installation_of(module)}"
             )

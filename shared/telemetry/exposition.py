@@ -26,7 +26,7 @@ def can_expose(where: str) -> bool:
 
 def check_can_expose(what: str) -> None:
     """Raises: InvalidSettings when prometheus_client, which `what` needs, is not installed."""
-    check_installed(what, "prometheus_client", extra="metrics")
+    check_installed(what, "prometheus_client")
 
 
 def exposed(registry: "CollectorRegistry", accept: str | None) -> tuple[bytes, str]:

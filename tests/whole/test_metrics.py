@@ -289,7 +289,8 @@ WITHOUT = """
 import sys
 sys.modules["prometheus_client"] = None  # what an import of it finds is an ImportError
 import importlib.util
-importlib.util.find_spec = lambda name: None
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "prometheus_client" else find_spec(name)
 import logging
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 from broadcache.publisher.api.app import create_app

@@ -6,32 +6,21 @@ from .exit_codes import FAILED, USAGE
 
 __all__ = ["main"]
 
-_EXTRA_OF_MODULE = {
-    "aiohttp": "demo",
-    "dns": "fanout",
-    "fastapi": "publisher",
-    "h11": "fanout",
-    "pydantic": "publisher",
-    "rich": "cli",
-    "starlette": "publisher",
-    "typer": "cli",
-    "uvicorn": "publisher",
-}
-
 
 def main() -> None:
     """Run the command line, and say what to do about whatever it cannot do."""
     from ..shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings, InvalidTarget
+    from ..shared.process.extras import installation_of
 
     try:
         from .app import app
 
         app()
     except ModuleNotFoundError as error:
-        extra = _EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
-        if extra is None:
+        installation = installation_of(error.name or "")
+        if installation is None:
             raise
-        _fail(f"this command needs the package {error.name}: pip install 'broadcache[{extra}]'", USAGE)
+        _fail(f"this command needs the package {error.name}: {installation}", USAGE)
     except (InvalidNamespace, InvalidSettings, InvalidTarget) as error:
         _fail(str(error), USAGE)
     except BroadcacheError as error:
