@@ -12,7 +12,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX PIP_TARGET PIP_PREFIX
 export PIP_USER := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check model soak bench install lock clean
+.PHONY: help demo test cover check model soak bench install lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -22,6 +22,11 @@ demo: $(VENV)/.package ## Watch three replicas forget (ONCE=1: tell the story an
 
 test: $(SET_UP) ## Run the tests (ARGS='-k word -x' is handed to pytest)
 	@$(PYTHON_IN_VENV) -m pytest -n auto $(ARGS)
+
+cover: $(SET_UP) ## Run the tests, and show which lines and branches they leave out (ARGS as above)
+	@$(PYTHON_IN_VENV) -m coverage erase
+	@status=0; $(PYTHON_IN_VENV) -m coverage run -m pytest -n auto $(ARGS) || status=$$?; \
+		$(PYTHON_IN_VENV) -m coverage combine --quiet && $(PYTHON_IN_VENV) -m coverage report && exit $$status
 
 check: $(SET_UP) ## Lint, formatting, imports, types: all that needs no run
 	$(PYTHON_IN_VENV) -m ruff check
