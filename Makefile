@@ -34,6 +34,9 @@ check: $(SET_UP) ## Lint, formatting, imports, types: all that needs no run
 	$(PYTHON_IN_VENV) $(VENV)/bin/lint-imports --no-cache --no-logo
 	$(PYTHON_IN_VENV) -m mypy
 	$(PYTHON_IN_VENV) -m basedpyright --pythonpath $(PYTHON_IN_VENV)
+	@# All types that users of the package see. The package is looked for by the first python of PATH.
+	@report=$$(PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PYTHON_IN_VENV) -m basedpyright --verifytypes broadcache \
+		--ignoreexternal) || { echo "$$report"; exit 1; }; echo "$$report" | grep '^Type completeness'
 
 model: $(VENV)/.package ## Search the specification of the protocol with spin (ARGS='--scene bus --trails')
 	@$(PYTHON_IN_VENV) docs/specification/check.py $(ARGS)
