@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tests.support.installation import installation_with, run, site_packages_of
@@ -118,6 +119,15 @@ def test_a_wheel_built_from_the_source_distribution_installs_and_imports_whole(
         names = {file.relative_to(inside) for file in inside.rglob("*")}
         assert expected <= names, f"{package} lacks {expected - names} in the wheel"
     assert (wheel_python.parent / "broadcache").is_file()
+
+
+def test_each_python_that_the_metadata_names_is_tested_where_code_is_hosted() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    classifier = "Programming Language :: Python :: 3."
+    named = [name for name in PYPROJECT["project"]["classifiers"] if name.startswith(classifier)]
+    tested = workflow["jobs"]["checks-and-tests"]
+    assert tested["strategy"]["matrix"]["python"] == [name.rpartition(" ")[2] for name in named]
+    assert {"run": ".ci/run"} in tested["steps"]
 
 
 @pytest.mark.parametrize("lock_file", LOCK_FILES, ids=lambda path: path.name)
