@@ -15,7 +15,7 @@ from ...shared.invalidation import check_namespace
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Argument, Link, OnMessage, Refused
 from ...shared.transport.redis.log import Entry, echo_channel_of, head, names_of, read_after, read_newest
-from ..fanout.discovery import Discovered
+from ..fanout.addresses import Discovered
 from .facts import DeliveryFacts, FanoutFacts, LogFacts, NamespaceFacts, ServerFacts
 from .findings import Finding
 from .namespace_checks import examine_fanout, examine_namespace, examine_server, is_settled, unreachable

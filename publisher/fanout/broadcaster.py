@@ -12,7 +12,7 @@ from ...shared.clock import Clock, monotonic
 from ...shared.errors import BroadcacheError, InvalidSettings
 from ...shared.process.closing import Closing
 from ..telemetry.observer import UNOBSERVED, PublisherObserver
-from .discovery import Discovered, Discovery, ReplicaAddress
+from .addresses import Discovered, Discovery, ReplicaAddress
 from .exchange import Header, HttpResponse, Tls, Untold, exchange
 from .policy import Destination, FanoutPolicy
 

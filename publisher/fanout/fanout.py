@@ -12,8 +12,9 @@ from ...shared.fanout_report import AddressOutcome, FanoutReport
 from ...shared.process.closing import Closing
 from ...shared.process.extras import check_installed
 from ..telemetry.observer import UNOBSERVED, PublisherObserver
+from .addresses import Discovery
 from .broadcaster import Broadcast, Broadcaster, CallOutcome, HostMode, Limits, Request, Scheme
-from .discovery import Discovery, DnsDiscovery, ListDiscovery
+from .discovery import DnsDiscovery, ListDiscovery
 from .exchange import HttpResponse
 from .policy import FanoutPolicy
 

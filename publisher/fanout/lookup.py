@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 
 import dns.name
 
-from .discovery import AliasRefused, Discovered, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
+from .addresses import AliasRefused, Discovered, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
 from .resolver import Reply, Resolver, is_within, refusal
 
 __all__ = ["Lookup"]

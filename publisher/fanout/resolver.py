@@ -17,7 +17,7 @@ import dns.rdatatype
 import dns.resolver
 import dns.rrset
 
-from .discovery import AliasRefused, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
+from .addresses import AliasRefused, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
 
 __all__ = ["Reply", "Resolver", "is_within", "refusal"]
 

@@ -14,7 +14,7 @@ from .options import REDIS_URL, RedisUrl
 if TYPE_CHECKING:
     from ..publisher.doctor.diagnosis import Diagnosis
     from ..publisher.doctor.findings import Finding
-    from ..publisher.fanout.discovery import Discovered
+    from ..publisher.fanout.addresses import Discovered
 
 __all__ = ["doctor"]
 

@@ -23,7 +23,7 @@ from broadcache.publisher.doctor.facts import DeliveryFacts, LogFacts, Namespace
 from broadcache.publisher.doctor.findings import Finding
 from broadcache.publisher.doctor.namespace_checks import examine_namespace, examine_server
 from broadcache.publisher.doctor.rights import rights_of
-from broadcache.publisher.fanout.discovery import Discovered, ReplicaAddress
+from broadcache.publisher.fanout.addresses import Discovered, ReplicaAddress
 from broadcache.shared import InvalidNamespace, InvalidSettings, Keys, Position
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import Subscriber

@@ -11,16 +11,15 @@ import pytest
 from tests.support.dns_server import DnsServer, Failure, Query
 from tests.support.waiting import until
 
-from broadcache.publisher.fanout.discovery import (
+from broadcache.publisher.fanout.addresses import (
     AliasRefused,
     Discovered,
-    DnsDiscovery,
-    ListDiscovery,
     ReplicaAddress,
     ResolverFailed,
     ResolverTimedOut,
     ServiceNotFound,
 )
+from broadcache.publisher.fanout.discovery import DnsDiscovery, ListDiscovery
 from broadcache.shared.errors import InvalidSettings
 
 pytestmark = pytest.mark.anyio
