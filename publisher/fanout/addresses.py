@@ -17,7 +17,7 @@ __all__ = [
 
 
 class ReplicaAddress(NamedTuple):
-    """Where one replica listens. Shape: `host` is an IP literal in canonical form, without brackets."""
+    """The address on which one replica listens. Shape: `host` is an IP literal in canonical form, without brackets."""
 
     host: str
     port: int
@@ -30,7 +30,8 @@ class ReplicaAddress(NamedTuple):
 class Discovered:
     """The addresses of a service: each one once, in the resolver's order.
 
-    `is_complete` is False when there may be replicas that `addresses` does not name; `notes` says why, in sentences.
+    Shape: `is_complete` is False if there may be replicas that `addresses` does not name; `notes` says why, in
+           sentences.
     """
 
     addresses: tuple[ReplicaAddress, ...]
@@ -40,11 +41,11 @@ class Discovered:
 
 
 class ServiceNotFound(BroadcacheError):
-    """There is no such service, or it has no addresses now."""
+    """The service does not exist, or has no addresses now."""
 
 
 class ResolverFailed(BroadcacheError):
-    """The name servers could not be reached or refused to answer. Whether the service exists is not known."""
+    """The name servers could not be reached, or refused to answer. Whether the service exists is not known."""
 
 
 class ResolverTimedOut(ResolverFailed):
@@ -52,14 +53,14 @@ class ResolverTimedOut(ResolverFailed):
 
 
 class AliasRefused(BroadcacheError):
-    """The service is an alias of a name outside of its own domain, as an ExternalName service is."""
+    """The service is an alias of a name outside its own domain, as an ExternalName service is."""
 
 
 class Discovery(Protocol):
     """Finds the replicas of a service."""
 
     async def discover(self, service: str, port: int | str) -> Discovered:
-        """Return where `service` is now, at a port number or at a port's name.
+        """Return the current addresses of `service`, for a port number or a named port.
 
         Raises: ServiceNotFound, ResolverFailed, ResolverTimedOut, AliasRefused.
         """

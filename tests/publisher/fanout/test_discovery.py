@@ -600,10 +600,10 @@ async def test_a_named_port_without_records_is_not_found_and_says_why(
     server: DnsServer, discovery: DnsDiscovery
 ) -> None:
     server.a("web.test", "127.0.0.2")
-    with pytest.raises(ServiceNotFound, match="Unnamed ports have no SRV records"):
+    with pytest.raises(ServiceNotFound, match="unnamed ports have no SRV records"):
         await discovery.discover("web.test", "http")
     server.a("_http._tcp.web.test", "127.0.0.2")
-    with pytest.raises(ServiceNotFound, match="Unnamed ports have no SRV records"):
+    with pytest.raises(ServiceNotFound, match="unnamed ports have no SRV records"):
         await discovery.discover("web.test", "http")
 
 
