@@ -66,7 +66,7 @@ def doctor(
 
 
 async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds: float) -> "list[Finding]":
-    from ..publisher.doctor.diagnosis import look_up
+    from ..publisher.doctor.fanout_check import look_up
 
     findings = await diagnosis.findings()
     if fanout_service:
