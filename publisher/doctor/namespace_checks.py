@@ -205,7 +205,8 @@ def _unread_registry(check: Check, facts: NamespaceFacts) -> Finding:
         return check.info(what, "use a user with +time +zrangebyscore +hmget +mget on the keys of this namespace")
     names = names_of(facts.namespace)
     return check.warning(
-        what, f"TYPE {names.registry} must be zset, TYPE {names.head} hash; DEL the wrong key: echoes write it anew"
+        what,
+        f"for WRONGTYPE: {names.registry} must be a zset, {names.head} a hash; DEL the wrong one, echoes write it anew",
     )
 
 
