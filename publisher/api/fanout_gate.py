@@ -10,8 +10,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..fanout.addresses import AliasRefused, ResolverFailed, ResolverTimedOut, ServiceNotFound
 from ..fanout.broadcaster import Broadcast, Broadcaster, Request, TooManyBroadcasts
-from ..fanout.discovery import AliasRefused, ResolverFailed, ResolverTimedOut, ServiceNotFound
 from ..fanout.forwarding import BODY_DROPPED, Caller, forwarded, is_idempotent, is_loop
 from ..fanout.policy import Destination, FanoutPolicy, FanoutRefused, InvalidService
 from .documents.broadcast import BroadcastResult, answer_of

@@ -13,8 +13,9 @@ from ...shared.process.logs import LogSettings
 from ...shared.process.tokens import Tokens
 from ...shared.transport.redis.log import LOG_LENGTH
 from ..audit.source import check_source_url
+from ..fanout.addresses import Discovery
 from ..fanout.broadcaster import Broadcaster, HostMode, Limits, Scheme, tls_of
-from ..fanout.discovery import Discovery, DnsDiscovery, ListDiscovery
+from ..fanout.discovery import DnsDiscovery, ListDiscovery
 from ..fanout.fanout import Fanout
 from ..fanout.policy import FanoutPolicy
 from ..publishing.delivery import Delivery

@@ -17,18 +17,18 @@ __all__ = ["Audits"]
 logger = logging.getLogger("broadcache.publisher")
 
 _PAUSE_SECONDS: Final = 60.0
-"""How long an audit rests that failed as none should."""
+"""The pause after an unexpected error in an audit."""
 _QUIET_SECONDS: Final = 60.0
-"""How long nothing more is logged of a replica that is found inconsistent in the same way again."""
-_TOLD_MAX: Final = 1_000
+"""A replica that is found inconsistent in the same way again is not logged again for this time."""
+_REMEMBERED_MAX: Final = 1_000
 
 
 class Audits(Closing):
-    """One auditor for each namespace, from entering until closing. Whatever becomes of them ends nothing else.
+    """One auditor for each namespace, from entering until closing. An error in one ends neither the others nor the app.
 
-    They have links of their own to Redis: what an audit reads never stands before a publish.
+    They have their own links to Redis: an audit's reads never delay a publish.
 
-    Shape:  `source_url` is where to read the source, see `source_at`; without one, replicas are compared.
+    Shape:  `source_url` is the URL of the source, see `source_at`; without one, replicas are compared with each other.
     Raises: InvalidSettings, InvalidNamespace.
     """
 
@@ -48,7 +48,7 @@ class Audits(Closing):
                 namespace,
                 sample=sample,
                 source=None if source_url is None else source_at(source_url, namespace),
-                on_found=_Teller(namespace),
+                on_found=_InconsistencyLog(namespace),
             )
             for namespace in namespaces
         )
@@ -67,7 +67,7 @@ class Audits(Closing):
         return self
 
     async def close(self) -> None:
-        """End them. Closing twice, or before entering, is harmless."""
+        """End the audits. Closing twice, or before entering, is harmless."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -85,20 +85,20 @@ async def _audit_for_ever(auditor: Auditor) -> None:
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
-class _Teller:
-    """Logs who is found inconsistent: numbers do not say who, and may be looked at when the replica is gone."""
+class _InconsistencyLog:
+    """Logs the inconsistent replicas by name: the metrics do not name them, and may be read when a replica is gone."""
 
     def __init__(self, namespace: str, *, clock: Clock = monotonic) -> None:
         self._namespace = namespace
         self._clock = clock
-        self._told_at: dict[tuple[str, str], float] = {}
+        self._logged_at: dict[tuple[str, str], float] = {}
 
     def __call__(self, found: Inconsistency) -> None:
-        about, now = (found.replica, found.kind), self._clock()
-        if now - self._told_at.get(about, -_QUIET_SECONDS) < _QUIET_SECONDS:
+        subject, now = (found.replica, found.kind), self._clock()
+        if now - self._logged_at.get(subject, -_QUIET_SECONDS) < _QUIET_SECONDS:
             return
-        if len(self._told_at) >= _TOLD_MAX:
-            self._told_at.clear()
-        self._told_at[about] = now
-        # What a replica or a publisher names itself or a key stays on one line.
+        if len(self._logged_at) >= _REMEMBERED_MAX:
+            self._logged_at.clear()
+        self._logged_at[subject] = now
+        # %r keeps the names of replicas and keys, which are foreign text, on one line.
         logger.warning("the audit of %s found %r", self._namespace, str(found))

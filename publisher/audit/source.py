@@ -1,4 +1,4 @@
-"""The source over HTTP: where replicas load a value, for an audit that holds theirs against it."""
+"""The source over HTTP: reads the values that an audit compares with those of the replicas."""
 
 import asyncio
 import urllib.error
@@ -15,7 +15,7 @@ from ...shared.errors import InvalidSettings
 __all__ = ["READS_MAX", "SourceLookup", "check_source_url", "source_at"]
 
 SourceLookup: TypeAlias = Callable[[str], Awaitable[Any]]
-"""Reads the value of a key from where replicas load it. Raises LookupError when there is none."""
+"""Reads the value of a key from the source of the replicas. Raises LookupError if the key has none."""
 
 READS_MAX: Final = 8
 """How many reads of one source are under way at once."""
@@ -23,20 +23,20 @@ _READ_SECONDS: Final = 5.0
 
 
 def check_source_url(template: str) -> str:
-    """Return `template` if it is http://… or https://… with {key} behind the host. Raises: InvalidSettings."""
+    """Return `template` if it is http://… or https://… with {key} after the host. Raises: InvalidSettings."""
     if not _is_source_url(template):
         raise InvalidSettings(f"expected http://…/{{key}}, with {{key}} behind the host, got {template!r:.200}")
     return template
 
 
 def source_at(template: str, namespace: str) -> SourceLookup:
-    """Read a key with GET from where `template` says, as JSON; 404 and 410 mean that there is none.
+    """Return a lookup that GETs a key's JSON value from the URL of `template`; 404 and 410 mean that there is none.
 
     Shape:  {key} and {namespace} in `template` are replaced, percent-encoded.
     Raises: InvalidSettings.
     """
     template = check_source_url(template).replace("{namespace}", quote(namespace, safe=""))
-    # Its own threads: a source that hangs must not take those that look up names for everybody else.
+    # Its own threads: a source that hangs must not occupy the event loop's default pool, which resolves names.
     threads = ThreadPoolExecutor(READS_MAX, thread_name_prefix="broadcache-audit-source")
 
     async def read(key: str) -> Any:
@@ -52,12 +52,12 @@ def _is_source_url(template: str) -> bool:
         is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         return False
-    # What a key holds may choose what is asked for, and never who is asked.
+    # A key may choose the path of the request, never its host.
     return is_url and "{" not in url.netloc and "{key}" in url.path + "?" + url.query
 
 
 def _get(url: str) -> Any:
-    """Return the JSON at `url`. Raises: LookupError when there is none, OSError, ValueError."""
+    """Return the JSON value at `url`. Raises: LookupError if there is none, OSError, ValueError."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=_READ_SECONDS) as response:

@@ -1,4 +1,4 @@
-"""What an audit has found: shares of consistent invalidations, and who was not."""
+"""The results of an audit: the shares of consistent invalidations, and the replicas that were not consistent."""
 
 import math
 from collections import Counter
@@ -14,19 +14,18 @@ __all__ = ["COUNTS", "AuditStats", "Inconsistency", "InconsistencyKind", "Within
 
 InconsistencyKind: TypeAlias = Literal["missing", "behind", "differs"]
 COUNTS: Final = ("seen", "sampled", "left_out", "undecided", "unasked", "failures", "source_failures")
-"""The counters that are of no timescale."""
+"""The counters that do not depend on a timescale."""
 _KINDS: Final[tuple[str, ...]] = get_args(InconsistencyKind)
 
 
 class Inconsistency(msgspec.Struct, frozen=True, kw_only=True):
     """One replica that was not consistent with one invalidation, some time after it.
 
-    Shape:  `kind` is `missing` when it did not answer, `behind` when it had not applied the invalidation, `differs`
-            when it had, and would serve another value than `against` says: the source, or most of the replicas; when
-            there is no such majority `expected` is null, and each of those that disagree is named. `position` is the
-            invalidation's place, `replica_position` how far the replica was. `key` is null where only positions can be
-            compared.
-    Units:  `within_seconds` is the timescale at which it was asked.
+    Shape:  `kind` is `missing` if it did not answer, `behind` if it had not applied the invalidation, `differs` if it
+            had, and would serve another value than `against`: the source, or the majority of the replicas. Without a
+            majority `expected` is null, and each replica that disagrees is named. `position` is the invalidation's
+            place in the log, `replica_position` the replica's. `key` is null where only positions can be compared.
+    Units:  `within_seconds` is the timescale at which it was queried.
     """
 
     replica: str
@@ -48,19 +47,19 @@ class Inconsistency(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def _what(self) -> str:
-        at = "nowhere" if self.replica_position is None else str(self.replica_position.sequence)
+        at = "no position" if self.replica_position is None else str(self.replica_position.sequence)
         if self.kind == "missing":
             return "did not answer"
         if self.kind == "behind":
             return f"has not applied it: it is at {at}"
         serves = f"is at {at} and serves {self.fingerprint}"
         if self.expected is None:
-            return f"{serves}, others serve something else"
-        return f"{serves}, {'the source has' if self.against == 'source' else 'most serve'} {self.expected}"
+            return f"{serves}, other replicas serve other values"
+        return f"{serves}, {'the source has' if self.against == 'source' else 'most replicas serve'} {self.expected}"
 
 
 class Within(msgspec.Struct, frozen=True, kw_only=True):
-    """How many sampled invalidations every replica was consistent with, when it was asked so long after them.
+    """How many sampled invalidations all replicas were consistent with, at one timescale after them.
 
     Shape:  `inconsistencies` counts the replicas that were not, by kind: one for each invalidation.
     """
@@ -86,11 +85,11 @@ class Within(msgspec.Struct, frozen=True, kw_only=True):
 class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
     """The counters of one audit since it began.
 
-    Shape:  `seen` counts invalidations in the log, `sampled` those that were chosen, `pending` those not yet asked
-            about at every timescale, `left_out` those chosen while too many were pending. `undecided` counts answers
-            that newer invalidations of the same key kept from being compared, `unasked` those for which no replica was
-            there, or there may have been one that was not asked: a registry that is new or was lost may not list it.
-            `failures` counts rounds that Redis did not answer, `source_failures` reads of the source that failed.
+    Shape:  `seen` counts invalidations in the log, `sampled` those that were chosen, `pending` those not yet checked at
+            every timescale, `left_out` those chosen while too many were pending. `undecided` counts answers that could
+            not be compared because of newer invalidations of the same key. `unasked` counts checks without a replica,
+            or where one may not have been queried: a registry that is new or was lost may not list it. `failures`
+            counts rounds that Redis did not answer, `source_failures` failed reads of the source.
     """
 
     namespace: str
@@ -116,16 +115,16 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def found_nobody(self) -> bool:
-        """Whether every question was left `unasked`: then nothing is known."""
+        """Whether every check was `unasked`: then nothing is known."""
         return self.unasked > 0 and not any(each.judged for each in self.within)
 
     def metrics(self) -> Iterator[Metric]:
-        """Yield every number, named for Prometheus, also those that are 0; a share is left out until one is known."""
+        """Yield every metric, under its Prometheus name, including zeros; a share is left out until it is known."""
         of = {"namespace": self.namespace}
         for name in COUNTS:
             described = f"Audit: {name.replace('_', ' ')}"
             yield Metric(f"broadcache_audit_{name}_total", "counter", described, of, getattr(self, name))
-        yield Metric("broadcache_audit_pending", "gauge", "Audit: sampled and still asked about", of, self.pending)
+        yield Metric("broadcache_audit_pending", "gauge", "Audit: sampled and not yet judged", of, self.pending)
         for each in self.within:
             yield from _metrics_within(each, {**of, "within": f"{each.seconds:g}"})
 
@@ -134,7 +133,7 @@ def _metrics_within(within: Within, labels: Mapping[str, str]) -> Iterator[Metri
     for name, value in (("judged", within.judged), ("consistent", within.consistent)):
         described = f"Audit: sampled invalidations that were {name} at a timescale in seconds"
         yield Metric(f"broadcache_audit_{name}_total", "counter", described, labels, value)
-    # None was asked about: neither all nor nothing would be true of it.
+    # Nothing was judged: neither 1 nor 0 would be true.
     if within.share is not None:
         described = "Audit: the share that was consistent, of all that were judged"
         yield Metric("broadcache_audit_consistent_ratio", "gauge", described, labels, within.share)

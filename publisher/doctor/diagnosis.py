@@ -1,4 +1,4 @@
-"""The diagnosis: connects as a publisher and as a replica would, gathers the facts, and has the doctor judge them."""
+"""The diagnosis: connects as a publisher and a replica do, gathers the facts, and has the checks judge them."""
 
 import asyncio
 import itertools
@@ -7,27 +7,24 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple
 
 from ...shared.clock import Clock, monotonic
-from ...shared.errors import BroadcacheError, InvalidSettings, LinkLost, LogRefused
+from ...shared.errors import InvalidSettings, LinkLost, LogRefused
 from ...shared.invalidation import check_namespace
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Argument, Link, OnMessage, Refused
-from ...shared.transport.redis.log import Entry, echo_channel_of, head, names_of, read_after, read_newest
-from ..fanout.discovery import Discovered
-from .facts import DeliveryFacts, FanoutFacts, LogFacts, NamespaceFacts, ServerFacts
+from ...shared.transport.redis.log import Entry, echo_channel_of, head, read_after, read_newest
+from ...shared.transport.redis.names import names_of
+from ...shared.transport.redis.registry import presences, registered
+from .facts import DeliveryFacts, LogFacts, NamespaceFacts, ServerFacts
 from .findings import Finding
-from .namespace_checks import examine_fanout, examine_namespace, examine_server, is_settled, unreachable
+from .namespace_checks import examine_namespace, is_settled
 from .rights import ROLES, Role, missing_of, rights_of
-from .sightings import PRESENCE_PATTERN, is_of, sighting_of
+from .server_checks import examine_server, unreachable
 
-__all__ = ["Diagnosis", "Discover", "look_up"]
+__all__ = ["Diagnosis"]
 
-T = TypeVar("T")
-
-Discover: TypeAlias = Callable[[str], Awaitable[Discovered]]
-"""Returns the addresses of a service, or raises BroadcacheError, OSError."""
 
 _ROUND_TRIPS: Final = 20
 _PROBES: Final = 20
@@ -42,36 +39,26 @@ _SETTINGS: Final = (
     "stop-writes-on-bgsave-error",
     "timeout",
 )
-_SCAN_COUNT: Final = 1_000
-_SCANS_MAX: Final = 200
-"""How many times the server is asked for some of its keys: other applications may have millions there."""
-_LOOK_INTERVAL_SECONDS: Final = 0.1
+_READ_INTERVAL_SECONDS: Final = 0.1
 
 
 class _Links(NamedTuple):
-    """One link to ask over, and one that listens, to the same server."""
+    """Two links to the same server: one for commands, one that is subscribed and puts messages into `received`."""
 
     commands: Link
     listener: Link
-    heard: "asyncio.Queue[bytes]"
-
-
-class _Presences(NamedTuple):
-    """Where the presences of replicas are. `has_seen_all` is False when there were too many keys to look at all."""
-
-    keys: Sequence[str]
-    has_seen_all: bool
-    refusal: str = ""
+    received: "asyncio.Queue[bytes]"
 
 
 class Diagnosis:
-    """Looks at one Redis, wherever its URL leads, and at some namespaces. Nothing is changed, and no replica notices.
+    """Checks the Redis of a URL, and some namespaces on it. It changes nothing, and no replica notices.
 
-    Shape:  `roles` are those that the URL's user is to have the rights of.
-    Units:  `timeout_seconds` is how long each answer is waited for. A replica that is not coherent is looked at again
-            until `patience_seconds` have passed: it may have been starting. `away_seconds` is how long a replica may be
-            away and still catch up. `clock` measures, `wall_clock` in seconds is what the server's is compared with.
-    Raises: InvalidSettings, InvalidNamespace when built. What is wrong with the world is a finding.
+    Shape:  `roles` are those whose rights the URL's user should have.
+    Units:  `timeout_seconds` bounds the wait for each reply. A replica that is not coherent is read again until
+            `patience_seconds` have passed: it may be starting. `away_seconds` is how long a disconnected replica must
+            be able to catch up from the log. `clock` measures times; `wall_clock`, in seconds, is compared with the
+            server's.
+    Raises: InvalidSettings, InvalidNamespace when built. Faults of the servers and replicas are findings.
     """
 
     def __init__(
@@ -105,23 +92,24 @@ class Diagnosis:
         self._me = f"doctor-{secrets.token_hex(4)}"
 
     async def findings(self) -> list[Finding]:
-        """Connect, measure and judge. In a cluster, each namespace is looked at where it is."""
-        # Servers first, however many namespaces each of them has.
+        """Connect, measure and judge. In a cluster, each namespace is checked on its own server."""
+        # Findings of servers come first, each server once.
         of_servers: dict[str, list[Finding]] = {}
         of_namespaces: list[Finding] = []
         for address, namespaces in self._places():
+            was_reached = False
             try:
                 async with self._connected(address) as links:
+                    was_reached = True
                     if links.commands.label not in of_servers:
                         of_servers[links.commands.label] = []
                         of_servers[links.commands.label] += examine_server(await self._server(links.commands))
-                    presences = await self._presences(links.commands)
                     for namespace in namespaces:
-                        facts = await self._namespace(links, namespace, presences)
+                        facts = await self._namespace(links, namespace)
                         of_namespaces += examine_namespace(facts, away_seconds=self._away_seconds)
             except LinkLost as error:
                 where = f"namespace {namespaces[0]}" if address.is_cluster else self.label
-                of_namespaces.append(unreachable(where, error))
+                of_namespaces.append(unreachable(where, error, was_reached=was_reached))
         return [*itertools.chain(*of_servers.values()), *of_namespaces]
 
     def _places(self) -> list[tuple[RedisAddress, tuple[str, ...]]]:
@@ -131,7 +119,7 @@ class Diagnosis:
 
     @asynccontextmanager
     async def _connected(self, address: RedisAddress) -> AsyncIterator[_Links]:
-        heard: asyncio.Queue[bytes] = asyncio.Queue()
+        received: asyncio.Queue[bytes] = asyncio.Queue()
 
         async def opened(on_message: OnMessage | None = None) -> Link:
             return await Link.open(
@@ -143,38 +131,28 @@ class Diagnosis:
 
         commands = await opened()
         try:
-            listener = await opened(lambda _, frame: heard.put_nowait(frame))
+            listener = await opened(lambda _, frame: received.put_nowait(frame))
             try:
-                yield _Links(commands, listener, heard)
+                yield _Links(commands, listener, received)
             finally:
                 await listener.close()
         finally:
             await commands.close()
 
-    async def _within(self, link: Link, answer: Awaitable[T]) -> T:
-        """Wait for an answer as long as one may take. Raises: LinkLost."""
+    async def _query(self, link: Link, *command: Argument) -> Any:
+        """Return the reply of the server, which may be a refusal. Raises: LinkLost."""
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await answer
-        except TimeoutError:
-            raise LinkLost(
-                f"expected an answer from {link.label} within {self._timeout_seconds:g} s, got none; "
-                "it answered before: see whether it hangs, or is busy"
-            ) from None
-
-    async def _told(self, link: Link, *command: Argument) -> Any:
-        """Ask, and take a refusal for an answer. Raises: LinkLost."""
-        try:
-            return await self._within(link, link.call(*command))
+            async with link.within(self._timeout_seconds):
+                return await link.call(*command)
         except Refused as refusal:
             return refusal
 
     # --- a server ----------------------------------------------------------------------------------------------------
 
     async def _server(self, link: Link) -> ServerFacts:
-        hello = await self._told(link, "HELLO")
+        hello = await self._query(link, "HELLO")
         round_trips_ms = [await self._timed_ms(link) for _ in range(_ROUND_TRIPS)]
-        info = await self._told(link, "INFO")
+        info = await self._query(link, "INFO")
         settings, refusal = await self._settings(link)
         clock_ahead_ms = await self._clock_ahead_ms(link)
         refusals = [str(each) for each in (info, refusal, clock_ahead_ms) if isinstance(each, Refused)]
@@ -191,15 +169,15 @@ class Diagnosis:
         )
 
     async def _timed_ms(self, link: Link) -> float:
-        # Whoever may not PING is told so just as fast.
-        asked_at = self._clock()
-        await self._told(link, "PING")
-        return (self._clock() - asked_at) * 1_000
+        # A refusal takes as long as a PONG.
+        sent_at = self._clock()
+        await self._query(link, "PING")
+        return (self._clock() - sent_at) * 1_000
 
     async def _settings(self, link: Link) -> tuple[dict[str, str], Refused | None]:
         settings: dict[str, str] = {}
         for name in _SETTINGS:
-            answer = await self._told(link, "CONFIG", "GET", name)
+            answer = await self._query(link, "CONFIG", "GET", name)
             if isinstance(answer, Refused):
                 return settings, answer
             settings |= _texts(answer)
@@ -207,7 +185,7 @@ class Diagnosis:
 
     async def _clock_ahead_ms(self, link: Link) -> float | Refused:
         before = self._wall_clock()
-        answer = await self._told(link, "TIME")
+        answer = await self._query(link, "TIME")
         if isinstance(answer, Refused):
             return answer
         server_seconds = int(answer[0]) + int(answer[1]) / 1_000_000
@@ -215,29 +193,34 @@ class Diagnosis:
 
     # --- a namespace -------------------------------------------------------------------------------------------------
 
-    async def _namespace(self, links: _Links, namespace: str, presences: _Presences) -> NamespaceFacts:
+    async def _namespace(self, links: _Links, namespace: str) -> NamespaceFacts:
         link = links.commands
-        who = await self._told(link, "ACL", "WHOAMI")
+        user = await self._query(link, "ACL", "WHOAMI")
         rights = rights_of(namespace, roles=self._roles, is_sharded=link.is_sharded, me=self._me)
+        async with link.within(self._timeout_seconds):
+            missing = await missing_of(link, rights)
         facts = NamespaceFacts(
             namespace=namespace,
-            user="" if isinstance(who, Refused) else _text(who),
+            user="" if isinstance(user, Refused) else _text(user),
             checked=rights,
-            missing=await self._within(link, missing_of(link, rights)),
+            missing=missing,
             delivery=await self._delivery(links, namespace),
         )
-        return await self._with_replicas(link, await self._with_log(link, facts), presences)
+        return await self._with_replicas(link, await self._with_log(link, facts))
 
     async def _with_log(self, link: Link, facts: NamespaceFacts) -> NamespaceFacts:
         try:
-            newest = await self._within(link, head(link, facts.namespace))
-            length = await self._told(link, "XLEN", names_of(facts.namespace).log)
-            first = await self._within(link, read_after(link, facts.namespace, after=0, count=1))
-            last = await self._within(link, read_newest(link, facts.namespace, count=1))
+            async with link.within(self._timeout_seconds):
+                newest, first, last = await asyncio.gather(
+                    head(link, facts.namespace),
+                    read_after(link, facts.namespace, after=0, count=1),
+                    read_newest(link, facts.namespace, count=1),
+                )
         except LogRefused as error:
             return replace(facts, log_refusal=str(error))
+        length = await self._query(link, "XLEN", names_of(facts.namespace).log)
         if isinstance(length, Refused):
-            # No role needs XLEN, and whoever writes the log numbers its entries.
+            # No role needs XLEN; the sequences of the entries tell their number.
             length = last[0].sequence - first[0].sequence + 1 if first and last else 0
         return replace(facts, head=newest, log=_log_facts(length, first, last))
 
@@ -245,77 +228,61 @@ class Diagnosis:
         channel = echo_channel_of(namespace, self._me)
         latencies_ms: list[float] = []
         try:
-            await self._within(links.listener, links.listener.subscribe(channel))
+            async with links.listener.within(self._timeout_seconds):
+                await links.listener.subscribe(channel)
             for number in range(_PROBES):
+                probe = str(number).encode()
                 sent_at = self._clock()
-                await self._within(links.commands, links.commands.publish(channel, str(number).encode()))
-                if not await self._heard(links, str(number).encode()):
+                async with links.commands.within(self._timeout_seconds):
+                    await links.commands.publish(channel, probe)
+                if not await self._receives(links, probe):
                     return DeliveryFacts(latencies_ms=latencies_ms, lost=1)
                 latencies_ms.append((self._clock() - sent_at) * 1_000)
         except Refused as refusal:
             return DeliveryFacts(refusal=str(refusal))
         return DeliveryFacts(latencies_ms=latencies_ms)
 
-    async def _heard(self, links: _Links, probe: bytes) -> bool:
-        """Wait for a probe. Raises: LinkLost when the listener is no more."""
+    async def _receives(self, links: _Links, probe: bytes) -> bool:
+        """Wait for a probe; return False if it is lost. Raises: LinkLost when the listener is lost."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await links.heard.get() == probe
+                return await links.received.get() == probe
         except TimeoutError:
             if links.listener.lost.done():
                 raise links.listener.lost.result() from None
             return False
 
-    async def _presences(self, link: Link) -> _Presences:
-        """Find the presences of all replicas, whichever namespace's name they are under."""
-        keys: set[str] = set()
-        cursor: Any = b"0"
-        for _ in range(_SCANS_MAX):
-            answer = await self._told(link, "SCAN", cursor, "MATCH", PRESENCE_PATTERN, "COUNT", _SCAN_COUNT)
-            if isinstance(answer, Refused):
-                return _Presences((), has_seen_all=False, refusal=str(answer))
-            cursor, found = answer
-            keys.update(map(_text, found))
-            if cursor == b"0":
-                return _Presences(sorted(keys), has_seen_all=True)
-        return _Presences(sorted(keys), has_seen_all=False)
-
-    async def _with_replicas(self, link: Link, facts: NamespaceFacts, presences: _Presences) -> NamespaceFacts:
-        """Look at the replicas, and again while one of them is on its way, for as long as patience lasts."""
-        if presences.refusal:
-            return replace(facts, replicas_refusal=presences.refusal)
-        facts = replace(facts, has_seen_all=presences.has_seen_all)
+    async def _with_replicas(self, link: Link, facts: NamespaceFacts) -> NamespaceFacts:
+        """Add the replicas, read again while one of them is not coherent, until `patience_seconds` have passed."""
         deadline = self._clock() + self._patience_seconds
         while True:
-            facts = await self._with_replicas_now(link, facts, presences.keys)
+            facts = await self._with_replicas_now(link, facts)
             if is_settled(facts) or self._clock() >= deadline:
                 return facts
-            await self._sleep(_LOOK_INTERVAL_SECONDS)
+            await self._sleep(_READ_INTERVAL_SECONDS)
 
-    async def _with_replicas_now(self, link: Link, facts: NamespaceFacts, keys: Sequence[str]) -> NamespaceFacts:
-        replicas = []
-        for key in keys:
-            text = await self._told(link, "GET", key)
-            if isinstance(text, Refused):
-                # A user who is confined to one namespace is refused those of the others.
-                if is_of(key, facts.namespace):
-                    return replace(facts, replicas_refusal=str(text))
-            elif text is not None and (replica := sighting_of(key, text, facts.namespace)) is not None:
-                replicas.append(replica)
-        return replace(facts, replicas=replicas)
+    async def _with_replicas_now(self, link: Link, facts: NamespaceFacts) -> NamespaceFacts:
+        try:
+            async with link.within(self._timeout_seconds):
+                registry = await registered(link, facts.namespace)
+            async with link.within(self._timeout_seconds):
+                found = await presences(link, facts.namespace, list(registry.left_ms))
+        except LogRefused as error:
+            refusal = error.__cause__
+            is_right_missing = isinstance(refusal, Refused) and refusal.code == "NOPERM"
+            return replace(facts, replicas_refusal=str(error), may_read_replicas=not is_right_missing)
+        return replace(
+            facts,
+            replicas=list(found.values()),
+            without_presence=[replica for replica in registry.left_ms if replica not in found],
+            registry_doubt=registry.doubt or "",
+            subscribers=await self._subscribers(link, facts.namespace),
+        )
 
-
-async def look_up(service: str, discover: Discover, *, timeout_seconds: float) -> list[Finding]:
-    """Look up the service of the fan-out, and judge what came."""
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            found = await discover(service)
-    except TimeoutError:
-        return examine_fanout(FanoutFacts(service=service, error=f"no answer within {timeout_seconds:g} s"))
-    except (BroadcacheError, OSError) as error:
-        return examine_fanout(FanoutFacts(service=service, error=str(error) or type(error).__name__))
-    doubts = () if found.is_complete else found.notes
-    return examine_fanout(FanoutFacts(service=service, addresses=[*map(str, found.addresses)], doubts=doubts))
+    async def _subscribers(self, link: Link, namespace: str) -> int | None:
+        command = "SHARDNUMSUB" if link.is_sharded else "NUMSUB"
+        reply = await self._query(link, "PUBSUB", command, names_of(namespace).channel)
+        return None if isinstance(reply, Refused) else int(reply[1])
 
 
 def _log_facts(length: int, first: Sequence[Entry], last: Sequence[Entry]) -> LogFacts:

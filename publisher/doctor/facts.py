@@ -1,22 +1,23 @@
-"""What can be known of a server, a namespace and its replicas, before anybody judges it."""
+"""The facts that the checks judge: of a server, a namespace, its replicas, and the fan-out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...shared.invalidation import Position
+from ...shared.presence import Presence
 from .rights import Right
 
-__all__ = ["DeliveryFacts", "FanoutFacts", "LogFacts", "NamespaceFacts", "PresenceFacts", "ServerFacts"]
+__all__ = ["DeliveryFacts", "FanoutFacts", "LogFacts", "NamespaceFacts", "ServerFacts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """What one server says of itself.
+    """What one server reports about itself.
 
-    Shape:  `hello` and `info` as the server has them, name to value; `settings` are those of CONFIG GET. Either of the
-            latter is empty when this user may not ask, and `refusals` say so.
-    Units:  `round_trips_ms` are of PING, one after the other. `clock_ahead_ms` is the server's wall clock before ours;
-            it is right up to half of the shortest round trip.
+    Shape:  `hello` and `info` as the server sends them, name to value; `settings` are those of CONFIG GET. Either of
+            the latter is empty if this user may not read it; `refusals` says why.
+    Units:  `round_trips_ms` are of PING, one after the other. `clock_ahead_ms` is how far the server's wall clock is
+            ahead of this machine's, exact to half of the shortest round trip.
     """
 
     label: str
@@ -34,9 +35,9 @@ class ServerFacts:
 class LogFacts:
     """How far back a log reaches.
 
-    Shape:  `length` 0 with a head means that the log is gone. Sequences and times are those of its first and its last
-            entry; a time is None when the entry does not tell it.
-    Units:  `*_sent_at_ms` are Unix clocks of those who published.
+    Shape:  `length` 0 with a head means that the log is lost. Sequences and times are those of its first and its last
+            entry; a time is None if the entry has none.
+    Units:  `*_sent_at_ms` are Unix clocks of the publishers.
     """
 
     length: int
@@ -47,22 +48,10 @@ class LogFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PresenceFacts:
-    """What a replica says of itself and one namespace, as far as it could be read.
-
-    Shape:  `position` is None before it knows anything of the log.
-    """
-
-    replica: str
-    state: str
-    position: Position | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryFacts:
-    """What became of probes that were published to ourselves.
+    """The results of probes that the doctor publishes to itself.
 
-    Shape:  `refusal` when this user may not; `lost` counts probes that never came.
+    Shape:  `refusal` if this user may not publish or subscribe; `lost` counts probes that never arrived.
     Units:  `latencies_ms` from before PUBLISH to receipt, one probe after the other.
     """
 
@@ -73,20 +62,26 @@ class DeliveryFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceFacts:
-    """What is known of one namespace.
+    """The facts of one namespace.
 
-    Shape:  `head` was read before the replicas were. `log` is None, and `log_refusal` says why, when it cannot be read.
-            `replicas` are those that live; `has_seen_all` is False when there were too many keys to look at all, and
-            `replicas_refusal` says why nobody could look. `missing` are the rights that `user` lacks.
+    Shape:  `head` was read before the replicas were. `log` is None if it cannot be read; `log_refusal` says why.
+            `replicas` are the registered ones, each with its presence; `without_presence` are registered and have none.
+            `registry_doubt` is why the registry may not list every replica. `subscribers` counts the connections that
+            are subscribed to the channel: replicas and followers; None if not known. `replicas_refusal` says why the
+            registry cannot be read; `may_read_replicas` is False if this user lacks the right. `missing` are the rights
+            that `user` lacks.
     """
 
     namespace: str
     head: Position | None = None
     log: LogFacts | None = None
     log_refusal: str = ""
-    replicas: Sequence[PresenceFacts] = ()
-    has_seen_all: bool = True
+    replicas: Sequence[Presence] = ()
+    without_presence: Sequence[str] = ()
+    registry_doubt: str = ""
+    subscribers: int | None = None
     replicas_refusal: str = ""
+    may_read_replicas: bool = True
     user: str = ""
     checked: Sequence[Right] = ()
     missing: Sequence[Right] = ()
@@ -95,9 +90,9 @@ class NamespaceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FanoutFacts:
-    """What became of looking up a service.
+    """The result of looking up a service of the fan-out.
 
-    Shape:  `error` says why there are no addresses, `doubts` why there may be more.
+    Shape:  `error` says why there are no addresses, `doubts` why replicas may be missing among them.
     """
 
     service: str

@@ -1,4 +1,4 @@
-"""What the doctor says: how severe it is, what was found, why it matters and what to do."""
+"""Findings: what was found, how severe it is, why it matters and what to do."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from typing import Final, Literal, TypeAlias
 __all__ = ["SEVERITIES", "Check", "Finding", "Severity", "worst_of"]
 
 Severity: TypeAlias = Literal["ok", "info", "warning", "problem"]
-"""`problem`: something does not work, or will not when it is needed. `warning`: it works, and costs more than it has
-to when something else fails. `info`: worth knowing, nothing to do."""
+"""`problem`: something does not work, or will not when it is needed. `warning`: it works, but costs more than necessary
+when something else fails. `info`: worth knowing, nothing to do."""
 
 SEVERITIES: Final[tuple[Severity, ...]] = ("ok", "info", "warning", "problem")
 """From the mildest to the worst."""
@@ -16,11 +16,11 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("ok", "info", "warning", "problem")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
-    Shape:  `check` names what was looked at, e.g. `eviction`; `subject` where: a server, a namespace, a service. `what`
-            was found, `why` it matters, and the `remedy`, which is empty when nothing is to be done. `measured` holds
-            the numbers behind it, each name with its unit last.
+    Shape:  `check` is its name, e.g. `eviction`; `subject` is the server, namespace or service. `what` was found, `why`
+            it matters, and the `remedy`, which is empty if nothing has to be done. `measured` holds the numbers behind
+            it, each name with its unit last.
     """
 
     check: str
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing to look at, and why: makes findings of it."""
+    """One check of one subject, and why it matters: makes the findings."""
 
     name: str
     subject: str
@@ -49,7 +49,7 @@ class Check:
         return Finding(self.name, self.subject, "info", what, self.why, remedy, measured)
 
     def warning(self, what: str, remedy: str, **measured: float) -> Finding:
-        """Find something that will cost more than it has to."""
+        """Find something that costs more than necessary."""
         return Finding(self.name, self.subject, "warning", what, self.why, remedy, measured)
 
     def problem(self, what: str, remedy: str, **measured: float) -> Finding:
@@ -58,5 +58,5 @@ class Check:
 
 
 def worst_of(findings: Iterable[Finding]) -> Severity:
-    """Return the worst severity there is; `ok` for no findings."""
+    """Return the worst severity among the findings; `ok` for no findings."""
     return SEVERITIES[max((SEVERITIES.index(finding.severity) for finding in findings), default=0)]

@@ -1,4 +1,4 @@
-"""The rights that a publisher and a replica need, and how to find out whether one has them without doing anything."""
+"""The rights that a publisher and a replica need, and how to check them without any effect."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,9 +14,9 @@ __all__ = ["ROLES", "Right", "Role", "missing_of", "rights_of"]
 Role: TypeAlias = Literal["publisher", "replica"]
 ROLES: Final[tuple[Role, ...]] = ("publisher", "replica")
 
-# Asks about each command without running it. Needs no right but the one to run scripts, which both roles need anyway.
-# A server before Redis 7 cannot tell.
-_ASK: Final = """
+# Checks each command without running it. Needs only the right to run scripts, which both roles need anyway. Servers
+# before Redis 7 do not support it.
+_CHECK_SCRIPT: Final = """
 if not redis.acl_check_cmd then return false end
 local missing, place, number = {}, 1, 0
 while ARGV[place] do
@@ -32,12 +32,12 @@ _UNKNOWN_SHA: Final = "0" * 40
 
 
 class Right(NamedTuple):
-    """One command that a role runs, and on what.
+    """One command that a role runs, with its key or channel.
 
-    Shape:  `name` as ACL rules have it, e.g. `client|setname`. `command` is one that the role runs. `harmless` does
-            nothing wherever it is allowed: it is for servers that have to be tried. `reach` is the key or channel, as
-            an ACL rule gives it; empty when there is none. `is_for_answers` when the role works without it, and only
-            cannot ask replicas something, or answer.
+    Shape:  `name` as in ACL rules, e.g. `client|setname`. `command` is one that the role runs. `harmless` has no effect
+            where it is allowed: it is for servers on which rights must be tried. `reach` is the key or channel, as in
+            an ACL rule; empty if there is none. `is_for_answers` if the role works without it, and only cannot query
+            replicas, or answer.
     """
 
     role: Role
@@ -64,7 +64,7 @@ def _of_replica(namespace: str, sharded: str, me: str) -> list[Right]:
     own_channel = echo_channel_of(namespace, me)
     key = f"{{{channel}}}:replica:{me}"
     reach = _reach_of(namespace)
-    # Whoever is told the own channel alone may not hear the namespace's.
+    # The right to the replica's own channel alone is not the right to the namespace's.
     reach_of_echo = f"&{channel} &{{{channel}}}:echo:*"
     registry = f"{{{channel}}}:replicas"
     nowhere = f"{{{channel}}}:doctor:{me}"
@@ -85,7 +85,7 @@ def _of_replica(namespace: str, sharded: str, me: str) -> list[Right]:
         # The first echo creates the head. A field without a value: refused, but not for a lack of rights.
         right("hset", "HSET", names.head, "epoch", "", harmless=("HSET", nowhere, "a", "b", "c")),
         right("xrange", "XRANGE", names.log, "-", "+", "COUNT", 1),
-        # To be seen, and no longer when it has gone.
+        # To register, and to deregister when it closes.
         right("time", "TIME", reach=""),
         right("zadd", "ZADD", registry, 0, me, harmless=("ZADD", nowhere, "XX", 0, me)),
         right("zrangebyscore", "ZRANGEBYSCORE", registry, 0, 0),
@@ -115,7 +115,7 @@ def _of_publisher(namespace: str, sharded: str, me: str) -> list[Right]:
         right("hset", "HSET", head, "epoch", "", harmless=("HSET", nowhere, "a", "b", "c")),
         right("xadd", "XADD", log, "*", "f", "", harmless=("XADD", nowhere, "NOMKSTREAM", "*", "f", "")),
         right("del", "DEL", log, harmless=("DEL", nowhere)),
-        # What is published on the namespace's channel empties caches: where rights are tried, nobody hears this.
+        # A message on the namespace's channel would empty caches: where rights are tried, a private channel is used.
         right(
             f"{sharded}publish".lower(),
             f"{sharded}PUBLISH",
@@ -130,7 +130,7 @@ def _of_publisher(namespace: str, sharded: str, me: str) -> list[Right]:
 
 
 def _of_answering(namespace: str, sharded: str, me: str) -> list[Right]:
-    """What a replica needs to hear questions, and to answer and confirm."""
+    """Return the rights that a replica needs to receive questions, and to answer and confirm."""
     names = names_of(namespace)
 
     def right(command: str, channel: str, *message: Argument) -> Right:
@@ -139,15 +139,15 @@ def _of_answering(namespace: str, sharded: str, me: str) -> list[Right]:
 
     return [
         right("SUBSCRIBE", names.question),
-        # A message that reports nothing, and answers nothing.
+        # A message without reports and answers.
         right("PUBLISH", names.confirmed, encode_reports(me)),
     ]
 
 
 def _of_asking(namespace: str, sharded: str, me: str) -> list[Right]:
-    """What a publisher needs to see who is there, to ask them, and to hear what they answer and confirm."""
+    """Return the rights that a publisher needs to read the registry, to query replicas, and to receive answers."""
     names = names_of(namespace)
-    nobody_hears = echo_channel_of(namespace, me)
+    private_channel = echo_channel_of(namespace, me)
 
     def right(command: str, *arguments: Argument, harmless: tuple[Argument, ...] = (), reach: str) -> Right:
         run = (command, *arguments)
@@ -162,21 +162,21 @@ def _of_asking(namespace: str, sharded: str, me: str) -> list[Right]:
             f"{sharded}PUBLISH",
             names.question,
             "",
-            harmless=(f"{sharded}PUBLISH", nobody_hears, ""),
+            harmless=(f"{sharded}PUBLISH", private_channel, ""),
             reach=f"&{names.question}",
         ),
     ]
 
 
 async def missing_of(link: Link, rights: Sequence[Right]) -> list[Right]:
-    """Return those of `rights` that this user lacks. Nothing is written, and no replica hears of it. Raises: LinkLost.
+    """Return those of `rights` that this user lacks. Nothing is written, and no replica notices. Raises: LinkLost.
 
-    A server before Redis 7, or one that runs no scripts for this user, is not asked but tried, with commands that do
-    nothing. It does not tell whether a publisher may use its channels, unless a replica's rights are among them.
+    On a server before Redis 7, or if this user may not run scripts, commands without effect are tried instead. These do
+    not show whether a publisher may use its channels, unless a replica's rights are checked as well.
     """
     arguments = [each for right in rights for each in (len(right.command), *right.command)]
     try:
-        numbers = await link.call("EVAL", _ASK, 0, *arguments)
+        numbers = await link.call("EVAL", _CHECK_SCRIPT, 0, *arguments)
     except Refused:
         numbers = None
     if numbers is not None:
@@ -187,7 +187,7 @@ async def missing_of(link: Link, rights: Sequence[Right]) -> list[Right]:
 async def _is_refused(link: Link, right: Right) -> bool:
     name, *arguments = right.harmless
     try:
-        # A confirmation is no reply: the link has to know what it waits for.
+        # Subscriptions are confirmed by pushes, not replies, so they go through the link's own methods.
         if right.name.endswith("unsubscribe"):
             await link.unsubscribe(*map(str, arguments))
         elif right.name.endswith("subscribe"):
@@ -198,7 +198,8 @@ async def _is_refused(link: Link, right: Right) -> bool:
             await link.call(name, *arguments)
     except Refused as refusal:
         is_tried_elsewhere = right.role == "publisher" and right.harmless[1:2] != right.command[1:2]
-        return "NOPERM" in str(refusal) and not (is_tried_elsewhere and "channel" in str(refusal))
+        # The server has one code for all rights: only its text says that the channel is the reason.
+        return refusal.code == "NOPERM" and not (is_tried_elsewhere and "channel" in str(refusal))
     return False
 
 

@@ -1,4 +1,4 @@
-"""The broadcaster: sends one request to every address of a service at once, and tells what each of them made of it."""
+"""The broadcaster: sends one request to every address of a service at once, and returns the outcome of each call."""
 
 import asyncio
 import logging
@@ -10,12 +10,14 @@ from typing import Any, Final, Literal, TypeAlias
 
 from ...shared.clock import Clock, monotonic
 from ...shared.errors import BroadcacheError, InvalidSettings
+from ...shared.process.backoff import backoff_seconds
 from ...shared.process.closing import Closing
 from ...shared.process.extras import check_installed
-from ..telemetry.observer import UNOBSERVED, PublisherObserver
-from .discovery import Discovered, Discovery, ReplicaAddress
-from .exchange import Header, HttpResponse, Tls, Untold, exchange
+from ..telemetry.observer import UNOBSERVED, CallResult, PublisherObserver
+from .addresses import Discovered, Discovery, ReplicaAddress
+from .exchange import Tls, exchange
 from .policy import Destination, FanoutPolicy
+from .response import Header, HttpResponse, NoResponse
 
 __all__ = [
     "Broadcast",
@@ -30,30 +32,30 @@ __all__ = [
 ]
 
 HostMode: TypeAlias = Literal["address", "service", "original"]
-"""What the Host header says: the address that is called, the service's name, or what the caller sent."""
+"""The Host header of each request: the address called, the service's name, or the caller's own Host."""
 Scheme: TypeAlias = Literal["http", "https"]
 
 _ATTEMPTS_MAX: Final = 3
-_PAUSE_SECONDS_MIN: Final = 0.05
+_PAUSE_SECONDS_MIN: Final = 0.1
 _PAUSE_SECONDS_MAX: Final = 0.4
-# Not now, said by somebody who has not acted on it.
-_TRY_AGAIN: Final = frozenset({408, 425, 429, 502, 503, 504})
+# "Not now": the server has not acted on the request.
+_RETRYABLE_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
 
 _log = logging.getLogger("broadcache.fanout")
 
 
 class TooManyBroadcasts(BroadcacheError):
-    """As many broadcasts are under way as there may be."""
+    """The limit of broadcasts under way at one time is reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long, and how much.
+    """Limits of time and size for broadcasts.
 
-    Units:  `connect_timeout_seconds` is for one attempt to connect, `timeout_seconds` for all that is tried at one
-            address, `deadline_seconds` for the whole broadcast without its discovery. `concurrency` addresses are
-            called at a time, over all broadcasts, of which `broadcasts_max` may be under way. Of an answer's body
-            `answer_bytes_max` bytes are read.
+    Units:  `connect_timeout_seconds` is for one attempt to connect, `timeout_seconds` for all attempts at one address,
+            `deadline_seconds` for the whole broadcast without its discovery. At most `concurrency` addresses are called
+            at a time, over all broadcasts; at most `broadcasts_max` broadcasts are under way. At most
+            `answer_bytes_max` bytes of a response's body are read.
     Raises: InvalidSettings.
     """
 
@@ -67,25 +69,25 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             if not getattr(self, name) > 0:
-                raise InvalidSettings(f"expected {name} to be above 0, got {getattr(self, name)!r}; correct it")
+                raise InvalidSettings(f"expected {name} to be above 0, got {getattr(self, name)!r}")
         if self.timeout_seconds > self.deadline_seconds:
             raise InvalidSettings(
                 f"timeout_seconds must not exceed deadline_seconds (got {self.timeout_seconds:g} and "
-                f"{self.deadline_seconds:g}): no address would be given its time"
+                f"{self.deadline_seconds:g}): the deadline would cut every call short"
             )
 
 
-def _no_objection(answer: HttpResponse) -> str | None:
+def _no_objection(response: HttpResponse) -> str | None:
     return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is sent to each address.
+    """The request sent to each address.
 
     Shape:  `target` is path and query, byte for byte. `headers` are those of the request, without Host and framing.
             `is_idempotent` allows to send it again after it may have arrived. `original_host` is the caller's Host.
-            `objection_to` returns why an answer of 200 to 299 is no success; None when it is one, as by default.
+            `objection_to` returns why a response of 200 to 299 is no success, or None if it is one (the default).
     """
 
     method: str
@@ -100,14 +102,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class CallOutcome:
-    """What came of one address. `status_code` is None, and `error` says why, when there was no answer.
+    """The outcome of calling one address.
 
-    Shape: with a status of 200 to 299, `error` is the request's objection to the answer.
-
-    Units: `latency_ms` is from its turn to its answer, over all attempts.
+    Shape: `result` is its class, for counting. Without a response `status_code` is None and `error` says why; with a
+           status of 200 to 299, `error` is the request's objection to the response.
+    Units: `latency_ms` is from the start of the first attempt to the response, over all attempts.
     """
 
     url: str
+    result: CallResult
     status_code: int | None
     error: str | None
     latency_ms: float
@@ -116,15 +119,15 @@ class CallOutcome:
 
     @property
     def is_success(self) -> bool:
-        """Whether it answered with a status of 200 to 299, to which the request has no objection."""
-        return self.error is None and self.status_code is not None and 200 <= self.status_code < 300
+        """Whether the response had a status of 200 to 299, and the request has no objection to it."""
+        return self.result == "success"
 
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """What came of a broadcast: an outcome of each address, in the order in which they were named.
+    """The result of a broadcast: one outcome for each address, in the order of discovery.
 
-    Shape:  `is_complete` is whether discovery is known to have named everybody; `notes` say what is to be known of it.
+    Shape:  `is_complete` is whether discovery is known to have named every replica; `notes` are its remarks.
     """
 
     outcomes: tuple[CallOutcome, ...]
@@ -135,18 +138,19 @@ class Broadcast:
 
     @property
     def succeeded(self) -> int:
-        """How many answered with success."""
+        """How many calls succeeded."""
         return sum(outcome.is_success for outcome in self.outcomes)
 
 
 class Broadcaster(Closing):
-    """Sends a request to all addresses of a service. Each has its own outcome: one that is dead spoils no other.
+    """Sends a request to all addresses of a service. Each call has its own outcome, and none delays the others.
 
-    A broadcast that has begun is carried out, whatever becomes of its caller: half of the addresses told is the worst
-    of all results. An asynchronous context manager; leaving it waits for the broadcasts that are under way.
+    A broadcast that has begun runs to its end even if its caller is cancelled: a request that only half of the
+    addresses have received is the worst result. An asynchronous context manager; leaving it waits for the broadcasts
+    under way.
 
     Shape:  `tls` is for `scheme="https"`: certificates are checked for `tls_name`, or else for the service's name.
-    Raises: InvalidSettings.
+    Raises: InvalidSettings, also when the extra `fanout` is not installed.
     """
 
     def __init__(
@@ -163,7 +167,8 @@ class Broadcaster(Closing):
         uniform: Callable[[], float] = random.random,
         observer: PublisherObserver = UNOBSERVED,
     ) -> None:
-        check_installed("the fan-out", "h11")
+        if not policy.is_off:  # one that is off calls nothing, and needs no extra
+            check_installed("the fan-out", "h11")
         self.limits: Final = limits or Limits()
         self._discovery = discovery
         self._policy = policy
@@ -178,79 +183,77 @@ class Broadcaster(Closing):
         self._running: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
-        """Wait for the broadcasts that are under way: each ends by its deadline. Closing twice is harmless."""
+        """Wait for the broadcasts under way; each ends by its deadline. Closing twice is harmless."""
         while self._running:
             await asyncio.wait(self._running)
 
     async def broadcast(self, request: Request) -> Broadcast:
-        """Send `request` to all addresses of its destination, and tell what each made of it.
+        """Send `request` to all addresses of its destination, and return the outcome of each call.
 
-        Raises: FanoutRefused for an address that may not be called, and then nobody is; ServiceNotFound,
-                ResolverFailed, AliasRefused; TooManyBroadcasts.
+        Raises: FanoutRefused if one of the addresses may not be called: then none is; ServiceNotFound, ResolverFailed,
+                AliasRefused; TooManyBroadcasts.
         """
         try:
-            broadcast = await self._begun(request)
+            if len(self._running) >= self.limits.broadcasts_max:
+                raise TooManyBroadcasts(
+                    f"expected at most {self.limits.broadcasts_max} broadcasts at a time, got one more; try again in a "
+                    "moment, or raise BROADCACHE_FANOUT_BROADCASTS_MAX"
+                )
+            return await asyncio.shield(self._start(self._broadcast(request)))
         except BroadcacheError as error:
             self.observer.not_broadcast(request.destination.name, type(error).__name__)
             raise
-        return broadcast
 
-    async def _begun(self, request: Request) -> Broadcast:
-        if len(self._running) >= self.limits.broadcasts_max:
-            raise TooManyBroadcasts(
-                f"expected at most {self.limits.broadcasts_max} broadcasts at a time, got one more; try again in a "
-                "moment, or raise BROADCACHE_FANOUT_BROADCASTS_MAX"
-            )
-        return await asyncio.shield(self._owned(self._broadcast(request)))
-
-    def _owned(self, work: Coroutine[Any, Any, Broadcast]) -> asyncio.Task[Broadcast]:
+    def _start(self, work: Coroutine[Any, Any, Broadcast]) -> asyncio.Task[Broadcast]:
         task = asyncio.create_task(work, name="broadcache broadcast")
         self._running.add(task)
 
         def end(task: asyncio.Task[Broadcast]) -> None:
             self._running.discard(task)
             if not task.cancelled():
-                task.exception()  # its caller may have gone; whoever is there gets it by waiting
+                task.exception()  # retrieved here, because a caller that was cancelled does not
 
         task.add_done_callback(end)
         return task
 
     async def _broadcast(self, request: Request) -> Broadcast:
         began_at = self._clock()
-        found = await self._discovered(request)
+        found = await self._discover(request)
         deadline_at = self._clock() + self.limits.deadline_seconds
-        outcomes = await self._round(request, found.addresses, deadline_at)
-        late, notes = await self._second_look(request, found)
-        outcomes += await self._round(request, late, deadline_at)
+        outcomes = await self._call_all(request, found.addresses, deadline_at)
+        late, notes = await self._discover_late(request, found)
+        outcomes += await self._call_all(request, late, deadline_at)
         elapsed_seconds = self._clock() - began_at
-        # Here, where it has ended: its caller may have gone before.
+        # Reported by the task, not by its caller, which may have been cancelled.
         self.observer.broadcast(
             request.destination.name, tuple(outcomes), elapsed_seconds, is_complete=found.is_complete
         )
         return Broadcast(tuple(outcomes), found.how, found.is_complete, (*found.notes, *notes), elapsed_seconds * 1_000)
 
-    async def _discovered(self, request: Request) -> Discovered:
-        """Return where the service is. Every address is checked before any is called."""
+    async def _discover(self, request: Request) -> Discovered:
+        """Return the addresses of the service. Every address is checked before any is called."""
         found = await self._discovery.discover(request.destination.service, request.destination.port)
-        if found.how != "list":  # whose addresses the operator has named one by one
+        if found.how != "list":  # the operator has named each address of a list
             for address in found.addresses:
                 self._policy.check_address(address.host)
         return found
 
-    async def _second_look(
+    async def _discover_late(
         self, request: Request, first: Discovered
     ) -> tuple[Sequence[ReplicaAddress], tuple[str, ...]]:
-        """Return the addresses that have come up while the first ones were called."""
+        """Return the addresses that have appeared while the first ones were called."""
         if first.how == "list":
             return (), ()
         try:
-            second = await self._discovered(request)
+            second = await self._discover(request)
         except BroadcacheError as error:
-            return (), (f"whether more have come up meanwhile is not known: {error}",)
+            return (), (f"replicas that started during the broadcast may be missing: {error}",)
         late = [address for address in second.addresses if address not in first.addresses]
-        return late, (f"{len(late)} came up meanwhile, and were called too",) if late else ()
+        return late, (
+            f"addresses that appeared during the broadcast, and were called too: {len(late)}",
+        ) if late else ()
 
-    async def _round(
+    async def _call_all(
         self, request: Request, addresses: Sequence[ReplicaAddress], deadline_at: float
     ) -> list[CallOutcome]:
         if not addresses:
@@ -266,34 +269,39 @@ class Broadcaster(Closing):
         async with self._slots:
             began_at = self._clock()
             ends_at = min(began_at + self.limits.timeout_seconds, deadline_at)
-            answer: HttpResponse | None = None
-            error: str | None = f"not tried: the deadline of {self.limits.deadline_seconds:g} s had come"
+            response: HttpResponse | None = None
+            result: CallResult = "not tried"
+            error = f"not tried: the deadline of {self.limits.deadline_seconds:g} s had passed"
             attempts = 0
             while (left_seconds := ends_at - self._clock()) > 0 and attempts < _ATTEMPTS_MAX:
                 attempts += 1
                 try:
-                    answer = await self._exchange(request, address, left_seconds)
-                except Untold as untold:
-                    answer, error = None, str(untold)
-                    may_try_again = untold.may_be_repeated or request.is_idempotent
+                    response = await self._exchange(request, address, left_seconds)
+                except NoResponse as failure:
+                    response, result, error = None, failure.result, str(failure)
+                    may_try_again = failure.may_be_repeated or request.is_idempotent
                 else:
-                    error = None
-                    may_try_again = request.is_idempotent and answer.status_code in _TRY_AGAIN
-                if not may_try_again or not await self._pause(attempts, answer, ends_at):
+                    may_try_again = request.is_idempotent and response.status_code in _RETRYABLE_STATUSES
+                if not may_try_again or not await self._pause(attempts, response, ends_at):
                     break
             latency_ms = (self._clock() - began_at) * 1_000
-        if answer is None:
-            return CallOutcome(url, None, error, latency_ms, attempts)
-        is_success = 200 <= answer.status_code < 300
-        objection = request.objection_to(answer) if is_success else None
-        return CallOutcome(url, answer.status_code, objection, latency_ms, attempts, answer.body)
+        if response is None:
+            return CallOutcome(url, result, None, error, latency_ms, attempts)
+        objection = None
+        if not 200 <= response.status_code < 300:
+            result = "status"
+        else:
+            objection = request.objection_to(response)
+            result = "success" if objection is None else "not applied"
+        return CallOutcome(url, result, response.status_code, objection, latency_ms, attempts, response.body)
 
-    async def _pause(self, attempts: int, answer: HttpResponse | None, ends_at: float) -> bool:
-        """Wait before the next attempt; return whether there is to be one."""
-        ceiling_seconds: float = min(_PAUSE_SECONDS_MAX, _PAUSE_SECONDS_MIN * 2.0**attempts)
-        pause_seconds = self._uniform() * ceiling_seconds
-        if answer is not None and answer.retry_after_seconds is not None:
-            pause_seconds = max(pause_seconds, answer.retry_after_seconds)
+    async def _pause(self, attempts: int, response: HttpResponse | None, ends_at: float) -> bool:
+        """Wait before the next attempt; return whether one remains within limits and time."""
+        pause_seconds = backoff_seconds(
+            attempts, seconds_min=_PAUSE_SECONDS_MIN, seconds_max=_PAUSE_SECONDS_MAX, uniform=self._uniform
+        )
+        if response is not None and response.retry_after_seconds is not None:
+            pause_seconds = max(pause_seconds, response.retry_after_seconds)
         if attempts >= _ATTEMPTS_MAX or self._clock() + pause_seconds >= ends_at:
             return False
         await asyncio.sleep(pause_seconds)
@@ -326,7 +334,7 @@ class Broadcaster(Closing):
 
 
 def tls_of(scheme: Scheme, ca_file: str | None, where: str) -> ssl.SSLContext | None:
-    """Return how to encrypt, with these authorities or the system's; None for http.
+    """Return a TLS context that trusts the authorities in `ca_file`, or the system's; None for http.
 
     Raises: InvalidSettings, which names `where` the file comes from.
     """
@@ -335,4 +343,4 @@ def tls_of(scheme: Scheme, ca_file: str | None, where: str) -> ssl.SSLContext | 
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
-        raise InvalidSettings(f"{where}: expected a file of certificates, got {ca_file!r}: {error}") from None
+        raise InvalidSettings(f"{where}: expected a file of PEM certificates, got {ca_file!r}: {error}") from None

@@ -1,87 +1,27 @@
-"""Where the replicas of a service are: by DNS, or from a fixed list. What is not known for sure is said."""
+"""Discovery of a service's replicas: by DNS, or from a fixed list. Doubts are reported with the addresses."""
 
 import asyncio
 import ipaddress
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final
 
-from ...shared.errors import BroadcacheError, InvalidSettings
+from ...shared.errors import InvalidSettings
 from ...shared.process.extras import check_installed
+from .addresses import Discovered, Discovery, ReplicaAddress, ServiceNotFound
 
-__all__ = [
-    "AliasRefused",
-    "Discovered",
-    "Discovery",
-    "DnsDiscovery",
-    "ListDiscovery",
-    "ReplicaAddress",
-    "ResolverFailed",
-    "ResolverTimedOut",
-    "ServiceNotFound",
-]
+__all__ = ["DnsDiscovery", "ListDiscovery"]
 
 _PORT_MAX: Final = 65_535
 _PORT_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?")  # with its underscore, a DNS label
 _ADDRESS: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?")
 
 
-class ReplicaAddress(NamedTuple):
-    """Where one replica listens. Shape: `host` is an IP literal in canonical form, without brackets."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class Discovered:
-    """The addresses of a service: each one once, in the resolver's order.
-
-    `is_complete` is False when there may be replicas that `addresses` does not name; `notes` says why, in sentences.
-    """
-
-    addresses: tuple[ReplicaAddress, ...]
-    how: Literal["dns", "srv", "list"]
-    is_complete: bool
-    notes: tuple[str, ...]
-
-
-class ServiceNotFound(BroadcacheError):
-    """There is no such service, or it has no addresses now."""
-
-
-class ResolverFailed(BroadcacheError):
-    """The name servers could not be reached or refused to answer. Whether the service exists is not known."""
-
-
-class ResolverTimedOut(ResolverFailed):
-    """No name server answered in time."""
-
-
-class AliasRefused(BroadcacheError):
-    """The service is an alias of a name outside of its own domain, as an ExternalName service is."""
-
-
-class Discovery(Protocol):
-    """Finds the replicas of a service."""
-
-    async def discover(self, service: str, port: int | str) -> Discovered:
-        """Return where `service` is now, at a port number or at a port's name.
-
-        Raises: ServiceNotFound, ResolverFailed, ResolverTimedOut, AliasRefused.
-        """
-        ...
-
-
 class ListDiscovery:
     """Fixed lists: `ListDiscovery({"replicas": ("127.0.0.1:8101", "127.0.0.2", "[::1]:80")})`.
 
-    An entry without a port takes the port that is asked for. Other services are asked of `otherwise`.
+    An entry without a port gets the port of the request. Services that have no list are left to `otherwise`.
 
     Raises: InvalidSettings.
     """
@@ -90,17 +30,19 @@ class ListDiscovery:
         self._lists = {_folded(service): [_parsed(entry) for entry in entries] for service, entries in lists.items()}
         self._otherwise = otherwise
         if len(self._lists) < len(lists):
-            raise InvalidSettings(f"expected each service once, whatever its case, got {', '.join(sorted(lists))}")
+            raise InvalidSettings(
+                f"expected each service once (names are not case-sensitive), got {', '.join(sorted(lists))}"
+            )
 
     async def discover(self, service: str, port: int | str) -> Discovered:
-        """Return the list of `service`. Raises: ServiceNotFound, and what `otherwise` raises."""
+        """Return the list of `service`. Raises: ServiceNotFound, and the errors of `otherwise`."""
         entries = self._lists.get(_folded(service))
         if entries is None and self._otherwise is not None:
             return await self._otherwise.discover(service, port)
         if not entries:
             raise ServiceNotFound(f"expected one of the services {', '.join(self._lists)}, got {service}")
-        asked = _number(port)
-        addresses = [ReplicaAddress(host, chosen) for host, own in entries if (chosen := own or asked) is not None]
+        number = _number(port)
+        addresses = [ReplicaAddress(host, chosen) for host, own in entries if (chosen := own or number) is not None]
         if len(addresses) < len(entries):
             raise ServiceNotFound(
                 f"expected a port number for {service}, got {port!r}: an address in its list has no port of its own"
@@ -111,10 +53,10 @@ class ListDiscovery:
 class DnsDiscovery:
     """Discovery by DNS: the A and AAAA records of a headless service, or the SRV records of a named port. No cache.
 
-    Shape:  `nameservers` such as `10.0.0.10:53`, `10.0.0.10` or `[fd00::10]:53`; none: those of `resolv_conf`.
-            The search list and `ndots` of that file hold in any case.
+    Shape:  `nameservers` such as `10.0.0.10:53`, `10.0.0.10` or `[fd00::10]:53`; empty: those of `resolv_conf`.
+            The search list and `ndots` of that file apply in any case.
     Units:  `timeout_seconds` bounds one discovery as a whole.
-    Raises: InvalidSettings.
+    Raises: InvalidSettings, also when the extra `fanout` is not installed.
     Source: Kubernetes DNS-Based Service Discovery.
     """
 
@@ -128,8 +70,8 @@ class DnsDiscovery:
         if not (math.isfinite(timeout_seconds) and timeout_seconds > 0):
             raise InvalidSettings(f"expected timeout_seconds above 0, got {timeout_seconds}")
         parsed = [_parsed(nameserver) for nameserver in nameservers]
-        # Only who looks names up pays for the library, and needs to have it.
         check_installed("the look-up of a service in DNS", "dns")
+        # Imported here: only a DNS discovery pays for the DNS library.
         from .resolver import Resolver
 
         self._timeout_seconds = timeout_seconds
@@ -140,7 +82,7 @@ class DnsDiscovery:
         )
 
     async def discover(self, service: str, port: int | str) -> Discovered:
-        """Look `service` up, as it stands or with the search list's domains.
+        """Look `service` up, as given or with the domains of the search list.
 
         Raises: ServiceNotFound, ResolverFailed, ResolverTimedOut, AliasRefused.
         """
@@ -150,7 +92,7 @@ class DnsDiscovery:
         lookup = Lookup(self._resolver, asyncio.get_running_loop().time() + self._timeout_seconds)
         names = self._resolver.candidates(service)
         for name in names:
-            # All that is asked about one name is answered before the next one is tried: kinds and families never mix.
+            # All queries about one name are answered before the next name is tried: kinds and families never mix.
             if number is None:
                 found = await lookup.by_rows(name, str(port))
             else:
@@ -160,16 +102,17 @@ class DnsDiscovery:
         tried = ", ".join(map(str, names))
         if number is None:
             raise ServiceNotFound(
-                f"expected SRV records for the port {port!r} of {service}, got none (tried {tried}): "
-                "is the service there, and does its port have that name? Unnamed ports have no SRV records"
+                f"expected SRV records for the port {port!r} of {service}, got none (tried {tried}): check that the "
+                "service exists, and that its port has that name; unnamed ports have no SRV records"
             )
         raise ServiceNotFound(
-            f"expected addresses for {service}, got none (tried {tried}): is the service there, with ready replicas?"
+            f"expected addresses for {service}, got none (tried {tried}): check that the service exists and has ready "
+            "replicas"
         )
 
 
 def _number(port: int | str) -> int | None:
-    """Return the port if it is a number, and None if it is a name. Raises: ServiceNotFound for what is neither."""
+    """Return the port if it is a number, None if it is a name. Raises: ServiceNotFound if it is neither."""
     if isinstance(port, str) and not (port.isascii() and port.isdecimal()):
         if _PORT_NAME.fullmatch(port):
             return None

@@ -1,44 +1,24 @@
-"""One request to one address, and what came of it: a connection of its own, HTTP/1.1, and no cleverness.
+"""One HTTP/1.1 request to one address, over a connection of its own.
 
-No redirect is followed, no cookie kept, no proxy of the environment asked, and nothing is sent twice. The address is
-dialled as it was given: no name is looked up here.
+It follows no redirect, keeps no cookie, uses no proxy of the environment and never sends twice. It connects to the IP
+address as given, and looks no name up.
 """
 
 import asyncio
 import ssl
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-__all__ = ["Header", "HttpResponse", "Tls", "Untold", "exchange"]
+from .response import Header, HttpResponse, NoResponse
 
-Header = tuple[bytes, bytes]
-
-
-class HttpResponse(NamedTuple):
-    """What an address answered.
-
-    Shape:  `body` is what came of it, no more than was wanted. `retry_after` is that header, if it was one number of
-            seconds.
-    """
-
-    status_code: int
-    body: bytes
-    retry_after_seconds: float | None
+__all__ = ["Tls", "exchange"]
 
 
 class Tls(NamedTuple):
-    """How to encrypt, and for which name the certificate has to be."""
+    """How to encrypt, and the name that the certificate must be for."""
 
     context: ssl.SSLContext
     server_name: str
-
-
-class Untold(Exception):
-    """There is no answer. `may_be_repeated` when not one byte had been sent: nobody can have acted on it."""
-
-    def __init__(self, why: str, *, may_be_repeated: bool) -> None:
-        super().__init__(why)
-        self.may_be_repeated: Final = may_be_repeated
 
 
 async def exchange(
@@ -54,13 +34,14 @@ async def exchange(
     timeout_seconds: float,
     answer_bytes_max: int,
 ) -> HttpResponse:
-    """Send one request to `host`, an IP literal, and return the answer.
+    """Send one request to `host`, an IP literal, and return the response.
 
-    Shape:  `headers` are complete but for Content-Length, which is added, and Connection.
-    Units:  `timeout_seconds` includes connecting. An answer whose head has come counts although its body does not end.
-    Raises: Untold.
+    Shape:  `headers` are complete except for Content-Length and Connection, which are added.
+    Units:  `timeout_seconds` includes connecting. A response counts once its head has arrived, even if its body does
+            not end in time.
+    Raises: NoResponse.
     """
-    from .http1 import Http1  # h11 is in an extra: what needs none of it can be imported without
+    from .http1 import Http1  # h11 is in an extra: without it, this module can still be imported
 
     protocol = Http1(method, target, headers, body, answer_bytes_max)
     loop = asyncio.get_running_loop()
@@ -76,15 +57,17 @@ async def exchange(
                         server_hostname=tls and tls.server_name,
                     )
             except TimeoutError:
-                raise Untold(f"no connection within {connect_timeout_seconds:.3g} s", may_be_repeated=True) from None
+                why = f"no connection within {connect_timeout_seconds:.3g} s"
+                raise NoResponse(why, result="timeout", may_be_repeated=True) from None
             except ssl.SSLError as error:
-                raise Untold(f"TLS failed: {error}", may_be_repeated=False) from None
+                raise NoResponse(f"TLS failed: {error}", result="failed", may_be_repeated=False) from None
             except ConnectionRefusedError:
-                raise Untold("connection refused", may_be_repeated=True) from None
+                raise NoResponse("connection refused", result="refused", may_be_repeated=True) from None
             except OSError as error:
-                raise Untold(f"cannot connect: {error.strerror or error}", may_be_repeated=True) from None
-            return await protocol.answer
+                why = f"cannot connect: {error.strerror or error}"
+                raise NoResponse(why, result="failed", may_be_repeated=True) from None
+            return await protocol.response
     except TimeoutError:
-        return protocol.answer_so_far(f"within {timeout_seconds:.3g} s")
+        return protocol.response_after(timeout_seconds)
     finally:
         protocol.close()

@@ -11,30 +11,29 @@ from ...shared.errors import BroadcacheError, InvalidSettings
 from ...shared.fanout_report import AddressOutcome, FanoutReport
 from ...shared.process.closing import Closing
 from ..telemetry.observer import UNOBSERVED, PublisherObserver
+from .addresses import Discovery
 from .broadcaster import Broadcast, Broadcaster, CallOutcome, HostMode, Limits, Request, Scheme
-from .discovery import Discovery, DnsDiscovery, ListDiscovery
-from .exchange import HttpResponse
+from .discovery import DnsDiscovery, ListDiscovery
 from .policy import FanoutPolicy
+from .response import HttpResponse
 
 __all__ = ["Fanout"]
 
 _PATH: Final = "/cache-invalidation"
-
-
 _SHOWN_MAX: Final = 60
-"""How much of an answer that is not a replica's an error shows: enough to see what answered."""
+"""How much of a foreign response an error shows: enough to recognize the server."""
 _APPLIED: Final = frozenset({"applied", "repeat"})
-"""What a replica answers that has applied the invalidation; `repeat` is what older ones say when they had before."""
+"""Outcomes of a replica that has applied the invalidation; older replicas send `repeat` for a second delivery."""
 
 
-class _Posted(msgspec.Struct, frozen=True):
-    """The part of a frame that a replica's answer repeats."""
+class _Frame(msgspec.Struct, frozen=True):
+    """The part of a frame that a replica's response repeats."""
 
     id: str
 
 
 class _ReplicaResponse(msgspec.Struct, frozen=True):
-    """The part of a replica's answer that a publisher uses. All other fields are skipped."""
+    """The part of a replica's response that a publisher uses. All other fields are skipped."""
 
     replica: str | None = None
     outcome: str | None = None
@@ -42,17 +41,20 @@ class _ReplicaResponse(msgspec.Struct, frozen=True):
     dropped: int | None = None
 
 
-_posted_decoder = msgspec.json.Decoder(_Posted)
-_decoder = msgspec.json.Decoder(_ReplicaResponse)
+_frame_decoder = msgspec.json.Decoder(_Frame)
+_response_decoder = msgspec.json.Decoder(_ReplicaResponse)
 
 
 class Fanout(Closing):
-    """Every replica of a service, to be told by HTTP: `Publisher(url, delivery="both", fanout=Fanout("web", 8080))`.
+    """Sends invalidations by HTTP to every replica of a service.
 
-    Shape:  `service` is a name in DNS, best of a headless service; `port` a number, or a name that SRV records know.
-            `addresses` (`host:port`) are called instead of asking DNS. `path` is where a replica takes invalidations,
-            `token` what it wants to see. `networks`, `nameservers` and the rest: docs/fanout.md.
-    Raises: InvalidSettings, FanoutRefused or InvalidService for a service or port that is none.
+    `Publisher(url, delivery="both", fanout=Fanout("web", 8080))`
+
+    Shape:  `service` is a DNS name, best of a headless service; `port` a number, or the name of a port in SRV records.
+            `addresses` (`host:port`) are called instead of a DNS lookup. `path` is the route of the replicas for
+            invalidations, `token` their bearer token. `networks`, `nameservers` and the rest: docs/fanout.md.
+    Raises: InvalidSettings, also when the extra `fanout` is not installed; FanoutRefused or InvalidService for an
+            invalid service or port.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Fanout(Closing):
         observer: PublisherObserver = UNOBSERVED,
     ) -> None:
         if not path.startswith("/") or not path.isascii():
-            raise InvalidSettings(f"expected a path that begins with / and is percent-encoded, got {path!r:.100}")
+            raise InvalidSettings(f"expected a percent-encoded path that begins with /, got {path!r:.100}")
         self.service: Final = service
         policy = FanoutPolicy([f"{service}:{port}"], networks=networks)
         self._destination = policy.check("POST", service, str(port))
@@ -96,17 +98,17 @@ class Fanout(Closing):
         return f"Fanout({self.service!r}, {self._destination.port!r})"
 
     async def close(self) -> None:
-        """Wait for what is under way. Closing twice is harmless."""
+        """Wait for the calls under way. Closing twice is harmless."""
         await self.broadcaster.close()
 
     async def send(self, frames: Sequence[bytes]) -> FanoutReport:
         """POST each of `frames`, those of one invalidation, to every replica.
 
-        An address has taken the invalidation when a replica answered there, to each frame, that it has applied it.
+        An address has applied the invalidation if a replica there has confirmed every frame.
 
-        Raises: nothing: what goes wrong is in the report.
+        Raises: nothing; errors are in the report.
         """
-        told: list[Broadcast] = []
+        broadcasts: list[Broadcast] = []
         problem: str | None = None
         for frame in frames:
             request = Request(
@@ -115,24 +117,24 @@ class Fanout(Closing):
                 target=self._target,
                 headers=self._headers,
                 body=frame,
-                is_idempotent=True,  # applied twice, it costs a load
+                is_idempotent=True,  # applied twice, an invalidation costs one more load
                 objection_to=partial(
-                    _objection_to, _posted_decoder.decode(frame).id, self.broadcaster.limits.answer_bytes_max
+                    _objection_to, _frame_decoder.decode(frame).id, self.broadcaster.limits.answer_bytes_max
                 ),
             )
             try:
-                told.append(await self.broadcaster.broadcast(request))
+                broadcasts.append(await self.broadcaster.broadcast(request))
             except BroadcacheError as error:
                 problem = str(error)
                 break
-        return self._report(told, len(frames), problem)
+        return self._report(broadcasts, len(frames), problem)
 
-    def _report(self, told: Sequence[Broadcast], frames: int, problem: str | None) -> FanoutReport:
+    def _report(self, broadcasts: Sequence[Broadcast], frames: int, problem: str | None) -> FanoutReport:
         by_address: dict[str, list[CallOutcome]] = {}
-        for broadcast in told:
+        for broadcast in broadcasts:
             for outcome in broadcast.outcomes:
                 by_address.setdefault(outcome.url, []).append(outcome)
-        # An address that came up after the first frame was not sent it; no address is sent what follows a problem.
+        # An address discovered late has not received the first frames; after a problem no address receives any.
         outcomes = tuple(_outcome_of(url, each, frames) for url, each in by_address.items())
         succeeded = sum(outcome.is_success for outcome in outcomes)
         return FanoutReport(
@@ -140,28 +142,28 @@ class Fanout(Closing):
             total=len(outcomes),
             succeeded=succeeded,
             failed=len(outcomes) - succeeded,
-            complete=all(broadcast.is_complete for broadcast in told),
-            discovery=told[0].how if told else None,
-            elapsed_ms=round(sum(broadcast.elapsed_ms for broadcast in told), 3),
+            complete=all(broadcast.is_complete for broadcast in broadcasts),
+            discovery=broadcasts[0].how if broadcasts else None,
+            elapsed_ms=round(sum(broadcast.elapsed_ms for broadcast in broadcasts), 3),
             outcomes=outcomes,
             problem=problem,
         )
 
 
 def _outcome_of(url: str, calls: Sequence[CallOutcome], frames: int) -> AddressOutcome:
-    """Return what came of one address: of the first frame that it did not take, or else of the last."""
+    """Return the outcome of one address: that of the first frame that failed, or else of the last frame."""
     decisive = next((call for call in calls if not call.is_success), calls[-1])
     error = decisive.error
     if decisive.is_success and len(calls) < frames:
-        error = f"expected {frames} parts to be sent to it, got {len(calls)}; publish again"
+        error = f"only {len(calls)} of {frames} parts were sent to this address; publish again"
     elif error is None and not decisive.is_success:
         error = f"answered {decisive.status_code}"
-    answers = [answer for call in calls if call.is_success and (answer := _answer_of(call.body))]
-    dropped = [answer.dropped for answer in answers if answer.dropped is not None]
-    last = _answer_of(decisive.body) or _ReplicaResponse()
-    if error is None and len({answer.replica for answer in answers}) > 1:
-        names = ", ".join(sorted({str(answer.replica)[:_SHOWN_MAX] for answer in answers}))
-        error = f"expected one replica to take all {frames} parts, got several behind one address: {names}"
+    responses = [response for call in calls if call.is_success and (response := _replica_response_in(call.body))]
+    dropped = [response.dropped for response in responses if response.dropped is not None]
+    last = _replica_response_in(decisive.body) or _ReplicaResponse()
+    if error is None and len({response.replica for response in responses}) > 1:
+        names = ", ".join(sorted({str(response.replica)[:_SHOWN_MAX] for response in responses}))
+        error = f"expected one replica to apply all {frames} parts, got several behind one address: {names}"
     return AddressOutcome(
         address=url,
         status_code=decisive.status_code,
@@ -174,28 +176,29 @@ def _outcome_of(url: str, calls: Sequence[CallOutcome], frames: int) -> AddressO
     )
 
 
-def _objection_to(id: str, answer_bytes_max: int, answer: HttpResponse) -> str | None:
-    """Return why this answer of 200 to 299 does not say that a replica has applied the invalidation of this id."""
-    told = _answer_of(answer.body)
-    if told is None or not told.replica or told.outcome is None:
+def _objection_to(id: str, answer_bytes_max: int, response: HttpResponse) -> str | None:
+    """Return why a response of 200 to 299 does not prove that a replica has applied the invalidation of this id."""
+    answer = _replica_response_in(response.body)
+    if answer is None or not answer.replica or answer.outcome is None:
+        shown = f"{response.status_code} and {_shown(response.body, answer_bytes_max)}"
         return (
-            f"expected the answer of a replica (a JSON object with replica, outcome and id), got {answer.status_code} "
-            f"and {_shown(answer.body, answer_bytes_max)}; check that service, port and path are those of the replicas"
+            f"expected the answer of a replica (a JSON object with replica, outcome and id), got {shown}; check that "
+            "service, port and path are those of the replicas"
         )
-    who = f"replica {told.replica[:_SHOWN_MAX]!r}"
-    if told.outcome == "cleared":
-        return None  # everything, so this too
-    if told.outcome == "not followed":
+    replica = f"replica {answer.replica[:_SHOWN_MAX]!r}"
+    if answer.outcome == "cleared":
+        return None  # the replica has dropped everything
+    if answer.outcome == "not followed":
         return (
-            f"expected {who} to have applied it, got 'not followed': it holds nothing of this namespace; have the "
-            "fan-out call the service whose replicas follow the namespace"
+            f"expected {replica} to have applied it, got 'not followed': this replica has no cache of this namespace; "
+            "have the fan-out call the service whose replicas follow the namespace"
         )
-    if told.outcome not in _APPLIED:
-        return f"expected {who} to have applied it, got outcome {told.outcome[:_SHOWN_MAX]!r}; publish again"
-    if told.id != id:
+    if answer.outcome not in _APPLIED:
+        return f"expected {replica} to have applied it, got outcome {answer.outcome[:_SHOWN_MAX]!r}; publish again"
+    if answer.id != id:
         return (
-            f"expected {who} to have applied id {id!r}, got id {told.id and told.id[:_SHOWN_MAX]!r}; check what stands "
-            "between the publisher and the replica"
+            f"expected {replica} to have applied id {id!r}, got id {answer.id and answer.id[:_SHOWN_MAX]!r}; check the "
+            "proxies between the publisher and the replica"
         )
     return None
 
@@ -207,9 +210,9 @@ def _shown(body: bytes, answer_bytes_max: int) -> str:
     return f"{len(body)} bytes{cut}, which begin {body[:_SHOWN_MAX].decode('utf-8', 'replace')!r}"
 
 
-def _answer_of(body: bytes) -> _ReplicaResponse | None:
-    """Return a replica's answer; None when it is something else."""
+def _replica_response_in(body: bytes) -> _ReplicaResponse | None:
+    """Decode a replica's response; None if the body is something else."""
     try:
-        return _decoder.decode(body)
+        return _response_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

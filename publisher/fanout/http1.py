@@ -1,4 +1,4 @@
-"""One exchange on the wire: HTTP/1.1 by h11, over a connection of its own."""
+"""One HTTP/1.1 request and its response on one connection, as an asyncio protocol over h11."""
 
 import asyncio
 import contextlib
@@ -7,19 +7,20 @@ from typing import Final, cast
 
 import h11
 
-from .exchange import Header, HttpResponse, Untold
+from .response import Header, HttpResponse, NoResponse
 
 __all__ = ["Http1"]
 
 _HEAD_BYTES_MAX: Final = 65_536
-# Of these an absent Content-Length says that there is no body; of all others a body of no bytes is said to be one.
+# With these methods a missing Content-Length means no body; with all others an empty body is declared as such.
 _BODILESS: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})
 
 
 class Http1(asyncio.Protocol):
-    """Writes the request as soon as there is a connection, and reads until the answer is whole, or large enough.
+    """Writes the request once connected, and reads until the response is complete or has reached its size limit.
 
-    Raises: Untold when the request cannot be written as HTTP/1.1.
+    Shape:  `response` is done when the response is, or raises NoResponse.
+    Raises: NoResponse when the request cannot be written as HTTP/1.1.
     """
 
     def __init__(
@@ -27,56 +28,57 @@ class Http1(asyncio.Protocol):
     ) -> None:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES_MAX)
         try:
-            self._request = self._written(method, target, headers, body)
+            self._request = self._serialized(method, target, headers, body)
         except h11.LocalProtocolError as error:
-            raise Untold(f"the request cannot be sent: {error}", may_be_repeated=False) from None
-        self.answer: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
+            why = f"the request cannot be sent: {error}"
+            raise NoResponse(why, result="failed", may_be_repeated=False) from None
+        self.response: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
         self._answer_bytes_max = answer_bytes_max
         self._transport: asyncio.Transport | None = None
         self._is_sent = False
-        self._response: h11.Response | None = None
+        self._head: h11.Response | None = None
         self._body = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the request."""
-        # Other event loops have transports that are no subclass of this one.
+        # Transports of other event loops need not be subclasses of asyncio.Transport.
         self._transport = cast("asyncio.Transport", transport)
         self._is_sent = True
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Read on, until the answer is whole or large enough."""
-        if self.answer.done():
+        """Parse until the response is complete or has reached its size limit."""
+        if self.response.done():
             return
         try:
             self._http.receive_data(data)
-            self._read()
+            self._parse()
         except h11.RemoteProtocolError as error:
             self._fail(f"the answer is not HTTP/1.1: {error}")
 
     def eof_received(self) -> None:
-        """End the answer, if its head has come."""
-        self._read_end()
+        """End the response."""
+        self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the answer likewise."""
-        self._read_end()
+        """End the response."""
+        self._end()
 
-    def answer_so_far(self, time: str) -> HttpResponse:
-        """Return the answer of which at least the head has come in this time. Raises: Untold."""
-        if self._response is None:
-            missing = "answer" if self._is_sent else "connection"
-            raise Untold(f"no {missing} {time}", may_be_repeated=not self._is_sent)
-        return self._answered(self._response)
+    def response_after(self, timeout_seconds: float) -> HttpResponse:
+        """Return the response as far as it has arrived in this time, at least its head. Raises: NoResponse."""
+        if self._head is None:
+            why = f"no {'answer' if self._is_sent else 'connection'} within {timeout_seconds:.3g} s"
+            raise NoResponse(why, result="timeout", may_be_repeated=not self._is_sent)
+        return self._response_of(self._head)
 
     def close(self) -> None:
-        """Give up the connection."""
-        if not self.answer.cancel() and not self.answer.cancelled():
-            self.answer.exception()  # no caller waits for it any more
+        """Drop the connection."""
+        if not self.response.cancel() and not self.response.cancelled():
+            self.response.exception()  # retrieved: no caller awaits it any more
         if self._transport is not None:
             self._transport.abort()
 
-    def _written(self, method: bytes, target: bytes, headers: Sequence[Header], body: bytes) -> bytes:
+    def _serialized(self, method: bytes, target: bytes, headers: Sequence[Header], body: bytes) -> bytes:
         framed = [*headers, (b"Connection", b"close")]
         if body or method not in _BODILESS:
             framed.append((b"Content-Length", b"%d" % len(body)))
@@ -85,11 +87,11 @@ class Http1(asyncio.Protocol):
             events.append(h11.Data(data=body))
         return b"".join(self._http.send(event) or b"" for event in (*events, h11.EndOfMessage()))
 
-    def _read(self) -> None:
+    def _parse(self) -> None:
         while True:
             match self._http.next_event():
-                case h11.Response() as response:
-                    self._response = response
+                case h11.Response() as head:
+                    self._head = head
                 case h11.Data(data=data):
                     self._body += data
                     if len(self._body) >= self._answer_bytes_max:
@@ -100,29 +102,30 @@ class Http1(asyncio.Protocol):
                     break
                 case _:
                     return
-        if self._response is not None:
-            self.answer.set_result(self._answered(self._response))
+        if self._head is not None:
+            self.response.set_result(self._response_of(self._head))
 
-    def _read_end(self) -> None:
-        if self.answer.done():
+    def _end(self) -> None:
+        """Accept the response if its head has arrived: the connection yields no more."""
+        if self.response.done():
             return
         with contextlib.suppress(h11.RemoteProtocolError):
             self._http.receive_data(b"")
-            self._read()
-        if self.answer.done():
+            self._parse()
+        if self.response.done():
             return
-        if self._response is not None:
-            self.answer.set_result(self._answered(self._response))
+        if self._head is not None:
+            self.response.set_result(self._response_of(self._head))
         else:
             self._fail("the connection was closed before the answer")
 
-    def _answered(self, response: h11.Response) -> HttpResponse:
-        retry_after = next((value for name, value in response.headers if name == b"retry-after"), b"")
+    def _response_of(self, head: h11.Response) -> HttpResponse:
+        retry_after = next((value for name, value in head.headers if name == b"retry-after"), b"")
         return HttpResponse(
-            response.status_code,
+            head.status_code,
             bytes(self._body[: self._answer_bytes_max]),
             float(retry_after) if retry_after.isdigit() and len(retry_after) < 10 else None,
         )
 
     def _fail(self, why: str) -> None:
-        self.answer.set_exception(Untold(why, may_be_repeated=not self._is_sent))
+        self.response.set_exception(NoResponse(why, result="failed", may_be_repeated=not self._is_sent))

@@ -1,4 +1,4 @@
-"""What the replies about a service add up to: one address for each replica, and why they may not be all."""
+"""Combines the DNS replies about a service: one address for each replica, and why some may be missing."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -6,20 +6,20 @@ from typing import Final, Literal, NamedTuple
 
 import dns.name
 
-from .discovery import AliasRefused, Discovered, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
+from .addresses import AliasRefused, Discovered, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
 from .resolver import Reply, Resolver, is_within, refusal
 
 __all__ = ["Lookup"]
 
-_VIRTUAL_WAIT_SECONDS: Final = 0.5  # for the proof that an address is virtual, once it is known
-_LOOKUPS_MAX: Final = 32  # of targets that came without addresses, at a time
+_VIRTUAL_WAIT_SECONDS: Final = 0.5  # for the SRV reply that proves a single address to be virtual
+_LOOKUPS_MAX: Final = 32  # at a time, of SRV targets that came without addresses
 _NAMES_SHOWN_MAX: Final = 5
 
 _Failure = ResolverFailed | AliasRefused
 
 
 class Lookup:
-    """One discovery: its questions, until `deadline` by the event loop's clock."""
+    """The queries of one discovery, until `deadline` by the event loop's clock."""
 
     def __init__(self, resolver: Resolver, deadline: float) -> None:
         self._resolver = resolver
@@ -31,7 +31,7 @@ class Lookup:
         Raises: ResolverFailed, ResolverTimedOut, AliasRefused.
         """
         query = self._resolver.query
-        # The library can miss a cancellation that comes together with a packet: it runs in tasks, and the wait is ours.
+        # The DNS library can miss a cancellation that arrives together with a packet, so it runs in tasks of its own.
         async with asyncio.TaskGroup() as tasks:
             four = tasks.create_task(query(name, "A", self._deadline))
             six = tasks.create_task(query(name, "AAAA", self._deadline))
@@ -47,7 +47,7 @@ class Lookup:
             return None
         notes = list(found.notes)
         if len(found.hosts) == 1 and not rows.cancelled() and _is_virtual(name, rows.result()):
-            notes.append(_one_for_all(name))
+            notes.append(_virtual(name))
         return _discovered([ReplicaAddress(host, port) for host in found.hosts], "dns", notes)
 
     async def by_rows(self, name: dns.name.Name, port: str) -> Discovered | None:
@@ -56,9 +56,9 @@ class Lookup:
         Raises: ServiceNotFound, ResolverFailed, ResolverTimedOut, AliasRefused.
         """
         async with asyncio.TaskGroup() as tasks:
-            question = self._resolver.query(name, "SRV", self._deadline, under=(f"_{port}".encode(), b"_tcp"))
-            asked = tasks.create_task(question)
-        reply = asked.result()
+            query = self._resolver.query(name, "SRV", self._deadline, under=(f"_{port}".encode(), b"_tcp"))
+            querying = tasks.create_task(query)
+        reply = querying.result()
         if reply.failure is not None:
             raise reply.failure
         rows = _live_rows(name, reply)
@@ -76,7 +76,7 @@ class Lookup:
         ]
         addresses = _without_second_family(name, addresses, known.values(), notes)
         if len(addresses) == 1 and _is_virtual(name, reply):
-            notes.append(_one_for_all(name))
+            notes.append(_virtual(name))
         return _discovered(addresses, "srv", notes)
 
     async def _of_targets(self, targets: Sequence[dns.name.Name]) -> "dict[dns.name.Name, _Families]":
@@ -93,7 +93,7 @@ class Lookup:
         return {target: task.result() for target, task in found.items()}
 
 
-_Families = tuple[Reply, Reply]  # what is known about A and about AAAA
+_Families = tuple[Reply, Reply]  # the replies for A and for AAAA
 
 
 class _Found(NamedTuple):
@@ -103,9 +103,9 @@ class _Found(NamedTuple):
 
 
 def _one_family(name: dns.name.Name, four: Reply, six: Reply) -> _Found:
-    """Choose one family, so that a replica that has both is called once."""
+    """Choose one address family, so that a replica that has both is called once."""
     failures = _failures([(four, six)])
-    hosts = max(four.addresses, six.addresses, key=len)  # the first, IPv4, when they are as many
+    hosts = max(four.addresses, six.addresses, key=len)  # IPv4 if both have the same number
     if not hosts or any(isinstance(failure, AliasRefused) for failure in failures):
         return _Found(failure=_gravest(failures))
     notes = [reply.truncated for reply in (four, six) if reply.truncated]
@@ -116,12 +116,12 @@ def _one_family(name: dns.name.Name, four: Reply, six: Reply) -> _Found:
 
 
 def _is_virtual(name: dns.name.Name, rows: Reply) -> bool:
-    """Whether the SRV rows lead back to the service: those of a headless one lead to its pods."""
+    """Whether the SRV rows point back to the service itself: those of a headless service point to its pods."""
     return bool(rows.targets) and all(target == name for target, _ in rows.targets)
 
 
 def _live_rows(name: dns.name.Name, reply: Reply) -> list[tuple[dns.name.Name, int]]:
-    """Return the rows that can be called. An ExternalName service is seen here as a target outside, without a port."""
+    """Return the rows that can be called. An ExternalName service appears here as a foreign target without a port."""
     for target, number in reply.targets:
         if number == 0 and target != dns.name.root and not is_within(target, name, name):
             raise refusal(name, target)
@@ -129,7 +129,10 @@ def _live_rows(name: dns.name.Name, reply: Reply) -> list[tuple[dns.name.Name, i
 
 
 def _doubts_about_targets(name: dns.name.Name, known: dict[dns.name.Name, _Families]) -> list[str]:
-    """Return why there may be more replicas than addresses of targets. Raises when there are no addresses at all."""
+    """Return why replicas may be missing among the targets' addresses.
+
+    Raises: ServiceNotFound, ResolverFailed, AliasRefused when the targets have no addresses at all.
+    """
     failures = _failures(known.values())
     because = _gravest(failures)
     lost = [target for target, families in known.items() if not _hosts_of_target(families)]
@@ -157,7 +160,7 @@ def _hosts_of_target(families: _Families) -> tuple[str, ...]:
 def _without_second_family(
     name: dns.name.Name, addresses: list[ReplicaAddress], known: Iterable[_Families], notes: list[str]
 ) -> list[ReplicaAddress]:
-    """Leave a family out where every target has one only: targets are then named by address, and a replica has two."""
+    """Drop one family if every target has only one: targets are then named by address, and a replica has two."""
     four = [address for address in addresses if ":" not in address.host]
     six = [address for address in addresses if ":" in address.host]
     if not four or not six or any(families[0].addresses and families[1].addresses for families in known):
@@ -172,7 +175,7 @@ def _failures(known: Iterable[_Families]) -> list[_Failure]:
 
 
 def _gravest(failures: Iterable[_Failure]) -> _Failure | None:
-    """A refusal, else a failure, else a timeout: only what timed out as a whole is said to have timed out."""
+    """Return a refusal, else a failure, else a timeout: the result is a timeout only if all failures are."""
     return min(
         failures,
         key=lambda failure: (isinstance(failure, ResolverTimedOut), not isinstance(failure, AliasRefused)),
@@ -185,10 +188,10 @@ def _discovered(addresses: Iterable[ReplicaAddress], how: Literal["dns", "srv"],
     return Discovered(tuple(dict.fromkeys(addresses)), how, is_complete=not notes, notes=notes)
 
 
-def _one_for_all(name: dns.name.Name) -> str:
+def _virtual(name: dns.name.Name) -> str:
     return (
-        f"{_text(name)} has one virtual address that stands for all replicas, and only one of them would hear. "
-        "Use a headless service (clusterIP: None)."
+        f"{_text(name)} has one virtual address that stands for all replicas, and only one of them would receive the "
+        "request. Use a headless service (clusterIP: None)."
     )
 
 

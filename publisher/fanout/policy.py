@@ -1,7 +1,7 @@
-"""What the fan-out may call: nothing, unless it is allowed by name, and then only addresses that are safe to dial.
+"""The policy of the fan-out: it may call services that are allowed by name, at addresses outside the refused ranges.
 
-It does no I/O. It judges a request before a name is looked up, and every address before it is dialled. What it
-permits must be dialled as it was judged, never looked up again.
+No I/O. It checks a request before the name is looked up, and every address before it is dialled. The address dialled
+must be the one that was checked: never look the name up again.
 """
 
 import re
@@ -31,11 +31,11 @@ _NETWORKS: Final = "BROADCACHE_FANOUT_NETWORKS"
 _METHODS: Final = "BROADCACHE_FANOUT_METHODS"
 _SHOWN_CHARACTERS_MAX: Final = 100
 
-# Names of Compose services may have underscores inside. One in front marks an SRV name, which is no service.
+# Names of Compose services may have underscores inside. A leading one marks an SRV name, which is no service.
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?", re.ASCII | re.IGNORECASE)
 _NAME_CHARACTERS_MAX: Final = 253
 _PORT_NUMBER: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
-# RFC 6335, 5.1. What looks like a hexadecimal number is no name: others would read it as one.
+# RFC 6335, 5.1. A text like a hexadecimal number is not a name: other parsers would read it as a number.
 _PORT_NAME: Final = re.compile(
     r"(?!0x[0-9a-f]*\Z)(?=[0-9-]*[a-z])[a-z0-9](?:-?[a-z0-9]){0,14}", re.ASCII | re.IGNORECASE
 )
@@ -43,12 +43,12 @@ _PORT_NAME_CHARACTERS_MAX: Final = 15
 _METHOD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 # The rule of browsers (WHATWG URL, "ends in a number"). C libraries read fewer forms: 127.1, 0177.0.0.1, 0x7f000001.
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
-# C libraries stop reading at these, and take what came before.
+# C libraries stop at these characters, and use the text before them.
 _BREAKS: Final = re.compile(r"[\x00-\x20\x7f]+")
 
 
 class FanoutRefused(BroadcacheError):
-    """The fan-out may not do this. `rule` names what forbids it, and does not change from version to version."""
+    """The policy forbids this request. `rule` names the rule, and does not change from version to version."""
 
     def __init__(self, rule: Rule, text: str) -> None:
         super().__init__(text)
@@ -56,7 +56,7 @@ class FanoutRefused(BroadcacheError):
 
 
 class InvalidService(BroadcacheError, ValueError):
-    """A text that is no name of a service, or no port; `part` says which of the two."""
+    """A malformed service name or port; `part` says which of the two."""
 
     def __init__(self, part: Literal["service", "port"], text: str) -> None:
         super().__init__(text)
@@ -64,10 +64,10 @@ class InvalidService(BroadcacheError, ValueError):
 
 
 class Destination(NamedTuple):
-    """What a request asks to fan out to, after it was found to be allowed.
+    """The service and port of a request that is allowed.
 
-    Shape:  `service` is the name to look up, in lower case; a dot at its end, which says that it is absolute, is kept.
-            `name` is the same without that dot. `port` is a number from 1 to 65535, or the name of a port.
+    Shape:  `service` is the name to look up, in lower case; a final dot, which makes it absolute, is kept. `name` is
+            the same without that dot. `port` is a number from 1 to 65535, or the name of a port.
     """
 
     service: str
@@ -76,12 +76,12 @@ class Destination(NamedTuple):
 
 
 class FanoutPolicy:
-    """What the fan-out may call.
+    """The services, ports, methods and addresses that the fan-out may call.
 
-    Shape:  `allow` holds `service:port`, the port being a number, a name or `*`; nothing turns the fan-out off.
-            `networks` holds CIDRs that addresses must lie in; none means any address outside of the refused ranges.
-            `methods` holds what may be sent; none means every method but CONNECT.
-    Raises: InvalidSettings, which says which item is wrong.
+    Shape:  `allow` holds `service:port`, the port being a number, a name or `*`; an empty list turns the fan-out off.
+            `networks` holds CIDRs that addresses must lie in; empty means any address outside the refused ranges.
+            `methods` holds the permitted HTTP methods; empty means every method except CONNECT.
+    Raises: InvalidSettings, which names the wrong item.
     """
 
     def __init__(self, allow: Sequence[str], *, networks: Sequence[str] = (), methods: Sequence[str] = ()) -> None:
@@ -94,20 +94,19 @@ class FanoutPolicy:
 
     @property
     def is_off(self) -> bool:
-        """Whether nothing is allowed at all."""
+        """Whether no service is allowed."""
         return not self._ports
 
     def check(self, method: str, service: str, port: str) -> Destination:
-        """Return where a request may go.
+        """Return the destination of a request that is allowed.
 
-        Shape:  `service` and `port` as they stand in the path, with percent signs and all.
+        Shape:  `service` and `port` as they stand in the path, still percent-encoded.
         Raises: FanoutRefused; InvalidService when the service or the port is malformed.
         """
         if self.is_off:
             raise FanoutRefused(
                 "fan-out-off",
-                f"expected {_ALLOW} to name what may be called, got nothing there: the fan-out is off; "
-                f"set {_ALLOW}=service:port to turn it on",
+                f"the fan-out is off: {_ALLOW} is empty; set {_ALLOW}=service:port to turn it on",
             )
         _check_is_no_address(service)
         destination = Destination(service.lower(), _name_of(service), _port_of(port))
@@ -116,29 +115,29 @@ class FanoutPolicy:
         return destination
 
     def check_address(self, host: str) -> None:
-        """Return if an address that a name led to may be dialled.
+        """Check that an address to which a name resolved may be dialled.
 
         Shape:  the text of one IP address, without brackets, with or without a scope.
-        Raises: FanoutRefused, also for a text that is no address.
+        Raises: FanoutRefused, also for a text that is not an address.
         """
         try:
             address = address_of(host)
         except ValueError:
             raise FanoutRefused(
                 "address-refused",
-                f"expected an IP address, got {_shown(host)}: only what was checked is dialled; check the name server",
+                f"expected an IP address, got {_shown(host)}: only checked addresses are called; check the name server",
             ) from None
-        for seen_as in (address, *embedded_in(address)):
-            self._check_refused_ranges(host, seen_as)
+        for form in (address, *embedded_in(address)):
+            self._check_refused_ranges(host, form)
         if self._networks and not any(address in network for network in self._networks):
             raise FanoutRefused(
                 "address-not-allowed",
                 f"expected an address within the networks of {_NETWORKS}, got {_shown(host)}; "
-                "add the network that it lies in if it may be called",
+                "add its network there if it may be called",
             )
 
     def permits(self, host: str) -> bool:
-        """Whether an address may be dialled: `check_address` as a question."""
+        """Whether an address may be dialled: `check_address` as a predicate."""
         try:
             self.check_address(host)
         except FanoutRefused:
@@ -147,12 +146,12 @@ class FanoutPolicy:
 
     def _check_method(self, method: str) -> None:
         if _METHOD.fullmatch(method) is None:
-            raise FanoutRefused("method-not-allowed", f"expected an HTTP method, got {_shown(method)}; send another")
-        # Some clients write methods in capitals before they send them.
+            raise FanoutRefused("method-not-allowed", f"expected an HTTP method, got {_shown(method)}")
+        # Some clients convert methods to upper case before they send them.
         if method.upper() == "CONNECT":
             raise FanoutRefused(
                 "method-not-allowed",
-                f"expected a method that can be fanned out, got {_shown(method)}, which opens a tunnel; send another: "
+                f"expected a method that can be fanned out, got {_shown(method)}, which opens a tunnel; use another: "
                 f"{_METHODS} cannot permit it",
             )
         if self._methods and method not in self._methods:
@@ -166,7 +165,7 @@ class FanoutPolicy:
         if ports is None:
             raise FanoutRefused(
                 "service-not-allowed",
-                f"expected a service that {_ALLOW} names, in the same words, got {_shown(destination.service)}; "
+                f"expected a service that {_ALLOW} names, spelled the same, got {_shown(destination.service)}; "
                 "add it there, with its port, if it may be called",
             )
         if destination.port not in ports and "*" not in ports:
@@ -177,7 +176,7 @@ class FanoutPolicy:
             )
 
     def _check_refused_ranges(self, host: str, address: IPAddress) -> None:
-        """A network opens a refused range only from within: 0.0.0.0/0 does not name loopback, 127.0.0.0/8 does."""
+        """A refused range is opened only by a network inside it: 127.0.0.0/8 opens loopback, 0.0.0.0/0 does not."""
         for refused in refused_ranges_of(address):
             if not any(address in network and is_within(network, refused.network) for network in self._networks):
                 raise FanoutRefused(
@@ -189,7 +188,9 @@ class FanoutPolicy:
 
 def _numbered(variable: str, items: Sequence[str]) -> Iterable[tuple[int, str]]:
     if isinstance(items, str):
-        raise InvalidSettings(f"{variable}: expected a list of texts, got the text {_shown(items)}; put it in a list")
+        raise InvalidSettings(
+            f"{variable}: expected a list of strings, got a string, {_shown(items)}; put it in a list"
+        )
     return enumerate((item.strip() for item in items), start=1)
 
 
@@ -213,7 +214,7 @@ def _network_of(number: int, item: str) -> Network:
     except ValueError:
         raise InvalidSettings(
             f"{_NETWORKS}: expected a CIDR such as 10.42.0.0/16, with no bits set beyond its prefix, as item {number}, "
-            f"got {_shown(item)}; correct it"
+            f"got {_shown(item)}"
         ) from None
 
 
@@ -221,14 +222,14 @@ def _method_of(number: int, item: str) -> str:
     method = item.upper()
     if _METHOD.fullmatch(item) is None or method == "CONNECT":
         raise InvalidSettings(
-            f"{_METHODS}: expected an HTTP method other than CONNECT as item {number}, got {_shown(item)}; correct it, "
-            "or leave the variable out for every method"
+            f"{_METHODS}: expected an HTTP method other than CONNECT as item {number}, got {_shown(item)}; leave the "
+            "variable out to permit every method"
         )
     return method
 
 
 def _name_of(service: str) -> str:
-    """Return the name of a service in lower case, without the dot that makes it absolute."""
+    """Return the name of a service in lower case, without a final dot."""
     name = service.removesuffix(".")
     if len(name) > _NAME_CHARACTERS_MAX:
         _reject_service(service, f"at most {_NAME_CHARACTERS_MAX} characters")
@@ -242,7 +243,7 @@ def _name_of(service: str) -> str:
 
 def _reject_service(service: str, expected: str) -> NoReturn:
     raise InvalidService(
-        "service", f"expected the name of a service, of {expected}, got {_shown(service)} as the service; correct it"
+        "service", f"expected the name of a service, of {expected}, got {_shown(service)} as the service"
     )
 
 
@@ -254,7 +255,7 @@ def _port_of(port: str) -> int | str:
     raise InvalidService(
         "port",
         "expected a number from 1 to 65535 without zeros in front, or a name of 1 to 15 letters, digits and single "
-        f"hyphens, got {_shown(port)} as the port; correct it",
+        f"hyphens, got {_shown(port)} as the port",
     )
 
 
@@ -269,7 +270,7 @@ def _check_is_no_address(service: str) -> None:
 
 
 def _reads_as_address(text: str) -> bool:
-    """Whether anything on the way might take a text for an address instead of a name to look up."""
+    """Whether some component on the way might read a text as an address instead of a name to look up."""
     words = [word for word in _BREAKS.split(_folded(text)) if word]
     if not words:
         return False
@@ -282,7 +283,7 @@ def _reads_as_address(text: str) -> bool:
 
 
 def _folded(text: str) -> str:
-    """Write the digits and dots of all scripts in ASCII, as whatever prepares a name for its lookup may do."""
+    """Write the digits and dots of all scripts in ASCII, as a resolver library may do before a lookup."""
     if text.isascii():
         return text.lower()
     folded = unicodedata.normalize("NFKC", text).replace("\u3002", ".")
@@ -298,7 +299,7 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Quote what came, in ASCII: no control character reaches a log or a terminal, no digit looks like another."""
+    """Quote a received text in ASCII: no control characters in logs and terminals, no lookalike digits."""
     quoted = ascii(text[:_SHOWN_CHARACTERS_MAX])
     if len(text) <= _SHOWN_CHARACTERS_MAX and len(quoted) <= _SHOWN_CHARACTERS_MAX:
         return quoted

@@ -1,4 +1,4 @@
-"""Addresses that a fan-out does not call unless it is told to, whatever form they are written in."""
+"""Address ranges that the fan-out refuses unless a setting names them, in every form of writing."""
 
 import ipaddress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -21,7 +21,7 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 
 class RefusedRange(NamedTuple):
-    """Addresses that are refused unless a network within `network` is named; `what` says what lives there."""
+    """Addresses that are refused unless a setting names a network within `network`; `what` describes their use."""
 
     network: Network
     what: str
@@ -36,33 +36,33 @@ _TEREDO: Final = IPv6Network("2001::/32")
 _SIX_TO_FOUR: Final = IPv6Network("2002::/16")
 
 REFUSED_RANGES: Final = (
-    # Linux takes 0.0.0.0 for this machine.
+    # Linux reads 0.0.0.0 as this machine.
     RefusedRange(IPv4Network("0.0.0.0/8"), "this host"),
-    # Sidecars and administration ports listen here, and so do we.
+    # Sidecars and administration ports listen here, and so does the publisher.
     RefusedRange(IPv4Network("127.0.0.0/8"), "loopback"),
-    # The metadata services of AWS, Google, Azure and others give out credentials at 169.254.169.254.
+    # The metadata services of AWS, Google, Azure and others serve credentials at 169.254.169.254.
     RefusedRange(IPv4Network("169.254.0.0/16"), "link-local, with the metadata services of clouds"),
-    # One datagram there reaches many, and nothing there speaks TCP.
+    # One datagram reaches many hosts, and none of them speaks TCP there.
     RefusedRange(IPv4Network("224.0.0.0/4"), "multicast"),
-    # Nobody is given an address here; 255.255.255.255 is the broadcast address.
+    # Never assigned; 255.255.255.255 is the broadcast address.
     RefusedRange(IPv4Network("240.0.0.0/4"), "reserved, with the broadcast address"),
     # Protocol assignments; Oracle's first cloud has its metadata service at 192.0.0.192.
     RefusedRange(IPv4Network("192.0.0.0/24"), "protocol assignments"),
-    # Every machine in Azure can ask this address for its certificates and its configuration.
+    # Every machine in Azure can read its certificates and its configuration from this address.
     RefusedRange(IPv4Network("168.63.129.16/32"), "the platform of Azure"),
-    # It lies in the space shared by carriers, which clusters do use for pods, so only the address is refused.
+    # It lies in the carrier-grade NAT range, which clusters do use for pods, so only the one address is refused.
     RefusedRange(IPv4Network("100.100.100.200/32"), "the metadata service of Alibaba Cloud"),
     RefusedRange(IPv6Network("::/128"), "unspecified"),
     RefusedRange(IPv6Network("::1/128"), "loopback"),
     RefusedRange(IPv6Network("fe80::/10"), "link-local"),
-    # Withdrawn long ago, and still routed within a site by those who have it.
+    # Deprecated, and still routed within some sites.
     RefusedRange(IPv6Network("fec0::/10"), "site-local"),
     RefusedRange(IPv6Network("ff00::/8"), "multicast"),
-    # Metadata at fd00:ec2::254, credentials of pods at fd00:ec2::23: Amazon keeps the prefix for such services.
+    # Metadata at fd00:ec2::254, pod credentials at fd00:ec2::23: Amazon reserves the prefix for such services.
     RefusedRange(IPv6Network("fd00:ec2::/32"), "the metadata services of AWS"),
     RefusedRange(IPv6Network("fd20:ce::254/128"), "the metadata service of Google Cloud"),
     RefusedRange(IPv6Network("fd00:42::42/128"), "the metadata service of Scaleway"),
-    # No pod has an address of these forms. Each is another way to write, or to reach, an IPv4 address.
+    # No pod has an address of these forms. Each is a way to write, or to reach, an IPv4 address.
     RefusedRange(_COMPATIBLE, "IPv4-compatible"),
     RefusedRange(_TRANSLATED, "IPv4-translated"),
     RefusedRange(_NAT64, "NAT64"),
@@ -75,8 +75,8 @@ REFUSED_RANGES: Final = (
 def address_of(text: str) -> IPAddress:
     """Read an address.
 
-    Shape:  an IPv4-mapped one (::ffff:10.0.0.1) is the IPv4 address, since that is what is dialled; a scope (%eth0)
-            is left out: it does not change what kind of address it is, and it may be any text.
+    Shape:  an IPv4-mapped one (::ffff:10.0.0.1) becomes the IPv4 address, which is the one dialled. A scope (%eth0) is
+            dropped: it may be any text, and does not change the kind of the address.
     Raises: ValueError.
     """
     address = ipaddress.ip_address(text.partition("%")[0] if ":" in text else text)
@@ -86,7 +86,7 @@ def address_of(text: str) -> IPAddress:
 
 
 def network_of(text: str) -> Network:
-    """Read a network; one of IPv4-mapped addresses is the network of the IPv4 addresses.
+    """Read a network; one of IPv4-mapped addresses becomes the network of the IPv4 addresses.
 
     Raises: ValueError, also for a network that has bits set beyond its prefix, and for one with a scope.
     """
@@ -109,12 +109,12 @@ def refused_ranges_of(address: IPAddress) -> list[RefusedRange]:
 
 
 def embedded_in(address: IPAddress) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses that something on the way may take an address for.
+    """Return the IPv4 addresses that a router or a translator may read out of an address.
 
     Source: RFC 4291 2.5.5.1, RFC 2765 2.1, RFC 6052 2.2, RFC 8215, RFC 4380 4, RFC 3056 2.
     """
     number = int(address)
-    # The unspecified and the loopback address have the form of compatible ones, and are none.
+    # The unspecified and the loopback address look like compatible ones, but are not.
     if address.version == 4 or number <= 1:
         return ()
     if address in _COMPATIBLE or address in _TRANSLATED or address in _NAT64:
@@ -129,10 +129,10 @@ def embedded_in(address: IPAddress) -> tuple[IPv4Address, ...]:
 
 
 def _embedded_anywhere(number: int) -> tuple[IPv4Address, ...]:
-    """What the address holds if the prefix of the NAT64 has 96, 48, 56 or 64 bits: only its operator knows which.
+    """Return the addresses embedded behind NAT64 prefixes of 96, 48, 56 and 64 bits: only the operator knows which.
 
-    Bits 64 to 71 are skipped in all forms but the first, as RFC 6052 demands. Where one form has the address, the
-    others see zeros in front, which is no address: they count only when there is nothing else.
+    All forms but the first skip bits 64 to 71, as RFC 6052 demands. In the forms that do not apply, the address begins
+    with zeros and is invalid: such a reading counts only if there is no other.
     """
     without_gap = number >> 64 << 56 | number & (1 << 56) - 1
     found = [_low_32_bits(number), *(_low_32_bits(without_gap >> shift) for shift in (40, 32, 24))]

@@ -1,4 +1,4 @@
-"""Asks name servers one question, and says everything that is to be known about the answer."""
+"""Sends one DNS query, and returns the whole reply: records, aliases, glue, truncation or failure."""
 
 import asyncio
 import ipaddress
@@ -17,33 +17,33 @@ import dns.rdatatype
 import dns.resolver
 import dns.rrset
 
-from .discovery import AliasRefused, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
+from .addresses import AliasRefused, ReplicaAddress, ResolverFailed, ResolverTimedOut, ServiceNotFound
 
 __all__ = ["Reply", "Resolver", "is_within", "refusal"]
 
-_UDP_BYTES_MAX: Final = 1_232  # what passes every network in one piece; larger answers come by TCP
-_TRIES: Final = 2  # of each name server, within the time that a lookup has: one packet may be lost
+_UDP_BYTES_MAX: Final = 1_232  # passes every network unfragmented; larger answers come by TCP
+_TRIES: Final = 2  # at each name server, within the time of a lookup: one packet may be lost
 
 Kind = Literal["A", "AAAA", "SRV"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the name servers say about a name and a kind: rows, no rows, or a failure.
+    """The name servers' reply about a name and a kind of record: rows, no rows, or a failure.
 
-    Shape: `addresses` for A and AAAA, in canonical form. `targets` for SRV, with the `glue` that came along: what A and
-           AAAA of a target would say. Each in the order of the answer.
+    Shape: `addresses` for A and AAAA, in canonical form. `targets` for SRV, with the `glue` of the same message: the A
+           and AAAA records of each target. All in the order of the answer.
     """
 
     addresses: tuple[str, ...] = ()
     targets: tuple[tuple[dns.name.Name, int], ...] = ()
     glue: Mapping[dns.name.Name, "tuple[Reply, Reply]"] = field(default_factory=dict)
-    truncated: str = ""  # a sentence, if rows are missing
+    truncated: str = ""  # a sentence if rows are missing
     failure: ResolverFailed | AliasRefused | None = None
 
 
 class Resolver:
-    """A stub resolver without a cache. It reads `resolv_conf` at its first question."""
+    """A stub resolver without a cache. It reads `resolv_conf` at its first query."""
 
     def __init__(self, nameservers: Sequence[ReplicaAddress], *, timeout_seconds: float, resolv_conf: str) -> None:
         self._nameservers = [dns.nameserver.Do53Nameserver(*nameserver) for nameserver in nameservers]
@@ -55,7 +55,7 @@ class Resolver:
     def candidates(self, service: str) -> list[dns.name.Name]:
         """Return the absolute names that `service` may stand for, in the order in which to try them.
 
-        Raises: ServiceNotFound for what is no name; ResolverFailed without a name server.
+        Raises: ServiceNotFound for an invalid name; ResolverFailed without a name server.
         Source: resolv.conf(5), `search` and `ndots`.
         """
         try:
@@ -68,39 +68,39 @@ class Resolver:
         if name.is_absolute():
             return [name]
         suffixes = client.search or [client.domain]
-        # A name has one dot less than labels. With `ndots` of them it is tried as it stands first, else last.
+        # A name has one dot less than labels. With `ndots` dots or more it is tried as given first, else last.
         is_first = len(name) > (1 if client.ndots is None else client.ndots)
         return list(
             dict.fromkeys(_joined(name, [dns.name.root, *suffixes] if is_first else [*suffixes, dns.name.root]))
         )
 
     async def query(self, name: dns.name.Name, kind: Kind, deadline: float, *, under: tuple[bytes, ...] = ()) -> Reply:
-        """Ask about `name`, or labels `under` it, until `deadline` by the loop's clock. A failure is in the reply."""
+        """Query `name`, or the labels `under` it, until `deadline` by the loop's clock. A failure is in the reply."""
         client = self._configured()
         try:
-            asked = dns.name.Name(under + name.labels)
+            queried = dns.name.Name(under + name.labels)
         except dns.name.NameTooLong:
             return Reply()  # Longer than a name can be, so it does not exist.
         try:
             answer = await client.resolve(
-                asked,
+                queried,
                 kind,
                 raise_on_no_answer=False,
                 lifetime=deadline - asyncio.get_running_loop().time(),
                 backend=self._backend,
             )
-            return _read(answer.response, asked, name)
+            return _reply_of(answer.response, queried, name)
         except dns.resolver.NXDOMAIN as error:
-            return _read(error.response(asked), asked, name)  # type: ignore[no-untyped-call]
+            return _reply_of(error.response(queried), queried, name)  # type: ignore[no-untyped-call]
         except dns.exception.Timeout:
             return Reply(
                 failure=ResolverTimedOut(
-                    f"no answer to {_question(asked, kind)} in {self._timeout_seconds:g} s from "
+                    f"no answer to {_question(queried, kind)} in {self._timeout_seconds:g} s from "
                     f"{' and '.join(map(str, client.nameservers))}"
                 )
             )
         except dns.exception.DNSException as error:
-            return Reply(failure=ResolverFailed(f"no answer to {_question(asked, kind)}: {error}"))
+            return Reply(failure=ResolverFailed(f"no answer to {_question(queried, kind)}: {error}"))
 
     def _configured(self) -> dns.asyncresolver.Resolver:
         if self._client is None:
@@ -112,10 +112,11 @@ class Resolver:
         try:
             client.read_resolv_conf(self._resolv_conf)
         except (OSError, ValueError, dns.exception.DNSException) as error:
-            # With name servers given the file is only wanted for its search list, and may be missing.
+            # With name servers given, the file is only used for its search list, and may be missing.
             if not self._nameservers:
                 raise ResolverFailed(
-                    f"expected name servers in {self._resolv_conf}, got none ({error}): name some in the settings"
+                    f"expected name servers in {self._resolv_conf}, got none ({error}): set `nameservers` "
+                    "(BROADCACHE_FANOUT_NAMESERVERS)"
                 ) from None
         if self._nameservers:
             client.nameservers = self._nameservers
@@ -127,7 +128,7 @@ class Resolver:
 class _ConnectedDatagrams(dns.asyncbackend.Backend):  # type: ignore[name-defined, misc]
     """The library's asyncio backend, with connected sockets.
 
-    A port where nobody listens then says so at once, and only the server that was asked is heard.
+    A closed port is then an error at once, and packets from other hosts are ignored.
     """
 
     def __init__(self) -> None:
@@ -154,18 +155,18 @@ def _joined(name: dns.name.Name, suffixes: Iterable[dns.name.Name]) -> Iterable[
             continue  # Longer than a name can be, so it does not exist.
 
 
-def _read(message: dns.message.Message, asked: dns.name.Name, service: dns.name.Name) -> Reply:
+def _reply_of(message: dns.message.Message, queried: dns.name.Name, service: dns.name.Name) -> Reply:
     assert isinstance(message, dns.message.QueryMessage)
     chain = message.resolve_chaining()
     for target in (row.target for alias in chain.cnames for row in _rows(alias)):
-        if not is_within(target, asked, service):
+        if not is_within(target, queried, service):
             return Reply(failure=refusal(service, target))
     rows = _rows(chain.answer or ())
     truncated = ""
     if message.flags & dns.flags.TC:
         question = message.question[0]
         truncated = (
-            f"The answer to {_question(asked, dns.rdatatype.to_text(question.rdtype))} was cut off after "
+            f"The answer to {_question(queried, dns.rdatatype.to_text(question.rdtype))} was cut off after "
             f"{len(rows)} records, even over TCP: there are more."
         )
         if not rows:
@@ -178,7 +179,7 @@ def _read(message: dns.message.Message, asked: dns.name.Name, service: dns.name.
 
 
 def _rows(rrset: Iterable[Any]) -> list[Any]:
-    # What a row holds depends on its type, which the library's types do not tell.
+    # The fields of a row depend on its record type; the library's annotations do not have them.
     return list(rrset)
 
 
@@ -198,18 +199,18 @@ def _canonical(rows: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(ipaddress.ip_address(row.address)) for row in rows))
 
 
-def is_within(alias: dns.name.Name, asked: dns.name.Name, service: dns.name.Name) -> bool:
-    """Whether a question about `service` may be answered by `alias`: only by what is in the same domain."""
-    # The parent of a single label is the root, which everything is within.
+def is_within(alias: dns.name.Name, queried: dns.name.Name, service: dns.name.Name) -> bool:
+    """Whether `alias` may answer for `service`: only names of the same domain may."""
+    # The parent of a single label is the root, and every name is within the root.
     domain = service.parent()
-    return alias == asked or (domain != dns.name.root and alias.is_subdomain(domain))
+    return alias == queried or (domain != dns.name.root and alias.is_subdomain(domain))
 
 
 def refusal(service: dns.name.Name, alias: dns.name.Name) -> AliasRefused:
-    """Return the error that says that `service` is not in its own domain."""
+    """Return the error for a service that is an alias of a name outside its own domain."""
     return AliasRefused(
         f"expected {service} to have addresses of its own, got an alias of {alias}, which is outside of "
-        f"{service.parent()}: fan out to the service that is meant, by its own name"
+        f"{service.parent()}: fan out to that service by its own name"
     )
 
 

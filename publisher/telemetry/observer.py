@@ -3,25 +3,42 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 from ...shared.errors import BroadcacheError, IdempotencyConflict, LinkLost, LogRefused
 from ...shared.receipt import Receipt
 
-__all__ = ["UNOBSERVED", "CalledAddress", "PublisherObserver", "Unobserved", "observed", "publish_outcome_of"]
+__all__ = [
+    "UNOBSERVED",
+    "CallResult",
+    "CalledAddress",
+    "PublisherObserver",
+    "Unobserved",
+    "observed",
+    "publish_outcome_of",
+]
+
+CallResult: TypeAlias = Literal["success", "status", "not applied", "refused", "timeout", "not tried", "failed"]
+"""How the call of one address ended: with a response (the first three: 200 to 299; another status; 200 to 299, but the
+request objects to it), or without one."""
 
 
 class CalledAddress(Protocol):
-    """The result of a broadcast at one address."""
+    """One address of a broadcast, and how its call ended."""
+
+    @property
+    def result(self) -> CallResult:
+        """How the call ended: a fixed word, for counting."""
+        ...
 
     @property
     def status_code(self) -> int | None:
-        """The status of its response; None when there was none."""
+        """The status of the response; None without a response."""
         ...
 
     @property
     def error(self) -> str | None:
-        """Why there was no response, or why a response of 200 to 299 is no success."""
+        """For people: why there was no response, or why a response of 200 to 299 is no success."""
         ...
 
 

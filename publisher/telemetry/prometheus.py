@@ -1,13 +1,13 @@
-"""What a publisher tells Prometheus. What each metric means: docs/metrics.md."""
+"""The Prometheus metrics of a publisher. What each metric means: docs/metrics.md."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, get_args
 
 from ...shared.telemetry.exposition import check_can_expose
 from ...shared.telemetry.histogram import Histogram
 from .metric import Metric as Number
-from .observer import CalledAddress
+from .observer import CalledAddress, CallResult
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -16,30 +16,23 @@ if TYPE_CHECKING:
 __all__ = ["PublisherMetrics"]
 
 _PUBLISH_OUTCOMES: Final = ("accepted", "repeat", "fanned out", "refused", "unreachable", "not delivered", "conflict")
-_ADDRESS_RESULTS: Final = ("success", "status", "not applied", "refused", "timeout", "not tried", "failed")
-# What publisher/exchange.py and broadcaster.py say when there is no answer.
-_RESULT_OF_ERROR: Final = (
-    ("connection refused", "refused"),
-    ("no connection within", "timeout"),
-    ("no answer within", "timeout"),
-    ("not tried", "not tried"),
-)
+_CALL_RESULTS: Final[tuple[CallResult, ...]] = get_args(CallResult)
 
 
 class HasMetrics(Protocol):
-    """What yields numbers of its own, as an audit does."""
+    """A source of further metrics, such as an audit."""
 
     def metrics(self) -> Iterable[Number]:
-        """Yield every number, named for Prometheus."""
+        """Yield every metric, under its Prometheus name."""
         ...
 
 
 class PublisherMetrics:
-    """Counts what a publisher, its fan-out and its HTTP API do: an `Observer`, and a collector for a registry.
+    """Counts the publishes, broadcasts and HTTP requests of a publisher: an observer, and a collector for a registry.
 
-    Shape:  `Publisher(url, observer=metrics)` and `Broadcaster(…, observer=metrics)` tell it; `registry` is what is
-            scraped, one of its own when it is left out. `publisher` is asked for the length of its retry queue,
-            `audits` for the counters of each audit.
+    Shape:  `Publisher(url, observer=metrics)` and `Broadcaster(…, observer=metrics)` report to it. `registry` is the
+            one that is scraped; without it a new one is made. `publisher` gives the length of its retry queue, `audits`
+            the counters of each audit.
     Raises: InvalidSettings when prometheus_client is not installed.
     """
 
@@ -66,7 +59,7 @@ class PublisherMetrics:
             ProcessCollector(registry=self.registry)
         self.registry.register(self)
 
-    # --- what it is told ---------------------------------------------------------------------------------------------
+    # --- the observer ------------------------------------------------------------------------------------------------
 
     def published(self, namespace: str, outcome: str, seconds: float) -> None:
         """Count a publish."""
@@ -78,16 +71,15 @@ class PublisherMetrics:
     def broadcast(
         self, service: str, addresses: tuple[CalledAddress, ...], seconds: float, *, is_complete: bool
     ) -> None:
-        """Count a broadcast, and what came of each address."""
-        results = [_result_of(address) for address in addresses]
-        is_whole = is_complete and all(result == "success" for result in results)
+        """Count a broadcast, and the result of each address."""
+        is_whole = is_complete and all(address.result == "success" for address in addresses)
         self._add_service(service)
         self._broadcasts[service, "all" if is_whole else "not all"] += 1
-        self._addresses.update((service, result) for result in results)
+        self._addresses.update((service, address.result) for address in addresses)
         self._broadcast_seconds[service].observe(seconds)
 
     def not_broadcast(self, service: str, why: str) -> None:
-        """Count a broadcast that called nobody."""
+        """Count a broadcast that called no address."""
         self._add_service(service)
         self._broadcasts[service, "nobody"] += 1
 
@@ -96,19 +88,19 @@ class PublisherMetrics:
         self._requests[method, route, str(status)] += 1
 
     def _add_service(self, service: str) -> None:
-        """Begin all its series at once: one that appears with its first event has no rise that an alert could see."""
+        """Start all series of a service at 0: an alert sees no increase in one that appears with its first event."""
         if (service, "all") not in self._broadcasts:
             self._broadcasts.update({(service, each): 0 for each in ("all", "not all", "nobody")})
-            self._addresses.update({(service, each): 0 for each in _ADDRESS_RESULTS})
+            self._addresses.update({(service, each): 0 for each in _CALL_RESULTS})
 
-    # --- what it tells -----------------------------------------------------------------------------------------------
+    # --- the collector -----------------------------------------------------------------------------------------------
 
     def describe(self) -> "Iterable[Metric]":
-        """Name the metrics: for a registry that checks whether two have one name."""
+        """Return the metrics, for a registry that checks for duplicate names."""
         return self.collect()
 
     def collect(self) -> "Iterator[Metric]":
-        """Return the metrics as they are now."""
+        """Yield the metrics with their current values."""
         from prometheus_client.core import GaugeMetricFamily
 
         yield _counter("broadcache_publishes", "Publishes by outcome.", ["namespace", "outcome"], self._publishes)
@@ -166,7 +158,7 @@ def _histogram(name: str, text: str, label: str, histograms: dict[str, Histogram
 
 
 def _audited(audits: Iterable[HasMetrics]) -> "Iterable[Metric]":
-    """Return the families of all audits: each family once, with the labels of every namespace."""
+    """Return the metric families of all audits: each family once, with the labels of every namespace."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
@@ -177,12 +169,3 @@ def _audited(audits: Iterable[HasMetrics]) -> "Iterable[Metric]":
             family = families[metric.name] = new(metric.name, metric.description, labels=list(metric.labels))
         family.add_metric(list(metric.labels.values()), metric.value)
     return families.values()
-
-
-def _result_of(address: CalledAddress) -> str:
-    if address.status_code is not None:
-        if not 200 <= address.status_code < 300:
-            return "status"
-        return "success" if address.error is None else "not applied"
-    error = address.error or ""
-    return next((result for beginning, result in _RESULT_OF_ERROR if error.startswith(beginning)), "failed")

@@ -36,6 +36,7 @@ from broadcache.publisher.api.settings import ApiSettings, FanoutSettings
 from broadcache.publisher.fanout.broadcaster import Broadcaster, Limits, Request
 from broadcache.publisher.fanout.discovery import ListDiscovery
 from broadcache.publisher.fanout.policy import FanoutPolicy
+from broadcache.publisher.fanout.response import NoResponse
 from broadcache.publisher.telemetry.prometheus import PublisherMetrics
 from broadcache.shared import Everything, Keys, LinkLost, LogRefused, Prefixes, Tags
 from broadcache.shared.confirmation import Confirm
@@ -407,12 +408,18 @@ async def test_the_length_of_an_outbox_is_told_where_there_is_one(redis_url: str
         assert (await scraped(client)).value("broadcache_retry_queue_length") == 3
 
 
-async def test_what_comes_of_each_address_of_a_broadcast_is_counted() -> None:
+@pytest.mark.parametrize("text", [None, "", "connection refused", "no answer within 1 s", "not tried", "anything else"])
+async def test_the_result_of_each_address_of_a_broadcast_is_counted_whatever_the_error_texts(
+    text: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        monkeypatch.setattr(NoResponse, "__str__", lambda _: text)
     registry = CollectorRegistry()
-    async with Pods(6) as pods:
-        for pod, behaviour in zip(pods.all, (answers(), answers(204), answers(500), hangs, resets), strict=False):
+    async with Pods(7) as pods:
+        behaviours = (answers(), answers(204), answers(500), hangs, resets, answers(200, b"no replica"))
+        for pod, behaviour in zip(pods.all, behaviours, strict=False):
             pod.behaviour = behaviour
-        await pods.remove(pods[5].host)
+        await pods.remove(pods[6].host)
         addresses = tuple(f"{host}:{pods.port}" for host in pods.hosts)
         broadcaster = Broadcaster(
             ListDiscovery({"web": addresses}),
@@ -422,16 +429,47 @@ async def test_what_comes_of_each_address_of_a_broadcast_is_counted() -> None:
         )
         async with broadcaster:
             destination = FanoutPolicy(["web:80"]).check("POST", "web", "80")
-            await broadcaster.broadcast(Request(method="POST", destination=destination))
+            objection = "not a replica" if text is None else text
+            broadcast = await broadcaster.broadcast(
+                Request(
+                    method="POST",
+                    destination=destination,
+                    objection_to=lambda response: objection if response.body == b"no replica" else None,
+                )
+            )
     scrape = scrape_of(registry)
     results = {
         result: scrape.value("broadcache_broadcast_addresses_total", service="web", result=result)
-        for result in ("success", "status", "refused", "timeout", "failed", "not tried")
+        for result in ("success", "status", "refused", "timeout", "failed", "not tried", "not applied")
     }
-    assert results == {"success": 2, "status": 1, "refused": 1, "timeout": 1, "failed": 1, "not tried": 0}
+    expected = {"success": 2, "status": 1, "refused": 1, "timeout": 1, "failed": 1, "not tried": 0, "not applied": 1}
+    assert results == expected
+    assert [each.result for each in broadcast.outcomes if each.is_success] == ["success", "success"]
     assert scrape.value("broadcache_broadcasts_total", service="web", reached="not all") == 1
     assert scrape.value("broadcache_broadcasts_total", service="web", reached="all") == 0
     assert scrape.value("broadcache_broadcast_duration_seconds_count", service="web") == 1
+
+
+async def test_an_address_that_no_time_is_left_for_is_counted_as_not_tried() -> None:
+    registry = CollectorRegistry()
+    async with Pods(2) as pods:
+        pods[0].behaviour = hangs
+        broadcaster = Broadcaster(
+            ListDiscovery({"web": tuple(f"{host}:{pods.port}" for host in pods.hosts)}),
+            FanoutPolicy(["web:80"]),
+            limits=Limits(timeout_seconds=0.3, deadline_seconds=0.3, concurrency=1),
+            observer=PublisherMetrics(registry),
+        )
+        async with broadcaster:
+            await broadcaster.broadcast(
+                Request(method="POST", destination=FanoutPolicy(["web:80"]).check("POST", "web", "80"))
+            )
+    scrape = scrape_of(registry)
+    counted = {
+        result: scrape.value("broadcache_broadcast_addresses_total", service="web", result=result)
+        for result in ("timeout", "not tried", "failed")
+    }
+    assert counted == {"timeout": 1, "not tried": 1, "failed": 0}
 
 
 async def test_a_publish_that_only_the_second_path_delivers_is_counted_with_its_broadcast_and_waits(

@@ -14,7 +14,7 @@ from .options import REDIS_URL, RedisUrl
 if TYPE_CHECKING:
     from ..publisher.doctor.diagnosis import Diagnosis
     from ..publisher.doctor.findings import Finding
-    from ..publisher.fanout.discovery import Discovered
+    from ..publisher.fanout.addresses import Discovered
 
 __all__ = ["doctor"]
 
@@ -66,7 +66,7 @@ def doctor(
 
 
 async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds: float) -> "list[Finding]":
-    from ..publisher.doctor.diagnosis import look_up
+    from ..publisher.doctor.fanout_check import look_up
 
     findings = await diagnosis.findings()
     if fanout_service:

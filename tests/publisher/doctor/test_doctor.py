@@ -13,19 +13,24 @@ import pytest
 from tests.support.command_line import run
 from tests.support.dns_server import DnsServer
 from tests.support.paths import ROOT
+from tests.support.redis_probe import redis_probe
+from tests.support.registry import make_registry_old
 from tests.support.replicas import FAST, new_cache, reached
 from tests.support.topologies import asked, cluster_of_three, wait_until, watched
 from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
-from broadcache.publisher.doctor.diagnosis import Diagnosis, look_up
+from broadcache.publisher.doctor.diagnosis import Diagnosis
 from broadcache.publisher.doctor.facts import DeliveryFacts, LogFacts, NamespaceFacts, ServerFacts
+from broadcache.publisher.doctor.fanout_check import look_up
 from broadcache.publisher.doctor.findings import Finding
-from broadcache.publisher.doctor.namespace_checks import examine_namespace, examine_server
+from broadcache.publisher.doctor.namespace_checks import examine_namespace
 from broadcache.publisher.doctor.rights import rights_of
-from broadcache.publisher.fanout.discovery import Discovered, ReplicaAddress
-from broadcache.shared import InvalidNamespace, InvalidSettings, Keys, Position
+from broadcache.publisher.doctor.server_checks import examine_server, unreachable
+from broadcache.publisher.fanout.addresses import Discovered, ReplicaAddress
+from broadcache.shared import InvalidNamespace, InvalidSettings, Keys, LinkLost, Position
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +38,7 @@ pytestmark = pytest.mark.anyio
 PAGES = ROOT / "docs"
 PATIENT: dict[str, Any] = {**FAST, "echo_timeout_seconds": 10.0}
 """Numbers for a replica whose presence stays, however slow the machine is."""
-DOCTOR = ("+ping", "+info", "+config|get", "+time", "+acl|whoami", "+scan", "+xlen")
+DOCTOR = ("+ping", "+info", "+config|get", "+time", "+acl|whoami", "+mget", "+pubsub|numsub", "+xlen")
 MEASURED = {"reachable", "delivery"}
 """Whose severity is a matter of how busy the machine is."""
 
@@ -70,6 +75,15 @@ async def replica(url: str) -> AsyncIterator[Subscriber]:
         yield subscriber
 
 
+def register(server: EmbeddedServer, presence: object, *, replica: str = "r1", namespace: str = "default") -> None:
+    """Register a replica as an echo does, in a registry that lists every replica; None is no presence."""
+    names = names_of(namespace)
+    if presence is not None:
+        asked(server.port, "SET", names.presence_prefix + replica, json.dumps(presence))
+    asked(server.port, "ZADD", names.registry, int(time.time() * 1_000) + 60_000, replica, "9e15", " since=0")
+    asked(server.port, "HSET", names.head, "lease_ms", 60_000)
+
+
 # --- a server that is well, one that is away, and one that does not let us in ----------------------------------------
 
 
@@ -78,6 +92,7 @@ async def test_where_all_is_well_nothing_else_is_said(own_server: EmbeddedServer
     asked(own_server.port, "CONFIG", "SET", "appendonly", "yes")
     async with replica(own_server.url) as subscriber, Publisher(own_server.url) as publisher:
         await reached(subscriber, await publisher.publish(Keys("key")))
+        await make_registry_old(own_server.url, "default")
         findings = await findings_of(own_server.url, patience_seconds=20.0)
     assert {each.check for each in findings if each.severity != "ok"} - MEASURED == set()
     assert {each.check for each in findings} > MEASURED
@@ -124,7 +139,7 @@ async def test_a_server_that_freezes_while_it_is_looked_at_is_a_problem(own_serv
 
     [frozen] = await findings_of(own_server.url, timeout_seconds=0.5, wall_clock=freeze)
     assert (frozen.check, frozen.severity) == ("reachable", "problem")
-    assert "it answered before" in frozen.what
+    assert "it answered before" in frozen.remedy
 
 
 async def test_a_wrong_password_is_named_and_never_shown(own_server: EmbeddedServer) -> None:
@@ -134,6 +149,18 @@ async def test_a_wrong_password_is_named_and_never_shown(own_server: EmbeddedSer
     assert "password" in refused.remedy
     assert "hush" not in str(refused)
     assert (await found(right, "reachable")).severity != "problem"
+
+
+@pytest.mark.parametrize("kind", ["", "+cluster"])
+async def test_what_keeps_a_user_out_is_known_from_the_server_whatever_the_names(
+    own_server: EmbeddedServer, kind: str
+) -> None:
+    url = allow(own_server, ["+@all", "-client|setname", "~*", "&*"]).replace("redis://", f"redis{kind}://")
+    for wrong, remedy in ((url, "right that is named"), (url.replace("secret", "hush"), "correct the user")):
+        [refused] = await findings_of(wrong)
+        assert remedy in refused.remedy
+    away = LinkLost("expected a connection to redis://password.permission.svc:6379, got: connection refused")
+    assert unreachable("here", away).remedy.startswith("start the server")
 
 
 async def test_a_user_who_may_not_even_connect_is_told_the_right(own_server: EmbeddedServer) -> None:
@@ -351,10 +378,12 @@ async def test_the_remedy_for_missing_rights_is_one_that_helps(own_server: Embed
 
 
 async def test_what_a_user_may_not_ask_for_is_said_to_be_unchecked(own_server: EmbeddedServer) -> None:
+    register(own_server, None)
     findings = await findings_of(allow(own_server, [*page_rights("replica"), *page_rights("publisher")]))
     by_check = {each.check: each for each in findings}
     assert "config|get" in by_check["settings"].what
-    assert "scan" in by_check["replicas"].what
+    assert "mget" in by_check["replicas"].what
+    assert "+mget" in by_check["replicas"].remedy
     assert {each.check for each in findings if each.severity in {"warning", "problem"}} <= MEASURED
     assert "settings" not in {each.check for each in await findings_of(own_server.url)}
 
@@ -419,63 +448,142 @@ async def test_a_replica_that_cannot_prove_itself_is_named_until_it_can(own_serv
     caches = {"default": new_cache()}
     async with Subscriber(url, caches=caches, replica_id="r1", **{**PATIENT, "start_timeout_seconds": 0}) as subscriber:
         await until(lambda: asked(own_server.port, "EXISTS", "{cache-invalidation}:replica:r1"), "presence")
+        # Its echoes fail before they register it. Its own user's rights say why.
         broken = await found(own_server.url, "replicas")
+        lacking = await found(url, "rights-replica", roles=["replica"])
         allow(own_server, rights)
         await until(lambda: subscriber.state == "coherent")
+        await make_registry_old(own_server.url, "default")
         mended = await found(own_server.url, "replicas", patience_seconds=20.0)
-    assert (broken.severity, mended.severity) == ("problem", "ok")
-    assert "r1 is recovering" in broken.what
+    assert (broken.severity, mended.severity) == ("warning", "ok")
+    assert "run the doctor with its user" in broken.remedy
+    assert (lacking.severity, "publish on" in lacking.what) == ("problem", True)
     assert mended.what == "1 replica, all coherent"
 
 
+async def test_a_replica_that_may_not_register_is_seen_by_its_subscription(own_server: EmbeddedServer) -> None:
+    url = allow(own_server, [each for each in page_rights("replica") if each != "+zadd"])
+    async with replica(url) as subscriber:
+        assert subscriber.state == "coherent"
+        finding = await found(own_server.url, "replicas")
+    assert (finding.severity, "no replica is registered; 1 other connection" in finding.what) == ("warning", True)
+    assert "run the doctor with their user" in finding.remedy
+
+
+def coherent_at(position: object, **fields: object) -> dict[str, object]:
+    return {"replica": "r1", "namespace": "products", "state": "coherent", "position": position, **fields}
+
+
 @pytest.mark.parametrize(
-    ("said", "fault"),
+    ("presence", "fault"),
     [
-        ({"state": "coherent", "positions": {"products": ["EPOCH", 1]}}, "r1 is at 1, the head is 2"),
-        ({"state": "coherent", "positions": {"products": ["another", 2]}}, "r1 is in another epoch"),
-        ({"state": "coherent", "positions": {"products": None}}, "r1 knows no position, the head is 2"),
-        ({"state": "lost", "positions": {"products": ["EPOCH", 2]}}, "r1 is lost"),
-        ({"state": "lost", "namespace": "products", "position": {"epoch": "EPOCH", "sequence": 2}}, "r1 is lost"),
-        ({"state": "coherent", "positions": 7}, "r1 is unreadable"),
-        ("not what was expected", "r1 is unreadable"),
-        ({"state": "coherent", "positions": {"products": ["EPOCH", 2]}, "more": 1}, ""),
-        ({"state": "coherent", "namespace": "products", "position": ["EPOCH", 2]}, ""),
-        ({"state": "coherent", "namespace": "products", "position": {"epoch": "EPOCH", "sequence": 2}}, ""),
+        (coherent_at(["EPOCH", 1]), "r1 is at 1, the head is 2"),
+        (coherent_at(["another", 2]), "r1 is in another epoch"),
+        (coherent_at(None), "r1 knows no position, the head is 2"),
+        (coherent_at(["EPOCH", 2], state="lost"), "r1 is lost"),
+        (coherent_at(7), "r1 has a presence that cannot be read"),
+        ({"replica": "r1"}, "r1 has a presence that cannot be read"),
+        ("not what was expected", "r1 has a presence that cannot be read"),
+        (None, "r1 is registered, but its presence is missing"),
+        (coherent_at(["EPOCH", 2], version="99.0", later_field={"a": [1]}), ""),
+        (coherent_at(["EPOCH", 3]), ""),
+        (coherent_at(["EPOCH", 2], replica="another name"), ""),
     ],
 )
 async def test_a_replica_that_is_not_coherent_is_named_whoever_wrote_its_presence(
-    own_server: EmbeddedServer, said: object, fault: str
+    own_server: EmbeddedServer, presence: object, fault: str
 ) -> None:
     async with Publisher(own_server.url) as publisher:
         await publisher.publish(Keys("key"), namespace="products")
         position = (await publisher.publish(Keys("key"), namespace="products")).position
     assert position is not None
-    text = json.dumps(said).replace("EPOCH", position.epoch)
-    asked(own_server.port, "SET", "{cache-invalidation:products}:replica:r1", text)
+    register(own_server, json.loads(json.dumps(presence).replace("EPOCH", position.epoch)), namespace="products")
     finding = await found(own_server.url, "replicas", namespaces=["products"])
     assert finding.severity == ("problem" if fault else "ok")
     assert fault in finding.what
-    # It is nobody's business but that of its own namespace.
+    assert finding.measured["replicas"] == 1
+    # Other namespaces are not affected.
     assert (await found(own_server.url, "replicas")).what == "there are no replicas"
 
 
-async def test_a_replica_is_found_under_the_name_of_another_namespace(own_server: EmbeddedServer) -> None:
-    said = {"replica": "r1", "state": "coherent", "positions": {"default": None, "products": None}}
-    asked(own_server.port, "SET", "{cache-invalidation}:replica:r1", json.dumps(said))
-    assert (await found(own_server.url, "replicas", namespaces=["products"])).severity == "ok"
+@pytest.mark.parametrize("command", [["SET", b"\xff\xfe\x00"], ["SET", "[" * 100_000], ["HSET", "field", "value"]])
+async def test_a_presence_that_something_else_has_overwritten_is_a_problem(
+    own_server: EmbeddedServer, command: list[Any]
+) -> None:
+    register(own_server, coherent_at(None, namespace="default"), replica="r2")
+    register(own_server, None)
+    name, *arguments = command
+    asked(own_server.port, name, names_of("default").presence_prefix + "r1", *arguments)
+    finding = await found(own_server.url, "replicas")
+    assert (finding.severity, finding.what.partition(": ")[0]) == ("problem", "1 of 2 replicas are not coherent")
+    assert ("cannot be read" if name == "SET" else "its presence is missing") in finding.what
+
+
+async def test_a_presence_that_was_lost_is_back_with_the_next_echo(own_server: EmbeddedServer) -> None:
+    async with replica(own_server.url):
+        await make_registry_old(own_server.url, "default")
+        asked(own_server.port, "DEL", names_of("default").presence_prefix + "r1")
+        assert (await found(own_server.url, "replicas", patience_seconds=20.0)).severity == "ok"
+
+
+async def test_a_registration_that_has_ended_is_no_replica(own_server: EmbeddedServer) -> None:
+    register(own_server, coherent_at(None))
+    asked(own_server.port, "ZADD", names_of("default").registry, int(time.time() * 1_000) - 1, "r1")
+    assert (await found(own_server.url, "replicas")).what == "there are no replicas"
+
+
+async def test_a_registry_that_may_not_list_every_replica_is_for_information(own_server: EmbeddedServer) -> None:
+    async with replica(own_server.url):
+        new = await found(own_server.url, "replicas", patience_seconds=20.0)
+        await make_registry_old(own_server.url, "default")
+        old = await found(own_server.url, "replicas", patience_seconds=20.0)
+    assert (new.severity, old.severity) == ("info", "ok")
+    assert "1 replica, all coherent; the registry of 'default' has existed for only" in new.what
+
+
+async def test_a_registry_of_another_type_is_a_warning_that_names_the_key(own_server: EmbeddedServer) -> None:
+    registry = names_of("default").registry
+    asked(own_server.port, "SET", registry, "mine")
+    finding = await found(own_server.url, "replicas")
+    assert (finding.severity, "WRONGTYPE" in finding.what, registry in finding.remedy) == ("warning", True, True)
+    asked(own_server.port, "DEL", registry)
+    assert (await found(own_server.url, "replicas")).what == "there are no replicas"
+
+
+async def test_replicas_are_read_without_the_right_to_scan_and_whatever_else_is_on_the_server(
+    own_server: EmbeddedServer,
+) -> None:
+    presence = coherent_at(None, namespace="default")
+    register(own_server, presence)
+    asked(own_server.port, "SET", names_of("default").presence_prefix + "unregistered", json.dumps(presence))
+    asked(own_server.port, "MSET", *(f"other:{number}" for number in range(10_000)))
+    url = allow(own_server, ["+@all", "-scan", "-keys", "~*", "&*"])
+    assert (await found(url, "replicas")).what == "1 replica, all coherent"
+    assert (await found(allow(own_server, BOTH), "replicas")).what == "1 replica, all coherent"
+
+
+async def test_subscribers_that_are_no_registered_replicas_are_counted(own_server: EmbeddedServer) -> None:
+    async with redis_probe(own_server.url) as probe:
+        await probe.subscribe(names_of("default").channel)
+        alone = await found(own_server.url, "replicas")
+    assert (alone.severity, "no replica is registered; 1 other connection" in alone.what) == ("warning", True)
+    async with replica(own_server.url), redis_probe(own_server.url) as probe:
+        await make_registry_old(own_server.url, "default")
+        await probe.subscribe(names_of("default").channel)
+        beside = await found(own_server.url, "replicas", patience_seconds=20.0)
+    assert (beside.severity, "1 replica, all coherent; 1 other connection" in beside.what) == ("info", True)
 
 
 async def test_a_replica_that_is_starting_is_looked_at_again(own_server: EmbeddedServer) -> None:
-    def say(state: str) -> None:
-        said = {"replica": "r1", "state": state, "positions": {"default": None}}
-        asked(own_server.port, "SET", "{cache-invalidation}:replica:r1", json.dumps(said))
+    def is_now(state: str) -> None:
+        register(own_server, coherent_at(None, namespace="default", state=state))
 
     async def sleep(_: float) -> None:
-        say("coherent")
+        is_now("coherent")
 
-    say("recovering")
+    is_now("recovering")
     assert (await found(own_server.url, "replicas", patience_seconds=20.0, sleep=sleep)).severity == "ok"
-    say("recovering")
+    is_now("recovering")
     assert (await found(own_server.url, "replicas", patience_seconds=0.0, sleep=sleep)).severity == "problem"
 
 

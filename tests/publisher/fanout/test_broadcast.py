@@ -380,7 +380,7 @@ async def test_a_pod_that_comes_up_during_the_round_is_called_too() -> None:
         reply = await stage.send()
         assert reply.statuses == [200, 200, 200]
         assert stage.pods.received == [1, 1, 1]
-        assert reply.json["notes"] == ["1 came up meanwhile, and were called too"]
+        assert reply.json["notes"] == ["addresses that appeared during the broadcast, and were called too: 1"]
 
 
 async def test_a_second_look_that_fails_spoils_nothing_and_is_said() -> None:
@@ -394,7 +394,7 @@ async def test_a_second_look_that_fails_spoils_nothing_and_is_said() -> None:
         stage.pods[0].behaviour = breaks
         reply = await stage.send()
         assert (reply.status, reply.statuses) == (200, [200, 200])
-        assert "whether more have come up meanwhile is not known" in reply.json["notes"][0]
+        assert "replicas that started during the broadcast may be missing" in reply.json["notes"][0]
 
 
 # One that fails
@@ -451,7 +451,7 @@ async def test_who_has_not_been_called_by_the_deadline_is_named_as_such() -> Non
         reply = await stage.send()
         assert reply.statuses[0] is None
         assert reply.attempts[2] == 0
-        assert reply.errors[2] == "not tried: the deadline of 0.5 s had come"
+        assert reply.errors[2] == "not tried: the deadline of 0.5 s had passed"
         assert stage.pods[2].connections == 0
 
 

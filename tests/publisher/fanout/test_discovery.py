@@ -11,16 +11,15 @@ import pytest
 from tests.support.dns_server import DnsServer, Failure, Query
 from tests.support.waiting import until
 
-from broadcache.publisher.fanout.discovery import (
+from broadcache.publisher.fanout.addresses import (
     AliasRefused,
     Discovered,
-    DnsDiscovery,
-    ListDiscovery,
     ReplicaAddress,
     ResolverFailed,
     ResolverTimedOut,
     ServiceNotFound,
 )
+from broadcache.publisher.fanout.discovery import DnsDiscovery, ListDiscovery
 from broadcache.shared.errors import InvalidSettings
 
 pytestmark = pytest.mark.anyio
@@ -601,10 +600,10 @@ async def test_a_named_port_without_records_is_not_found_and_says_why(
     server: DnsServer, discovery: DnsDiscovery
 ) -> None:
     server.a("web.test", "127.0.0.2")
-    with pytest.raises(ServiceNotFound, match="Unnamed ports have no SRV records"):
+    with pytest.raises(ServiceNotFound, match="unnamed ports have no SRV records"):
         await discovery.discover("web.test", "http")
     server.a("_http._tcp.web.test", "127.0.0.2")
-    with pytest.raises(ServiceNotFound, match="Unnamed ports have no SRV records"):
+    with pytest.raises(ServiceNotFound, match="unnamed ports have no SRV records"):
         await discovery.discover("web.test", "http")
 
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.support.pods import Behaviour, Pods, answers, hangs, resets, says
 
-from broadcache.publisher.fanout.exchange import HttpResponse, Untold, exchange
+from broadcache.publisher.fanout.exchange import exchange
+from broadcache.publisher.fanout.response import HttpResponse, NoResponse
 
 pytestmark = pytest.mark.anyio
 
@@ -128,16 +129,16 @@ async def test_what_may_have_arrived_is_not_said_to_be_repeatable(
     pods: Pods, behaviour: Behaviour, problem: str
 ) -> None:
     pods[0].behaviour = behaviour
-    with pytest.raises(Untold, match=problem) as untold:
+    with pytest.raises(NoResponse, match=problem) as failure:
         await ask(pods[0].host, pods.port, timeout_seconds=0.3)
-    assert not untold.value.may_be_repeated
+    assert not failure.value.may_be_repeated
 
 
 async def test_a_refused_connection_may_be_tried_again(pods: Pods) -> None:
     await pods.remove(pods[0].host)
-    with pytest.raises(Untold, match="connection refused") as untold:
+    with pytest.raises(NoResponse, match="connection refused") as failure:
         await ask(pods[0].host, pods.port)
-    assert untold.value.may_be_repeated
+    assert failure.value.may_be_repeated
 
 
 async def test_a_connection_that_is_not_made_in_time_may_be_tried_again() -> None:
@@ -151,7 +152,7 @@ async def test_a_connection_that_is_not_made_in_time_may_be_tried_again() -> Non
             waiting.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 waiting.connect(full.getsockname())
-        with pytest.raises(Untold, match="no connection within") as untold:
+        with pytest.raises(NoResponse, match="no connection within") as failure:
             await exchange(
                 "127.0.0.1",
                 full.getsockname()[1],
@@ -164,12 +165,12 @@ async def test_a_connection_that_is_not_made_in_time_may_be_tried_again() -> Non
                 timeout_seconds=20,
                 answer_bytes_max=1,
             )
-        assert untold.value.may_be_repeated
+        assert failure.value.may_be_repeated
 
 
 async def test_a_request_that_is_none_is_refused_before_anybody_is_called(pods: Pods) -> None:
     for method, headers in ((b"BAD METHOD", ()), (b"GET", ((b"Host", b"a"), (b"X", b"a\r\nSmuggled: 1")))):
-        with pytest.raises(Untold, match="the request cannot be sent"):
+        with pytest.raises(NoResponse, match="the request cannot be sent"):
             await ask(pods[0].host, pods.port, method=method, headers=headers)
     assert pods[0].connections == 0
 

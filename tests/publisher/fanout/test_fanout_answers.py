@@ -78,7 +78,7 @@ async def test_parts_that_two_replicas_behind_one_address_have_answered_confirm_
         await next(workers)(received, writer)
 
     pods[1].behaviour = take_turns
-    said = "expected one replica to take all 4 parts, got several behind one address: worker-a, worker-b"
+    said = "expected one replica to apply all 4 parts, got several behind one address: worker-a, worker-b"
     async with Publisher(None, delivery="fanout", fanout=fanout_of(pods)) as publisher:
         with pytest.raises(NotDelivered, match=said):
             await publisher.publish(LARGE)
@@ -170,7 +170,7 @@ async def test_parts_that_were_not_sent_are_not_taken(pods: Pods) -> None:
     report = await fanout.send(encode_unsequenced(invalidation_of([LARGE], id="large")))
     assert report.problem is not None
     assert (report.total, report.succeeded) == (2, 0)
-    assert "expected 4 parts to be sent to it, got 1; publish again" in (report.outcomes[0].error or "")
+    assert "only 1 of 4 parts were sent to this address; publish again" in (report.outcomes[0].error or "")
 
 
 async def test_the_metrics_count_it_as_not_applied(pods: Pods) -> None:
