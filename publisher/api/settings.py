@@ -1,6 +1,5 @@
 """The settings of the publisher's HTTP API, and of the fan-out, which can be served without it."""
 
-import ipaddress
 import ssl
 from collections.abc import Sequence
 from typing import Annotated, Final
@@ -10,6 +9,7 @@ from msgspec import Meta
 from ...shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings
 from ...shared.invalidation import check_namespace
 from ...shared.process.logs import LogSettings
+from ...shared.process.serving import is_loopback
 from ...shared.process.tokens import Tokens
 from ...shared.transport.redis.log import LOG_LENGTH
 from ..audit.source import check_source_url
@@ -19,7 +19,7 @@ from ..fanout.fanout import Fanout
 from ..fanout.policy import FanoutPolicy
 from ..publishing.delivery import Delivery
 
-__all__ = ["ApiSettings", "FanoutSettings", "is_loopback", "lists_of"]
+__all__ = ["ApiSettings", "FanoutSettings", "lists_of"]
 
 _STATUSES_WITHOUT_BODY: Final = frozenset({204, 205, 304})
 _Text = Annotated[str, Meta(min_length=1)]
@@ -317,11 +317,3 @@ def _check_namespaces(namespaces: Sequence[str], variable: str) -> None:
             check_namespace(namespace)
         except InvalidNamespace as error:
             raise InvalidSettings(f"{variable}: {error}; correct it") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on `host`. A name other than `localhost` is not looked up."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

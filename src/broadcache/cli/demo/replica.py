@@ -29,8 +29,8 @@ def replica(
     ] = False,
 ) -> None:
     """Run an example replica: GET /products/{id} reads through its cache, PUT writes the source and tells nobody."""
-    from ...publisher.api.server import listen, run, url_of
     from ...shared.process.logs import LogSettings
+    from ...shared.process.serving import listen, new_server, run, url_of
     from ...shared.process.settings import read_settings
     from .catalogue import Catalogue, CatalogueSource, NaiveCatalogue
     from .replica_api import ObservedCache, naive_app, replica_app
@@ -45,16 +45,12 @@ def replica(
             cache = ObservedCache(when_incoherent)
             app = replica_app(Catalogue(products, redis_url, cache=cache, replica_id=name), name)
         url = url_of(host, listener)
-        run(
-            app,
-            listener,
-            on_ready=lambda: print(f"{name} listens on {url}", flush=True),
-            log_format=settings.log_format,
-        )
+        server = new_server(app, on_ready=lambda: print(f"{name} listens on {url}", flush=True))
+        run(server, listener, log_format=settings.log_format)
 
 
 def _name_at(host: str, port: int) -> str:
     """Name a replica after its port, or, when others reach it and may well have the same port, after its host."""
-    from ...publisher.api.settings import is_loopback
+    from ...shared.process.serving import is_loopback
 
     return f"replica-{port if is_loopback(host) else socket.gethostname()}"
