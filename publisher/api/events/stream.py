@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from ....shared.invalidation import Position
 from ..documents.problems import STREAMS_EXHAUSTED, Problem
+from ..responses import problem_response
 from .hub import Client, Hub, HubFull
 
 __all__ = ["EventStream"]
@@ -41,7 +42,8 @@ class EventStream(Response):
                 await _send_until_gone(client, receive, send)
         except HubFull as error:
             headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
-            await Problem(STREAMS_EXHAUSTED, str(error), headers=headers).response()(scope, receive, send)
+            problem = Problem(STREAMS_EXHAUSTED, str(error), headers=headers)
+            await problem_response(problem)(scope, receive, send)
 
 
 async def _send_until_gone(client: Client, receive: Receive, send: Send) -> None:

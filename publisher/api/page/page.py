@@ -72,7 +72,7 @@ def page_routes(namespaces: Sequence[str], tokens: Tokens) -> list[Route]:
     """Return the routes of the page and its files, each of which is read here."""
 
     async def access(request: Request) -> Response:
-        right = _right_of(request, tokens)
+        right = tokens.authorize(request.scope["headers"]).right if tokens else "rw"
         answer = PageAccess(
             right=right,
             namespaces=tuple(namespaces) if right else (),
@@ -90,12 +90,6 @@ def _route(path: str, file: "_File") -> Route:
         return file.answer_to(request)
 
     return Route(path, answer, methods=["GET"], include_in_schema=False)
-
-
-def _right_of(request: Request, tokens: Tokens) -> Right | None:
-    if not tokens:
-        return "rw"
-    return tokens.right_of_header(request.headers.get("authorization", "").encode("latin-1"))
 
 
 class _File:

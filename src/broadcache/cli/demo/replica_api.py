@@ -5,14 +5,15 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple, cast
 
-from fastapi import FastAPI, Path, Request
+import msgspec
+from fastapi import FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from ... import __version__
 from ...shared.invalidation import Invalidation
+from ...shared.process.problems import PROBLEM_MEDIA_TYPE, BasicProblem
 from ...subscriber import LocalCache, WhenIncoherent
 from .catalogue import Catalogue, NaiveCatalogue, NoSuchProduct, Product, key_of, new_cache
 
@@ -106,21 +107,21 @@ def _described(product: Product, name: str, *, from_cache: bool) -> dict[str, An
     }
 
 
-async def _http_problem(request: Request, error: Exception) -> JSONResponse:
+async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _problem(error.status_code, error.detail)
 
 
-async def _missing_problem(request: Request, error: Exception) -> JSONResponse:
+async def _missing_problem(request: Request, error: Exception) -> Response:
     return _problem(404, str(error))
 
 
-async def _validation_problem(request: Request, error: Exception) -> JSONResponse:
+async def _validation_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     wrong = "; ".join(f"{each['msg']} at {'.'.join(map(str, each['loc']))}" for each in error.errors())
     return _problem(422, wrong)
 
 
-def _problem(status: int, detail: str) -> JSONResponse:
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return JSONResponse(body, status_code=status, media_type="application/problem+json")
+def _problem(status: int, detail: str) -> Response:
+    problem = BasicProblem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
+    return Response(msgspec.json.encode(problem), status, media_type=PROBLEM_MEDIA_TYPE)
