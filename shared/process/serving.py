@@ -38,7 +38,11 @@ def run(server: "Server", listener: socket.socket, *, log_format: LogFormat = "t
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket bound to `host` and `port` (0: a free one). Raises: AddressUnavailable."""
+    """Return a socket for a server, bound to `host` and `port` (0: a free one).
+
+    Raises: AddressUnavailable; InvalidSettings when uvicorn, which runs the server, is not installed.
+    """
+    check_installed("the HTTP server", "uvicorn")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family)
@@ -73,9 +77,7 @@ def new_server(
 
     Shape:  `on_ready` is called when the server accepts requests. `end_streams` is awaited when the shutdown begins:
             responses without an end have to end then. `takes_any_method` lets unknown HTTP methods through.
-    Raises: InvalidSettings when uvicorn is not installed.
     """
-    check_installed("the HTTP server", "uvicorn")
     import uvicorn
 
     class ReportingServer(uvicorn.Server):

@@ -9,7 +9,7 @@ from tests.support.paths import ROOT
 
 from broadcache.shared import InvalidSettings
 from broadcache.shared.process import extras
-from broadcache.shared.process.serving import AddressUnavailable, listen, new_server
+from broadcache.shared.process.serving import AddressUnavailable, listen
 
 
 def test_a_port_in_use_is_an_error_that_says_what_to_do() -> None:
@@ -27,7 +27,7 @@ def test_an_address_of_another_machine_is_an_error() -> None:
 def test_without_uvicorn_serving_says_which_extra_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda module: None)
     with pytest.raises(InvalidSettings, match=r"uvicorn.*pip install 'broadcache\[publisher\]'"):
-        new_server(None, on_ready=lambda: None)
+        listen("127.0.0.1", 0)
 
 
 def test_importing_the_server_loads_no_web_server_and_the_demo_replica_no_publisher() -> None:
