@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from benchmarks.harness import Effort, Limit, Row, Stopwatch, Taken, answer, child, compare, take_turns
 from broadcache.publisher.api.app import create_app
-from broadcache.publisher.api.server import listen, new_server
+from broadcache.publisher.api.server import new_server
 from broadcache.publisher.api.settings import ApiSettings
+from broadcache.shared.process.serving import listen
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 if TYPE_CHECKING:

@@ -1,11 +1,10 @@
-"""The publisher's HTTP API, and the fan-out beside it or alone."""
+"""The publisher's HTTP API as an ASGI application, and the fan-out without the API."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Final, TypeAlias
 
-import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
@@ -21,8 +20,9 @@ from ..history.since import since_ms_of
 from ..publishing.publisher import Publisher
 from ..telemetry.observer import UNOBSERVED
 from ..telemetry.prometheus import PublisherMetrics
-from .documents import openapi
-from .documents.models import Accepted, History, PreviewRequest, PublishRequest, Replicas
+from .documents import openapi, operations
+from .documents.invalidation_request import PreviewRequest, PublishRequest
+from .documents.models import Accepted, History, Replicas
 from .documents.problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
 from .events.event import position_of
 from .events.hub import Hub
@@ -34,6 +34,7 @@ from .idempotency import Scopes, id_of
 from .page.page import PAGE_PATHS, page_routes
 from .request_counter import RequestCounter
 from .requests import check_is_json, idempotency_key_of, read_body
+from .responses import json_response
 from .settings import ApiSettings, FanoutSettings
 
 __all__ = ["create_app", "create_fanout_app", "takes_any_method"]
@@ -41,7 +42,7 @@ __all__ = ["create_app", "create_fanout_app", "takes_any_method"]
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _OPEN_PATHS: Final = frozenset({"/health/live", "/health/ready", *PAGE_PATHS})
-"""What takes no token."""
+"""The paths that need no token."""
 
 
 def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> FastAPI:
@@ -50,6 +51,7 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     Raises: InvalidSettings.
     """
     fanout = _Fanout(settings)
+    tokens = Tokens(settings.tokens)
     second_path = settings.second_path()
     publisher = publisher or Publisher(
         settings.redis_url,
@@ -59,7 +61,7 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
         log_length=settings.log_length,
     )
     if settings.audit_namespaces:
-        check_can_expose("what an audit counts (BROADCACHE_AUDIT_NAMESPACES)")
+        check_can_expose("an audit (BROADCACHE_AUDIT_NAMESPACES)")
     audits = Audits(
         settings.redis_url,
         settings.audit_namespaces,
@@ -67,19 +69,20 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
         source_url=settings.audit_source_url,
         timeout_seconds=settings.publish_timeout_seconds,
     )
-    api = _Api(settings, fanout, publisher, audits)
+    api = _Api(settings, tokens, fanout, publisher, audits)
     app = _new_app(api.lifespan)
-    app.state.end_streams = api.hub.close  # what serves it has to tell before it waits for requests to end
-    app.add_api_route("/invalidations", api.publish, methods=["POST"], **openapi.PUBLISH)
-    app.add_api_route("/invalidations/preview", api.preview, methods=["POST"], **openapi.PREVIEW)
-    app.add_api_route("/invalidations", api.history, methods=["GET"], **openapi.HISTORY)
-    app.add_api_route("/events", api.events, methods=["GET"], **openapi.EVENTS)
-    app.add_api_route("/replicas", api.replicas, methods=["GET"], **openapi.REPLICAS)
-    app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
-    app.add_api_route("/health/ready", api.ready, methods=["GET"], **openapi.READY)
-    app.router.routes += page_routes(settings.namespaces, Tokens(settings.tokens))
+    app.state.end_streams = api.hub.close  # the server calls it before it waits for requests to end
+    app.add_api_route("/invalidations", api.publish, methods=["POST"], **operations.PUBLISH)
+    app.add_api_route("/invalidations/preview", api.preview, methods=["POST"], **operations.PREVIEW)
+    app.add_api_route("/invalidations", api.history, methods=["GET"], **operations.HISTORY)
+    app.add_api_route("/events", api.events, methods=["GET"], **operations.EVENTS)
+    app.add_api_route("/replicas", api.replicas, methods=["GET"], **operations.REPLICAS)
+    app.add_api_route("/health/live", _live, methods=["GET"], **operations.LIVE)
+    app.add_api_route("/health/ready", api.ready, methods=["GET"], **operations.READY)
+    app.router.routes += page_routes(settings.namespaces, tokens)
     broadcasters = (fanout.broadcaster, None if second_path is None else second_path.broadcaster)
-    return _gated(app, settings, fanout, _add_metrics(app, publisher, *broadcasters, audits=audits.stats))
+    metrics = _add_metrics(app, publisher, *broadcasters, audits=audits.stats)
+    return _completed(app, settings, tokens, fanout, metrics)
 
 
 def create_fanout_app(settings: FanoutSettings) -> FastAPI:
@@ -89,16 +92,16 @@ def create_fanout_app(settings: FanoutSettings) -> FastAPI:
     """
     fanout = _Fanout(settings)
     app = _new_app(fanout.lifespan)
-    app.add_api_route("/health/live", _live, methods=["GET"], **openapi.LIVE)
-    return _gated(app, settings, fanout, _add_metrics(app, None, fanout.broadcaster))
+    app.add_api_route("/health/live", _live, methods=["GET"], **operations.LIVE)
+    return _completed(app, settings, Tokens(settings.tokens), fanout, _add_metrics(app, None, fanout.broadcaster))
 
 
 def _new_app(lifespan: Lifespan) -> FastAPI:
     return FastAPI(
-        # Their pages load scripts from other people's hosts.
+        # These pages would load scripts from third-party hosts.
         docs_url=None,
         redoc_url=None,
-        # A path is either right or an error: a client that is redirected may send its body twice, or not at all.
+        # A path is either right or an error: a redirected client may send its body twice, or not at all.
         redirect_slashes=False,
         lifespan=lifespan,
     )
@@ -110,7 +113,7 @@ def _add_metrics(
     *broadcasters: Broadcaster | None,
     audits: Callable[[], Iterable[AuditStats]] = tuple,
 ) -> PublisherMetrics | None:
-    """Have `app` count what it does and tell Prometheus of it, if its client library is installed."""
+    """Add metrics and GET /metrics to `app`, if the Prometheus client library is installed."""
     if not can_expose("the publisher"):
         return None
     metrics = PublisherMetrics(publisher=publisher, audits=audits)
@@ -123,15 +126,18 @@ def _add_metrics(
         text, media_type = exposed(metrics.registry, request.headers.get("accept"))
         return Response(text, media_type=media_type)
 
-    app.add_api_route("/metrics", scrape, methods=["GET"], **openapi.METRICS)
+    app.add_api_route("/metrics", scrape, methods=["GET"], **operations.METRICS)
     return metrics
 
 
-def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout", metrics: PublisherMetrics | None) -> FastAPI:
-    """Put the fan-out beside the routes of `app`, and whoever wants to use either through the gate."""
+def _completed(
+    app: FastAPI, settings: FanoutSettings, tokens: Tokens, fanout: "_Fanout", metrics: PublisherMetrics | None
+) -> FastAPI:
+    """Add the fan-out, the problem handlers and, if tokens are set, the authentication middleware to `app`."""
     own = frozenset({_first_segment(route.path) for route in app.routes if isinstance(route, Route)})
-    app.add_middleware(
-        FanoutGate,
+    # Behind the routes, so that a request to the API does not pass through the fan-out.
+    app.router.default = FanoutGate(
+        app.router.default,
         broadcaster=fanout.broadcaster,
         policy=fanout.policy,
         reserved=own,
@@ -140,21 +146,20 @@ def _gated(app: FastAPI, settings: FanoutSettings, fanout: "_Fanout", metrics: P
         with_credentials=settings.fanout_forward_authorization,
     )
     add_problem_handlers(app)
-    tokens = Tokens(settings.tokens)
     if tokens:
-        # A broadcast is never a mere reading, whatever its method: it makes others act.
+        # A broadcast never counts as reading, whatever its method: replicas act on it.
         app.add_middleware(
             TokenGate, tokens=tokens, open_paths=_OPEN_PATHS, is_reading=lambda path: _first_segment(path) in own
         )
     if metrics is not None:
-        app.add_middleware(RequestCounter, observer=metrics)  # the last one that is added stands first
+        app.add_middleware(RequestCounter, observer=metrics)  # the middleware that is added last runs first
     openapi.describe(app, needs_token=bool(tokens), failure_status=settings.fanout_failure_status)
     app.state.takes_any_method = not fanout.policy.is_off
     return app
 
 
 def takes_any_method(app: FastAPI) -> bool:
-    """Whether the web server in front of `app` must let methods through that it does not know."""
+    """Whether the web server in front of `app` must accept unknown HTTP methods."""
     return bool(getattr(app.state, "takes_any_method", False))
 
 
@@ -163,7 +168,7 @@ def _first_segment(path: str) -> str:
 
 
 class _Fanout:
-    """The broadcaster of these settings, for as long as an application runs."""
+    """The policy and the broadcaster of these settings, open while an application runs."""
 
     def __init__(self, settings: FanoutSettings) -> None:
         self.policy: Final = settings.fanout_policy()
@@ -176,70 +181,72 @@ class _Fanout:
 
 
 async def _live() -> Response:
-    return _json({"status": "live"})
+    return json_response({"status": "live"})
 
 
-# Described here and checked by whoever uses it, who says what is wrong with it.
+# The pattern is for the OpenAPI document; `check_namespace` checks it, with a better error text.
 _Namespace = Annotated[str, Field(json_schema_extra={"pattern": f"^{NAMESPACE_PATTERN}$"})]
 
 
 class _HistoryQuery(BaseModel):
-    """What may be asked of the history. A parameter that is misspelt is an error, not a default."""
+    """The query parameters of GET /invalidations. A misspelt parameter is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
-    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The family of caches whose log is read.")
-    limit: int = Field(100, ge=1, le=1_000, description="How many invalidations a page has at most.")
+    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace whose log is read.")
+    limit: int = Field(100, ge=1, le=1_000, description="The maximum number of invalidations in a page.")
     before: int | None = Field(
-        None, ge=1, lt=2**64, description="Only those of a lower sequence: the last page's `next_before`."
+        None, ge=1, lt=2**64, description="Only invalidations with a lower sequence: the previous page's `next_before`."
     )
     key: str | None = Field(
         None,
         min_length=1,
         max_length=KEY_BYTES_MAX,
-        description="Only those that concern this key: that name it, a prefix of it, or everything. What names tags "
-        "is left out: which entries carry them is known to replicas alone.",
+        description="Only invalidations that match this key: by the key itself, by a prefix, or by everything. "
+        "Invalidations by tag are left out: only replicas know which entries have a tag.",
     )
     since: str | None = Field(
         None,
         max_length=100,
-        description="Only those that were sent since: a time with an offset, or how long ago, as seconds or as 15m, "
-        "2h, 1d. Publishers' clocks say when: for people, never for order.",
+        description="Only invalidations sent since then: a time with an offset, or an age in seconds or as 15m, 2h, "
+        "1d. Times are those of the publishers' clocks: for people, never for order.",
         examples=["15m", "2025-06-30T12:00:00Z"],
     )
 
 
 class _EventsQuery(BaseModel):
-    """What may be asked of the events."""
+    """The query parameters of GET /events."""
 
     model_config = ConfigDict(extra="forbid")
 
-    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The family of caches that is followed.")
+    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace to follow.")
     last_event_id: str | None = Field(
         None,
         max_length=100,
-        description="Go on after the event of this id. The header Last-Event-ID says the same, and wins.",
+        description="Continue after the event with this id. The header Last-Event-ID takes precedence.",
     )
 
 
 class _ReplicasQuery(BaseModel):
-    """What may be asked of the replicas."""
+    """The query parameters of GET /replicas."""
 
     model_config = ConfigDict(extra="forbid")
 
-    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The family of caches that they follow.")
+    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace that the replicas follow.")
 
 
 class _Api:
-    """The endpoints, and what they share."""
+    """The endpoints of the API."""
 
-    def __init__(self, settings: ApiSettings, fanout: _Fanout, publisher: Publisher, audits: Audits) -> None:
+    def __init__(
+        self, settings: ApiSettings, tokens: Tokens, fanout: _Fanout, publisher: Publisher, audits: Audits
+    ) -> None:
         self._settings = settings
         self._fanout = fanout
         self._publisher = publisher
         self._audits = audits
         self._namespaces = frozenset(settings.namespaces)
-        self._scopes = Scopes(Tokens(settings.tokens), source=publisher.source)
+        self._scopes = Scopes(tokens, source=publisher.source)
         self.hub: Final = Hub(
             settings.redis_url,
             clients_max=settings.event_clients_max,
@@ -256,43 +263,43 @@ class _Api:
 
     async def publish(self, request: Request) -> Response:
         check_is_json(request)
-        asked = PublishRequest.read(await read_body(request, self._settings.request_bytes_max))
-        self._check_is_known(asked.namespace)
+        body = PublishRequest.read(await read_body(request, self._settings.request_bytes_max))
+        self._check_is_known(body.namespace)
         idempotency_key = idempotency_key_of(request)
         id = scope = None
         if idempotency_key is not None:
             scope = await self._scopes.scope_of(request)
-            id = id_of(scope, asked.namespace, idempotency_key)
+            id = id_of(scope, body.namespace, idempotency_key)
         try:
-            confirm = asked.confirmation()
+            confirm = body.confirmation()
         except InvalidSettings:
-            raise Problem(INVALIDATION_INVALID, errors=asked.flaws()) from None
+            raise Problem(INVALIDATION_INVALID, errors=body.flaws()) from None
         try:
             receipt = await self._publisher.publish(
-                *asked.targets(),
-                namespace=asked.namespace,
-                reason=asked.reason,
+                *body.targets(),
+                namespace=body.namespace,
+                reason=body.reason,
                 id=id,
                 scope=scope,
                 receipt_seconds=self._settings.idempotency_seconds if idempotency_key else None,
                 confirm=confirm,
             )
         except (InvalidTarget, InvalidNamespace):
-            raise Problem(INVALIDATION_INVALID, errors=asked.flaws()) from None
+            raise Problem(INVALIDATION_INVALID, errors=body.flaws()) from None
         is_replayed = idempotency_key is not None and receipt.is_repeat
         headers = {"Idempotency-Replayed": "true"} if is_replayed else None
         is_confirmed = receipt.confirmation is None or receipt.confirmation.is_complete
         status = 200 if is_confirmed else self._settings.unconfirmed_status
-        return _json(Accepted.of(receipt), status, headers=headers)
+        return json_response(Accepted.of(receipt), status, headers=headers)
 
     async def preview(self, request: Request) -> Response:
         check_is_json(request)
-        asked = PreviewRequest.read(await read_body(request, self._settings.request_bytes_max))
-        self._check_is_known(asked.namespace)
+        body = PreviewRequest.read(await read_body(request, self._settings.request_bytes_max))
+        self._check_is_known(body.namespace)
         self._check_has_log()
-        if flaws := asked.flaws():
+        if flaws := body.flaws():
             raise Problem(INVALIDATION_INVALID, errors=flaws)
-        return _json(await self._publisher.preview(*asked.targets(), namespace=asked.namespace))
+        return json_response(await self._publisher.preview(*body.targets(), namespace=body.namespace))
 
     async def history(self, query: Annotated[_HistoryQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
@@ -305,7 +312,7 @@ class _Api:
             key=query.key,
             since_ms=None if query.since is None else _since_ms_of(query.since),
         )
-        return _json(History.of(query.namespace, page))
+        return json_response(History.of(query.namespace, page))
 
     async def events(self, request: Request, query: Annotated[_EventsQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
@@ -322,20 +329,20 @@ class _Api:
         self._check_is_known(query.namespace)
         _check_is_namespace(query.namespace)
         replicas = await self._publisher.replicas(query.namespace)
-        return _json(Replicas.of(query.namespace, replicas))
+        return json_response(Replicas.of(query.namespace, replicas))
 
     async def ready(self) -> Response:
         if self._publisher.delivery != "redis":
-            # Whoever took it out of service because Redis is away would close the second path as well.
-            return _json({"status": "degraded" if self._publisher.retry_queue_length else "ready"})
-        # The user of Redis may have rights to these namespaces alone.
+            # Not ready would take the publisher out of service, and with it the second path, which works without Redis.
+            return json_response({"status": "degraded" if self._publisher.retry_queue_length else "ready"})
+        # The Redis user may have rights to these namespaces only.
         namespace = self._settings.namespaces[0] if self._namespaces else DEFAULT_NAMESPACE
         await self._publisher.head(namespace)
-        return _json({"status": "ready"})
+        return json_response({"status": "ready"})
 
     def _check_has_log(self) -> None:
         if not self._publisher.has_log:
-            raise Problem(LOG_MISSING, LOG_MISSING.example)
+            raise Problem(LOG_MISSING)
 
     def _check_is_known(self, namespace: str) -> None:
         if self._namespaces and namespace not in self._namespaces:
@@ -361,7 +368,7 @@ def _since_ms_of(text: str) -> int:
 
 
 def _position_of(id: str | None, where: str) -> Position | None:
-    """Return the place that an event's id names; None without one. Raises: Problem."""
+    """Return the position in an event's id; None without an id. Raises: Problem."""
     if not id:
         return None
     position = position_of(id)
@@ -372,7 +379,3 @@ def _position_of(id: str | None, where: str) -> Position | None:
 
 def _invalid(parameter: str, detail: str) -> Problem:
     return Problem(PARAMETER_INVALID, errors=(Flaw(parameter=parameter, detail=detail),))
-
-
-def _json(answer: object, status: int = 200, *, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(answer), status, headers=headers, media_type="application/json")

@@ -1,10 +1,9 @@
-"""The fan-out over HTTP: `ANY /{service}/{port}/{rest}` sends the caller's request to every address of the service."""
+"""The fan-out over HTTP: `ANY /{service}/{port}/{rest}` sends the request to every address of the service."""
 
 import logging
 from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple
 
-import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -27,6 +26,7 @@ from .documents.problems import (
 )
 from .request_counter import FANOUT_ROUTE
 from .requests import read_body
+from .responses import json_response, problem_response
 
 __all__ = ["FanoutGate"]
 
@@ -36,7 +36,7 @@ _log = logging.getLogger("broadcache.fanout")
 
 
 class _Path(NamedTuple):
-    """A request's path, as it came: `target` is what goes on."""
+    """A request's path, still percent-encoded: `target` is what is sent to the service."""
 
     service: str
     port: str
@@ -44,10 +44,10 @@ class _Path(NamedTuple):
 
 
 class FanoutGate:
-    """ASGI middleware: takes the requests whose path is that of a service, and leaves those of the API to the API.
+    """ASGI application for paths without a route: broadcasts to the service that the path names.
 
-    Shape:  paths that begin with one of `reserved` belong to what stands behind it, as do those of one segment.
-            `failure_status` is the answer's when an address did not answer 200 to 299.
+    Shape:  `app` handles the other requests: paths of one segment, and paths that begin with one of `reserved`.
+            `failure_status` is the status of the response when an address did not answer 200 to 299.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class FanoutGate:
         self._with_credentials = with_credentials
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Broadcast, or hand on."""
+        """Broadcast the request, or pass it on."""
         path = _path_of(scope) if scope["type"] == "http" else None
         if path is None or path.service in self._reserved:
             await self._app(scope, receive, send)
@@ -83,20 +83,16 @@ class FanoutGate:
             _log.warning(
                 "broadcast refused: %s %r for %s: %s", request.method, _shown(path), _caller_of(request), problem
             )
-            response = problem.response()
+            response = problem_response(problem)
         except ClientDisconnect:
-            return  # before it had sent all of its request: nothing was begun, and nobody is there to be told
+            return  # the client left before it had sent the whole request: nothing was sent, and no response can be
         await response(scope, receive, send)
 
     async def _broadcast(self, http: HttpRequest, path: _Path) -> Response:
         headers: list[tuple[bytes, bytes]] = http.scope["headers"]
         destination = self._checked(http.method, path)
         if is_loop(headers):
-            raise Problem(
-                BROADCAST_LOOP,
-                "expected a request that no fan-out has sent, got one whose Via header names broadcache: it would come "
-                "back for ever; have the service not point at a fan-out",
-            )
+            raise Problem(BROADCAST_LOOP)
         body = await read_body(http, self._request_bytes_max)
         is_body_dropped = bool(body) and http.method in BODY_DROPPED
         request = Request(
@@ -113,15 +109,11 @@ class FanoutGate:
             is_idempotent=is_idempotent(http.method, headers),
             original_host=next((value for name, value in headers if name == b"host"), b""),
         )
-        broadcast = await self._carried_out(request, http)
-        answer = answer_of(broadcast, is_body_dropped=is_body_dropped)
-        return Response(
-            msgspec.json.encode(answer),
-            self._failure_status if answer.failed else 200,
-            # A HEAD request has no other answer.
-            headers={"X-Broadcache-Fanout": _summary_of(answer)},
-            media_type="application/json",
-        )
+        broadcast = await self._sent(request, http)
+        result = answer_of(broadcast, is_body_dropped=is_body_dropped)
+        # The response to a HEAD request has this header and no body.
+        summary = {"X-Broadcache-Fanout": _summary_of(result)}
+        return json_response(result, self._failure_status if result.failed else 200, headers=summary)
 
     def _checked(self, method: str, path: _Path) -> Destination:
         try:
@@ -131,7 +123,7 @@ class FanoutGate:
         except InvalidService as error:
             raise Problem(SERVICE_INVALID, str(error)) from None
 
-    async def _carried_out(self, request: Request, http: HttpRequest) -> Broadcast:
+    async def _sent(self, request: Request, http: HttpRequest) -> Broadcast:
         try:
             broadcast = await self._broadcaster.broadcast(request)
         except FanoutRefused as refusal:
@@ -151,7 +143,7 @@ class FanoutGate:
 
 
 def _path_of(scope: Scope) -> _Path | None:
-    """Take a path apart as it came: what is percent-encoded in it stays so. None when it names no port."""
+    """Split a path, which stays percent-encoded. None when it has no port."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     service, slash, rest = raw.partition(b"?")[0].removeprefix(b"/").partition(b"/")
     if not slash:
@@ -166,13 +158,13 @@ def _refused(rule: str, refusal: Exception) -> Problem:
     return Problem(FANOUT_REFUSED, str(refusal), rule=rule)
 
 
-def _summary_of(answer: BroadcastResult) -> str:
-    complete = str(answer.complete).lower()
-    return f"total={answer.total}, succeeded={answer.succeeded}, failed={answer.failed}, complete={complete}"
+def _summary_of(result: BroadcastResult) -> str:
+    complete = str(result.complete).lower()
+    return f"total={result.total}, succeeded={result.succeeded}, failed={result.failed}, complete={complete}"
 
 
 def _audit(request: Request, broadcast: Broadcast, caller: str) -> None:
-    """Write who had what sent to whom: one line a broadcast, without its query and body, which may hold secrets."""
+    """Log a broadcast on one line: caller, request, result. Not its query and body, which may hold secrets."""
     failed = [f"{each.url.partition('?')[0]} ({each.error or each.status_code})" for each in broadcast.outcomes]
     failed = [shown for shown, each in zip(failed, broadcast.outcomes, strict=True) if not each.is_success]
     more = f"; {len(failed) - 10} more" if len(failed) > 10 else ""

@@ -1,4 +1,4 @@
-"""The gate in front of the API: who has no token, or one without the right, does not get in."""
+"""Authentication and authorization in front of the API, by bearer tokens."""
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...shared.process.tokens import Tokens
 from .documents.problems import RIGHT_MISSING, TOKEN_INVALID, Problem
+from .responses import problem_response
 
 __all__ = ["TokenGate"]
 
@@ -17,11 +18,10 @@ _READING_METHODS: Final = frozenset({"GET", "HEAD"})
 class TokenGate:
     """ASGI middleware that lets through requests with a valid bearer token, and those to `open_paths`.
 
-    Shape:  `is_reading` tells of a request's path whether GET and HEAD only read there: then a token that may only
-            read is enough for them.
+    Shape:  `is_reading` returns whether GET and HEAD only read at a path: there a read-only token is enough.
 
-    It stands in front of every path, whether there is something behind it or not: a route that is added later is
-    closed until somebody opens it, and a stranger does not learn which paths exist.
+    The gate covers every path, also paths without a route: a route that is added later is closed by default, and a
+    client without a token does not learn which paths exist.
     """
 
     def __init__(
@@ -33,33 +33,32 @@ class TokenGate:
         self._is_reading = is_reading
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with a problem, or hand on."""
+        """Respond with a problem, or pass the request on."""
         if scope["type"] != "lifespan" and scope["path"] not in self._open_paths:
             problem = self._objection_to(scope)
             if problem is not None:
-                await problem.response()(scope, receive, send)
+                await problem_response(problem)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _objection_to(self, scope: Scope) -> Problem | None:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(given) != 1:
-            return _unauthorized(f"{len(given) or 'no'} such headers", error="")
-        right = self._tokens.right_of_header(given[0])
+        right, headers = self._tokens.authorize(scope["headers"])
         if right is None:
-            return _unauthorized("another", error=', error="invalid_token"')
+            return _unauthorized(headers)
         reads = scope.get("method") in _READING_METHODS and self._is_reading(scope["path"])
         if right == "ro" and not reads:
             return Problem(
                 RIGHT_MISSING,
-                f"expected a token that may write for {scope.get('method')}, got one that may only read; "
-                "use a read-write token",
+                f"this token may only read, and {scope.get('method')} needs the right to write; use a read-write token",
                 headers={"WWW-Authenticate": 'Bearer realm="broadcache", error="insufficient_scope"'},
             )
         return None
 
 
-def _unauthorized(got: str, *, error: str) -> Problem:
+def _unauthorized(headers: int) -> Problem:
+    got, error = (
+        ("an invalid one", ', error="invalid_token"') if headers == 1 else (f"{headers or 'no'} such headers", "")
+    )
     return Problem(
         TOKEN_INVALID,
         f"expected one header 'Authorization: Bearer TOKEN' with a valid token, got {got}; ask the operator for one",

@@ -1,4 +1,4 @@
-"""Turns what is raised while a request is answered into a problem document."""
+"""Exception handlers: each exception that a request raises becomes a problem document."""
 
 import logging
 from collections.abc import Mapping
@@ -24,77 +24,73 @@ from .documents.problems import (
     Problem,
     Reason,
 )
+from .responses import problem_response
 
 __all__ = ["add_problem_handlers"]
 
-_RETRY_AFTER_SECONDS: Final = 1
+_RETRY_AFTER: Final = {"Retry-After": "1"}
 
 logger = logging.getLogger("broadcache.publisher")
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Make `app` answer whatever is raised in it, from a flaw of the request to a bug of ours, with a problem."""
+    """Make `app` respond with a problem document to every exception, including unexpected ones."""
 
     async def own(request: Request, error: Problem) -> Response:
-        return error.response()
+        return problem_response(error)
 
     async def conflict(request: Request, error: IdempotencyConflict) -> Response:
-        return Problem(
-            IDEMPOTENCY_CONFLICT,
-            "expected the request that this Idempotency-Key was first used for, got one that names other targets; "
-            "use a new key, or repeat the first request unchanged",
-        ).response()
+        return problem_response(Problem(IDEMPOTENCY_CONFLICT))
 
     async def unreachable(request: Request, error: LinkLost) -> Response:
-        return Problem(
+        problem = Problem(
             LOG_UNREACHABLE,
-            f"expected an answer from Redis for {_line_of(request)}, got none in time: nothing is known to be "
-            "accepted; send the request again, a POST with the same Idempotency-Key if it has one",
+            f"Redis did not answer in time for {_line_of(request)}: it is not known whether anything was accepted; "
+            "send the request again, a POST with the same Idempotency-Key if it has one",
             reasons=(Reason(path="redis", detail=str(error.__cause__ or error)),),
-            headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
-        ).response()
+            headers=_RETRY_AFTER,
+        )
+        return problem_response(problem)
 
     async def refused(request: Request, error: LogRefused) -> Response:
-        return Problem(
+        problem = Problem(
             LOG_REFUSED,
-            f"expected Redis to carry out {_line_of(request)}, it refused: nothing was accepted; send it again when "
-            "the operator has mended what the reasons say",
+            f"Redis refused {_line_of(request)}, nothing was accepted; send the request again after the operator has "
+            "fixed the cause, which is in `reasons`",
             reasons=(Reason(path="redis", detail=str(error)),),
-            headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
-        ).response()
+            headers=_RETRY_AFTER,
+        )
+        return problem_response(problem)
 
     async def undelivered(request: Request, error: NotDelivered) -> Response:
-        outlook = "it waits to be logged when Redis takes it" if error.is_pending else "it is not tried again"
-        return Problem(
+        outlook = "it waits to be logged until Redis is back" if error.is_pending else "it is not retried"
+        problem = Problem(
             NOT_DELIVERED,
-            f"expected the invalidation to be logged, or taken by every replica, got neither: {outlook}; send the "
-            "request again, with the same Idempotency-Key if it has one",
+            f"the invalidation was neither logged nor applied by every replica, {outlook}; send the request again, "
+            "with the same Idempotency-Key if it has one",
             reasons=tuple(Reason(path=path, detail=detail) for path, detail in error.reasons),
-            headers={"Retry-After": str(_RETRY_AFTER_SECONDS)},
-        ).response()
+            headers=_RETRY_AFTER,
+        )
+        return problem_response(problem)
 
     async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
-        return Problem(PARAMETER_INVALID, errors=tuple(map(_parameter_flaw_of, error.errors()))).response()
+        return problem_response(Problem(PARAMETER_INVALID, errors=tuple(map(_parameter_flaw_of, error.errors()))))
 
     async def of_framework(request: Request, error: HTTPException) -> Response:
+        path = f"{request.url.path!r:.100}"
         if error.status_code == 405:
             allowed = ", ".join(_methods_at(app, request.url.path))
-            return Problem(
-                METHOD_NOT_ALLOWED,
-                f"expected {allowed}, got {request.method} at {request.url.path!r:.100}",
-                headers={"Allow": allowed},
-            ).response()
-        return Problem(
-            NOT_FOUND, f"expected a path of this API (see /openapi.json), got {request.url.path!r:.100}"
-        ).response()
+            detail = f"expected {allowed}, got {request.method} at {path}"
+            return problem_response(Problem(METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed}))
+        return problem_response(Problem(NOT_FOUND, f"expected a path of this API (see /openapi.json), got {path}"))
 
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # nobody is there to read it
+        return Response(status_code=400)  # the client is gone: the response is only counted
 
     async def failed(request: Request, error: Exception) -> Response:
-        # The server gets the error as well, and logs its traceback.
+        # The server re-raises the error, and its traceback is logged there.
         logger.error("%s failed: %s", _line_of(request), type(error).__name__)
-        return Problem(INTERNAL_ERROR, INTERNAL_ERROR.example).response()
+        return problem_response(Problem(INTERNAL_ERROR))
 
     app.exception_handlers |= {
         Problem: own,
@@ -114,7 +110,7 @@ def _line_of(request: Request) -> str:
 
 
 def _methods_at(app: FastAPI, path: str) -> list[str]:
-    """Return all methods of a path: the framework names those of the first route alone."""
+    """Return all methods of a path. The framework reports only those of the first matching route."""
     routes = [route for route in app.routes if isinstance(route, Route) and route.path_regex.match(path)]
     return sorted({method for route in routes for method in route.methods or ()})
 

@@ -1,4 +1,4 @@
-"""Idempotency keys: each belongs to the caller that chose it, and stands for the id of one invalidation."""
+"""Idempotency keys: each is scoped to its caller, and determines the id of one invalidation."""
 
 import asyncio
 import functools
@@ -15,9 +15,9 @@ _SALT: Final = b"broadcache: the scope of a token"
 
 
 class Scopes:
-    """Tells callers apart, so that a key used by one of them never voids the invalidation of another.
+    """Separates callers, so that a key used by one never suppresses the invalidation of another.
 
-    A caller is a token. Where the API takes no tokens, all callers are one, and its scope is `source`.
+    A caller is identified by its token. Without tokens, all callers share the scope `source`.
     """
 
     def __init__(self, tokens: Tokens, *, source: str) -> None:
@@ -25,7 +25,7 @@ class Scopes:
         self._source = source
 
     async def scope_of(self, request: Request) -> str:
-        """Return the scope of the request's caller. It is the same in every process, and after a restart."""
+        """Return the scope of the request's caller: the same in every process, and after a restart."""
         header = request.headers.get("authorization", "").encode("latin-1")
         digest = self._tokens.digest_of_header(header)
         if digest is None:
@@ -34,9 +34,9 @@ class Scopes:
 
 
 def id_of(scope: str, namespace: str, idempotency_key: str) -> str:
-    """Return the id of the invalidation that this caller's key stands for.
+    """Return the id of the invalidation for this caller's key.
 
-    Ids are in the log and on the channel. None reveals its key, or who chose it.
+    Ids are in the log and on the channel. An id reveals neither its key nor its caller.
     """
     key = hashlib.sha256(scope.encode()).digest()
     return hashlib.blake2b(f"{namespace} {idempotency_key}".encode(), key=key, digest_size=20).hexdigest()
@@ -46,8 +46,8 @@ def id_of(scope: str, namespace: str, idempotency_key: str) -> str:
 def _scope_of_token(digest: bytes) -> str:
     """Return a name for a token, from which a short token cannot be guessed cheaply.
 
-    A user with read rights on Redis sees what is derived from the scope: ids, and the keys of receipts. A plain hash
-    would let such a user try millions of tokens a second, so this one takes some 50 ms and 16 MiB. Its salt is fixed:
-    all processes have to agree on the scope.
+    Ids and the keys of receipts are derived from the scope, and a Redis user with read rights sees them. A plain hash
+    would let such a user try millions of tokens a second, so this one takes some 50 ms and 16 MiB. Its salt is fixed,
+    because all processes have to agree on the scope.
     """
     return "token " + hashlib.scrypt(digest, salt=_SALT, n=2**14, r=8, p=1, dklen=32).hex()

@@ -1,4 +1,4 @@
-"""ASGI middleware that tells an observer of each request: by its route, so that no client can make up series."""
+"""ASGI middleware that reports each request to an observer, by its route: clients cannot create metric series."""
 
 from typing import Final
 
@@ -9,18 +9,18 @@ from ..telemetry.observer import PublisherObserver
 __all__ = ["FANOUT_ROUTE", "RequestCounter"]
 
 FANOUT_ROUTE: Final = "/{service}/{port}/{rest}"
-"""What the requests are counted under that are broadcast."""
+"""The route of broadcast requests."""
 _NO_ROUTE: Final = "none"
 _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _CLIENT_GONE: Final = 499
-"""What other servers log when a client left before it was answered."""
+"""The status that other servers log when a client disconnected before the response."""
 
 
 class RequestCounter:
-    """Stands in front of everything else, and counts what is refused as well.
+    """Counts every request, also those that the token gate refuses.
 
-    Shape:  `route` is the template of the route, that of the fan-out for broadcasts, and `none` where there is none,
-            or nobody asked for it: the gate refused. Methods that few use are counted as `other`.
+    Shape:  `route` is the template of the route, that of the fan-out for broadcasts, and `none` without a route or
+            when the gate refused the request. Rare methods are counted as `other`.
     """
 
     def __init__(self, app: ASGIApp, *, observer: PublisherObserver) -> None:
@@ -28,7 +28,7 @@ class RequestCounter:
         self._observer = observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on, and count how it was answered."""
+        """Pass the request on, and count its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

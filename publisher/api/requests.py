@@ -1,10 +1,11 @@
-"""What an endpoint wants to know of a request before it reads what the body says."""
+"""Checks of a request's headers, and its body as bytes."""
 
 import re
 from typing import Final
 
 from starlette.requests import Request
 
+from ...shared.process.bodies import read_at_most
 from .documents.problems import BODY_TOO_LARGE, IDEMPOTENCY_KEY_INVALID, MEDIA_TYPE_UNSUPPORTED, Problem
 
 __all__ = ["check_is_json", "idempotency_key_of", "read_body"]
@@ -13,9 +14,9 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[ -~]{1,255}", re.ASCII)
 
 
 def check_is_json(request: Request) -> None:
-    """Raises: Problem when the body is not said to be JSON.
+    """Raises: Problem when Content-Type is not JSON.
 
-    It also keeps web pages of other origins out: a browser asks before it sends this type, and nobody answers.
+    This also keeps out web pages of other origins: browsers send this type only after a preflight, which fails here.
     """
     media_type = request.headers.get("content-type", "")
     if media_type != "application/json":
@@ -24,7 +25,7 @@ def check_is_json(request: Request) -> None:
         if name.strip().lower() != "application/json" or charset not in {"", "charset=utf-8"}:
             raise Problem(
                 MEDIA_TYPE_UNSUPPORTED,
-                f"expected Content-Type: application/json, got {media_type!r:.100}; send JSON in UTF-8, and say so",
+                f"expected Content-Type: application/json, got {media_type!r:.100}; send JSON in UTF-8",
             )
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
@@ -36,24 +37,20 @@ def check_is_json(request: Request) -> None:
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
-    """Read the body, and no more of it than is allowed. Raises: Problem; ClientDisconnect."""
+    """Read the body, up to `bytes_max`. Raises: Problem; ClientDisconnect."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > bytes_max:
         raise _too_large(bytes_max)
-    chunks: list[bytes] = []
-    left_bytes = bytes_max
-    async for chunk in request.stream():
-        left_bytes -= len(chunk)
-        if left_bytes < 0:
-            raise _too_large(bytes_max)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    body = await read_at_most(request.stream(), bytes_max)
+    if len(body) > bytes_max:
+        raise _too_large(bytes_max)
+    return body
 
 
 def _too_large(bytes_max: int) -> Problem:
     return Problem(
         BODY_TOO_LARGE,
-        f"expected a body of at most {bytes_max} bytes, got more; send several requests, or name a tag or a prefix",
+        f"expected a body of at most {bytes_max} bytes, got more; send several requests, or use a tag or a prefix",
     )
 
 

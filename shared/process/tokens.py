@@ -4,17 +4,28 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ..errors import InvalidSettings
 
-__all__ = ["Right", "Tokens"]
+__all__ = ["Authorization", "Right", "Tokens"]
 
 Right: TypeAlias = Literal["ro", "rw"]
-"""`ro` may only read (GET, HEAD), `rw` may everything."""
+"""`ro` may only read (GET, HEAD), `rw` may also write."""
 
 # The characters of RFC 6750's b64token. There is no colon among them, so that `ro:` can be nothing but a right.
 _GRAMMAR: Final = re.compile(r"(?:(?P<right>ro|rw):)?(?P<token>[A-Za-z0-9._~+/-]+=*)", re.ASCII)
+
+
+class Authorization(NamedTuple):
+    """The Authorization headers of one request, compared with the valid tokens.
+
+    Shape:  `right` is what the request may do; None unless it has exactly one such header, with a valid bearer token.
+            `headers` is how many it has.
+    """
+
+    right: Right | None
+    headers: int
 
 
 class Tokens:
@@ -48,10 +59,11 @@ class Tokens:
     def __repr__(self) -> str:
         return f"<{len(self)} tokens>"
 
-    def right_of_header(self, authorization: bytes) -> Right | None:
-        """Return what the token in `Bearer TOKEN` may do; None when there is none in it, or no valid one."""
-        digest = self.digest_of_header(authorization)
-        return None if digest is None else self._rights[digest]
+    def authorize(self, headers: Iterable[tuple[bytes, bytes]]) -> Authorization:
+        """Compare the Authorization header among `headers`, whose names are in lower case, with the tokens."""
+        given = [value for name, value in headers if name == b"authorization"]
+        digest = self.digest_of_header(given[0]) if len(given) == 1 else None
+        return Authorization(None if digest is None else self._rights[digest], len(given))
 
     def right_of(self, token: bytes) -> Right | None:
         """Return what `token` may do; None when it is not valid."""

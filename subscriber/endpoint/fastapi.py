@@ -4,10 +4,13 @@ from dataclasses import asdict
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
+from ...shared.process.bodies import read_at_most
+from ...shared.process.problems import PROBLEM_MEDIA_TYPE, BasicProblem, problem_type
 from ...shared.process.tokens import Tokens
 from ...shared.telemetry.exposition import can_expose, exposed
 from ...shared.wire import FRAME_BYTES_MAX
@@ -131,12 +134,7 @@ def describe(subscriber: Subscriber) -> dict[str, Any]:
 
 async def _read_body(request: Request) -> bytes:
     """Read the body, and no more of it than tells that it is too long. Raises: ClientDisconnect."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > FRAME_BYTES_MAX:
-            break
-    return bytes(body[: FRAME_BYTES_MAX + 1])
+    return await read_at_most(request.stream(), FRAME_BYTES_MAX)
 
 
 def _objection_to(request: Request, tokens: Tokens) -> Response | None:
@@ -160,8 +158,7 @@ def _objection_to(request: Request, tokens: Tokens) -> Response | None:
 
 
 def _has_token(request: Request, tokens: Tokens) -> bool:
-    given = [value for name, value in request.scope["headers"] if name == b"authorization"]
-    return len(given) == 1 and tokens.right_of_header(given[0]) is not None
+    return tokens.authorize(request.scope["headers"]).right is not None
 
 
 def _is_cross_site(request: Request) -> bool:
@@ -183,5 +180,5 @@ def _host_of(origin: str) -> str | None:
 
 
 def _problem(status: int, kind: str, title: str, detail: str, *, headers: dict[str, str] | None = None) -> Response:
-    document = {"type": f"urn:broadcache:problem:{kind}", "title": title, "status": status, "detail": detail}
-    return JSONResponse(document, status, headers=headers, media_type="application/problem+json")
+    document = BasicProblem(type=problem_type(kind), title=title, status=status, detail=detail)
+    return Response(msgspec.json.encode(document), status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)

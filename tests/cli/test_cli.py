@@ -128,7 +128,7 @@ def test_a_publish_answers_one_line_for_people_or_the_fields_of_the_api_for_scri
     for_people = run("publish", "-n", "products", "--everything", BROADCACHE_REDIS_URL=redis_url)
     assert for_people.returncode == 0
     assert "to products at 1 of epoch" in for_people.stdout
-    assert "receivers: 0 (connections that listen; not a proof)" in for_people.stdout
+    assert "receivers: 0 (subscribed connections; not a proof)" in for_people.stdout
 
     for_scripts = run("publish", "-n", "products", "--tag", "a", "--tag", "b", "--json", "--redis-url", redis_url)
     answer = json.loads(for_scripts.stdout)

@@ -7,8 +7,9 @@ from typing import Annotated
 import pytest
 from msgspec import Meta
 
-from broadcache.publisher.api.settings import ApiSettings, is_loopback
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared import InvalidSettings
+from broadcache.shared.process.serving import is_loopback
 from broadcache.shared.process.settings import Settings, read_settings, variable_of
 from broadcache.shared.process.tokens import Tokens
 

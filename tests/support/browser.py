@@ -19,8 +19,9 @@ from tests.support.registry import make_registry_old, make_registry_old_sync
 from tests.support.replicas import FAST, fill
 
 from broadcache.publisher.api.app import create_app
-from broadcache.publisher.api.server import listen, new_server, url_of
+from broadcache.publisher.api.server import new_server
 from broadcache.publisher.api.settings import ApiSettings
+from broadcache.shared.process.serving import listen, url_of
 from broadcache.shared.transport.redis.embedded import dying_with_us
 from broadcache.subscriber import LocalCache, Subscriber
 

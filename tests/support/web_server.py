@@ -8,7 +8,8 @@ import httpx2
 from fastapi import FastAPI
 from uvicorn import Server
 
-from broadcache.publisher.api.server import listen, new_server
+from broadcache.publisher.api.server import new_server
+from broadcache.shared.process.serving import listen
 
 
 @asynccontextmanager

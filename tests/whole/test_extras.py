@@ -367,9 +367,9 @@ WITH_ONLY_CLI = {
     "doctor": Expected(f"--timeout-seconds 0.1 --redis-url {CLOSED} --json", 1, "expected a connection to"),
     "fanout": Expected("replicas.test 80", 2, "which is not installed: pip install 'broadcache[fanout]'"),
     "publish": Expected(f"--key key --timeout-seconds 0.1 --redis-url {CLOSED}", 1, "expected a connection to"),
-    "replica": Expected("--source products.db", 2, "needs the package uvicorn: pip install 'broadcache[publisher]'"),
+    "replica": Expected("--source products.db", 2, "needs the package fastapi: pip install 'broadcache[publisher]'"),
     "replicas": Expected(f"--timeout-seconds 0.1 --redis-url {CLOSED}", 1, "expected a connection to"),
-    "serve": Expected("", 2, "needs the package uvicorn: pip install 'broadcache[publisher]'"),
+    "serve": Expected("", 2, "needs the package fastapi: pip install 'broadcache[publisher]'"),
 }
 """All but `watch`, which does not end."""
 

@@ -1,1 +1,1 @@
-"""The JSON documents of the HTTP API."""
+"""The JSON of the API: request bodies, responses, problems, and the OpenAPI document."""

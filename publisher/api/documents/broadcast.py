@@ -1,4 +1,4 @@
-"""The answer to a broadcast, as the API sends it."""
+"""The result of a broadcast, as the API returns it."""
 
 import msgspec
 
@@ -8,7 +8,7 @@ __all__ = ["AddressResult", "BroadcastResult", "answer_of"]
 
 
 class AddressResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What came of one address. `statusCode` is null, and `error` says why, when it gave no answer."""
+    """The result at one address. Without a response, `statusCode` is null and `error` says why."""
 
     status_code: int | None
     address: str
@@ -18,7 +18,7 @@ class AddressResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class BroadcastResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What came of a broadcast. `complete` is false when addresses are known, or likely, to be missing: see `notes`."""
+    """The result of a broadcast. `complete` is false when addresses are known or likely to be missing: see `notes`."""
 
     responses: tuple[AddressResult, ...]
     total: int
@@ -32,7 +32,7 @@ class BroadcastResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
 
 
 def answer_of(broadcast: Broadcast, *, is_body_dropped: bool = False) -> BroadcastResult:
-    """Return what to answer for this broadcast."""
+    """Convert a broadcast."""
     return BroadcastResult(
         responses=tuple(
             AddressResult(

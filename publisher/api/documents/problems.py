@@ -1,10 +1,11 @@
-"""What the API answers when it cannot do what was asked: problem documents (RFC 9457)."""
+"""The API's problem documents (RFC 9457): each kind of problem, and the exception that carries one."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import msgspec
-from starlette.responses import Response
+
+from ....shared.process.problems import BasicProblem, problem_type
 
 __all__ = [
     "BODY_TOO_LARGE",
@@ -39,11 +40,9 @@ __all__ = [
     "Reason",
 ]
 
-_MEDIA_TYPE: Final = "application/problem+json"
-
 
 class Kind(NamedTuple):
-    """One kind of problem: its name in `type`, its status, its title, and the detail of the documented example."""
+    """One kind of problem: its name in `type`, its status, its title, and the detail of its example."""
 
     name: str
     status: int
@@ -52,12 +51,12 @@ class Kind(NamedTuple):
 
     @property
     def type(self) -> str:
-        """The URI that names this kind of problem, for programs to tell it by."""
-        return f"urn:broadcache:problem:{self.name}"
+        """The URI by which programs recognize this kind of problem."""
+        return problem_type(self.name)
 
 
 class Flaw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that is wrong with a request: `pointer` into its body (RFC 6901), or the name of its `parameter`."""
+    """One error in a request: where it is in the body, as a `pointer` (RFC 6901), or the name of its `parameter`."""
 
     detail: str
     pointer: str | None = None
@@ -65,29 +64,25 @@ class Flaw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why one way to the replicas failed."""
+    """Why one path to the replicas failed."""
 
     path: str
     detail: str
 
 
-class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ProblemDocument(BasicProblem, frozen=True, kw_only=True, omit_defaults=True):
     """A problem as it is sent."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
     errors: tuple[Flaw, ...] = ()
     reasons: tuple[Reason, ...] = ()
     rule: str | None = None
 
 
 class Problem(Exception):
-    """Raised where a request cannot be answered; the API answers with it.
+    """Raised where a request cannot be processed; `problem_response` turns it into the response.
 
-    Shape:  `detail` says expected, got, where and what to do; without it, it is that of the first of `errors`. `rule`
-            names what forbids a broadcast.
+    Shape:  `detail` says expected, got, where and what to do; by default it is that of the first of `errors`, or the
+            example of the kind. `rule` is the name of the rule that forbids a broadcast.
     """
 
     def __init__(
@@ -105,26 +100,20 @@ class Problem(Exception):
             type=kind.type,
             title=kind.title,
             status=kind.status,
-            detail=detail or errors[0].detail,
+            detail=detail or (errors[0].detail if errors else kind.example),
             errors=errors,
             reasons=reasons,
             rule=rule,
         )
-        self._headers = headers
+        self.headers: Final = headers
         super().__init__(self.document.detail)
-
-    def response(self) -> Response:
-        """Return it as an HTTP response."""
-        return Response(
-            msgspec.json.encode(self.document), self.kind.status, headers=self._headers, media_type=_MEDIA_TYPE
-        )
 
 
 BODY_UNREADABLE: Final = Kind(
     "body-unreadable",
     400,
     "The body cannot be read",
-    "expected a body of one JSON object in UTF-8, got: Input data was truncated; send the whole object",
+    "the request body is not one JSON object in UTF-8 (12 bytes): Input data was truncated; send the whole object",
 )
 IDEMPOTENCY_KEY_INVALID: Final = Kind(
     "idempotency-key-invalid",
@@ -142,11 +131,9 @@ RIGHT_MISSING: Final = Kind(
     "right-missing",
     403,
     "The token may only read",
-    "expected a token that may write for POST, got one that may only read; use a read-write token",
+    "this token may only read, and POST needs the right to write; use a read-write token",
 )
-NOT_FOUND: Final = Kind(
-    "not-found", 404, "There is nothing at this path", "expected a path of this API, got '/invalidation'"
-)
+NOT_FOUND: Final = Kind("not-found", 404, "The path does not exist", "expected a path of this API, got '/invalidation'")
 NAMESPACE_UNKNOWN: Final = Kind(
     "namespace-unknown",
     404,
@@ -156,17 +143,17 @@ NAMESPACE_UNKNOWN: Final = Kind(
 LOG_MISSING: Final = Kind(
     "log-missing",
     404,
-    "There is no log",
-    'expected a publisher that has a log, got one with delivery="fanout" alone, which remembers nothing',
+    "The publisher has no log",
+    'a publisher with delivery="fanout" keeps no log, and the log is needed here; use another delivery',
 )
 METHOD_NOT_ALLOWED: Final = Kind(
-    "method-not-allowed", 405, "The path has no such method", "expected GET, POST, got DELETE at /invalidations"
+    "method-not-allowed", 405, "The path does not have this method", "expected GET, POST, got DELETE at /invalidations"
 )
 BODY_TOO_LARGE: Final = Kind(
     "body-too-large",
     413,
     "The body is too large",
-    "expected a body of at most 4194304 bytes, got more; send several requests, or name a tag or a prefix",
+    "expected a body of at most 4194304 bytes, got more; send several requests, or use a tag or a prefix",
 )
 MEDIA_TYPE_UNSUPPORTED: Final = Kind(
     "media-type-unsupported",
@@ -190,32 +177,33 @@ IDEMPOTENCY_CONFLICT: Final = Kind(
     "idempotency-conflict",
     422,
     "The Idempotency-Key was used for another request",
-    "expected the request that this Idempotency-Key was first used for, got other targets; use a new key",
+    "this Idempotency-Key was first used with other targets; use a new key, or repeat the first request unchanged",
 )
 INTERNAL_ERROR: Final = Kind(
     "internal-error",
     500,
-    "The publisher failed",
-    "expected to answer this request, failed to; it is not known whether it took effect; the publisher's log says more",
+    "Internal error",
+    "the publisher failed to process this request, and it is not known whether it took effect; see the publisher's log",
 )
 LOG_UNREACHABLE: Final = Kind(
     "log-unreachable",
     503,
-    "Redis cannot be reached",
-    "expected Redis to log the invalidation within 2 s, got no answer: nothing is known to be accepted; send the "
-    "request again, with the same Idempotency-Key if it has one",
+    "Redis is unreachable",
+    "Redis did not answer in time for POST /invalidations: it is not known whether anything was accepted; send the "
+    "request again, a POST with the same Idempotency-Key if it has one",
 )
 LOG_REFUSED: Final = Kind(
     "log-refused",
     503,
-    "Redis refused",
-    "expected Redis to log an invalidation of 'products', got: OOM command not allowed when used memory > 'maxmemory'",
+    "Redis refused the command",
+    "Redis refused POST /invalidations, nothing was accepted; send the request again after the operator has fixed the "
+    "cause, which is in `reasons`",
 )
 FANOUT_REFUSED: Final = Kind(
     "fanout-refused",
     403,
-    "The fan-out may not do this",
-    "expected a service that BROADCACHE_FANOUT_ALLOW names, got 'metadata'; add metadata:80 to it if this is meant",
+    "The fan-out is not allowed to do this",
+    "expected a service in BROADCACHE_FANOUT_ALLOW, got 'metadata'; add metadata:80 to it to allow this",
 )
 SERVICE_NOT_FOUND: Final = Kind(
     "service-not-found",
@@ -232,38 +220,38 @@ SERVICE_INVALID: Final = Kind(
 BROADCASTS_TOO_MANY: Final = Kind(
     "broadcasts-too-many",
     429,
-    "Too many broadcasts are under way",
+    "Too many broadcasts are in progress",
     "expected at most 32 broadcasts at a time, got one more; try again in a moment",
 )
 RESOLVER_FAILED: Final = Kind(
     "resolver-failed",
     502,
     "The name server failed",
-    "expected the name servers to say where 'web' is, got SERVFAIL; nobody was called, try again",
+    "the name servers answered SERVFAIL for 'web'; no address was called, try again",
 )
 RESOLVER_TIMED_OUT: Final = Kind(
     "resolver-timed-out",
     504,
     "The name server did not answer",
-    "expected the name servers to say where 'web' is within 2 s, got no answer; nobody was called, try again",
+    "the name servers did not answer within 2 s for 'web'; no address was called, try again",
 )
 BROADCAST_LOOP: Final = Kind(
     "broadcast-loop",
     508,
-    "The broadcast has come back",
-    "expected a request that no fan-out has sent, got one whose Via header names broadcache",
+    "The broadcast has returned to a fan-out",
+    "the Via header says that a fan-out has sent this request, and it would return here for ever; make the "
+    "service point at replicas, not at a fan-out",
 )
 NOT_DELIVERED: Final = Kind(
     "not-delivered",
     503,
-    "Neither path delivered",
-    "expected the invalidation to be logged, or taken by every replica, got neither: it waits to be logged when Redis "
-    "takes it; send the request again, with the same Idempotency-Key if it has one",
+    "The invalidation was not delivered",
+    "the invalidation was neither logged nor applied by every replica, it waits to be logged until Redis is back; send "
+    "the request again, with the same Idempotency-Key if it has one",
 )
 STREAMS_EXHAUSTED: Final = Kind(
     "streams-exhausted",
     503,
-    "No more clients can follow",
-    "expected at most 100 clients to follow at once, got one more; come back later, or raise "
-    "BROADCACHE_EVENT_CLIENTS_MAX",
+    "Too many clients follow the events",
+    "expected at most 100 clients of GET /events, got one more; reconnect later, or raise BROADCACHE_EVENT_CLIENTS_MAX",
 )

@@ -1,4 +1,4 @@
-"""One feed for each namespace that is followed, however many clients follow it."""
+"""One feed for each followed namespace, shared by all clients that follow it."""
 
 import asyncio
 import logging
@@ -22,14 +22,14 @@ logger = logging.getLogger("broadcache.publisher")
 
 
 class HubFull(BroadcacheError):
-    """As many clients follow as may, or the publisher is ending."""
+    """The maximum number of clients is reached, or the publisher is shutting down."""
 
 
 class Hub:
-    """Follows a namespace as long as a client does, over one subscription that all its clients share.
+    """Follows a namespace while it has clients, over one subscription that they share.
 
-    Shape:  `clients_max` is how many clients there are at most. A client for which more than `waiting_bytes_max` waits
-            is cut off: it comes back with the id of the last event that it has, and reads the rest from the log.
+    Shape:  `clients_max` limits the number of clients. A client with more than `waiting_bytes_max` of unsent events is
+            disconnected: it reconnects with the id of its last event, and reads the rest from the log.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class Hub:
 
     @asynccontextmanager
     async def client(self, namespace: str, after: Position | None) -> AsyncIterator["Client"]:
-        """Follow `namespace`: what comes from now on, or with `after`, what has come since as well.
+        """Follow `namespace` from now on; with `after`, from that position on.
 
         Raises: HubFull; InvalidNamespace, InvalidSettings.
         """
         if self._is_closed:
-            raise HubFull("expected a publisher that goes on, got one that is ending; come back")
+            raise HubFull("the publisher is shutting down; reconnect in a few seconds")
         if len(self._clients) >= self._clients_max:
             raise HubFull(
-                f"expected at most {self._clients_max} clients to follow at once, got one more; come back later, or "
-                "raise BROADCACHE_EVENT_CLIENTS_MAX"
+                f"expected at most {self._clients_max} clients of GET /events, got one more; reconnect later, or raise "
+                "BROADCACHE_EVENT_CLIENTS_MAX"
             )
         room = self._rooms.get(namespace)
         if room is None:
@@ -67,21 +67,21 @@ class Hub:
             room.start()
         client = Client(room, after, self._heartbeat_seconds, self._waiting_bytes_max)
         self._clients.add(client)
-        room.visitors += 1
+        room.clients_count += 1
         try:
             yield client
         finally:
             self._clients.discard(client)
             room.leave(client)
-            room.visitors -= 1
-            if not room.visitors:
-                # Only the room that it was: another may have been opened for the same namespace.
+            room.clients_count -= 1
+            if not room.clients_count:
+                # Only this room: another may have been opened for the same namespace.
                 if self._rooms.get(namespace) is room:
                     del self._rooms[namespace]
                 await room.close()
 
     async def close(self) -> None:
-        """End every client's events, and take no more. Closing twice is harmless."""
+        """End the events of every client, and accept no more clients. Closing twice is harmless."""
         self._is_closed = True
         for client in self._clients:
             client.end()
@@ -90,11 +90,11 @@ class Hub:
 
 
 class _Room:
-    """A namespace that is followed, and those who listen. The feed tells it of everything."""
+    """A followed namespace, and its clients. It is the observer of the feed."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed: Final = feed
-        self.visitors = 0
+        self.clients_count = 0
         self.lost: Event | None = None
         self._listening: set[Client] = set()
         self._has_changed = asyncio.Event()
@@ -102,7 +102,7 @@ class _Room:
 
     @property
     def link(self) -> Link | None:
-        """The link, if there is one and it is not known to be lost."""
+        """The current link; None while it is lost."""
         link = self.feed.link
         return link if link is not None and link.is_open else None
 
@@ -121,11 +121,11 @@ class _Room:
         self._listening.discard(client)
 
     async def changed(self) -> None:
-        """Return when the link has come or gone."""
+        """Return when the link was made or lost."""
         await self._has_changed.wait()
 
     def wake(self) -> None:
-        """Let those who wait for the link look again."""
+        """Wake the clients that wait for a change of the link."""
         changed, self._has_changed = self._has_changed, asyncio.Event()
         changed.set()
 
@@ -138,33 +138,33 @@ class _Room:
                 client.cut()
 
     def on_invalidation(self, invalidation: Invalidation) -> None:
-        self._tell(event.of_invalidation(invalidation))
+        self._publish(event.of_invalidation(invalidation))
 
     def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
-        self._tell(event.of_unreadable(str(error), position))
+        self._publish(event.of_unreadable(str(error), position))
 
     def on_gap(self, gap: Gap) -> None:
-        self._tell(event.of_gap(gap))
+        self._publish(event.of_gap(gap))
 
     def on_link(self, label: str) -> None:
         self.lost = None
-        self._tell(event.of_link())
+        self._publish(event.of_link())
         self.wake()
 
     def on_lost(self, error: LinkLost) -> None:
         self.lost = event.of_loss(str(error))
-        self._tell(self.lost)
+        self._publish(self.lost)
         self.wake()
 
-    def _tell(self, told: Event) -> None:
+    def _publish(self, event: Event) -> None:
         for client in tuple(self._listening):
-            client.put(told)
+            client.put(event)
 
 
 class Client:
-    """One who follows: what waits for it, and what it has missed.
+    """One client of GET /events: its unsent events, and what it has missed.
 
-    Shape: `is_cut` is set when nobody can wait for it any more: what it has not been sent, it will not be.
+    Shape: `is_cut` is set when the client was too slow: its unsent events are discarded.
     """
 
     def __init__(self, room: _Room, after: Position | None, heartbeat_seconds: float, waiting_bytes_max: int) -> None:
@@ -172,10 +172,10 @@ class Client:
         self.is_sending = False
         self._room = room
         self._phase: Literal["waiting", "resuming", "live"] = "waiting"
-        # The link that missed events are read over.
+        # Missed events are read over this link.
         self._link: Link | None = None
         self._knows_of_loss = False
-        # The last event that it has, as far as it came out of the log; None for one that asks for nothing old.
+        # The last event that it received from the log; None for a client that asks for no old events.
         self._position = after
         self._heartbeat_seconds = heartbeat_seconds
         self._waiting: deque[Event] = deque()
@@ -184,23 +184,23 @@ class Client:
         self._has_news = asyncio.Event()
         self._is_ended = False
 
-    def put(self, told: Event) -> None:
-        """Have an event wait for this client; cut it off when too much does."""
-        self._left_bytes -= len(told.frame)
+    def put(self, event: Event) -> None:
+        """Queue an event for this client; disconnect it when the queue is full."""
+        self._left_bytes -= len(event.frame)
         if self._left_bytes < 0:
             self.cut()
         else:
-            self._waiting.append(told)
+            self._waiting.append(event)
             self._has_news.set()
 
     def cut(self) -> None:
-        """Give the client up."""
+        """Disconnect the client."""
         self._room.leave(self)
         self._waiting.clear()
         self.is_cut.set()
 
     def end(self) -> None:
-        """Let the events end; a client that does not even take what it was sent is not waited for."""
+        """End the events after the queued ones; a client that is not reading is disconnected at once."""
         if self.is_sending:
             self.cut()
         self._is_ended = True
@@ -208,15 +208,15 @@ class Client:
         self._room.wake()
 
     async def next(self) -> bytes | None:
-        """Return what to send next, events or a sign of life; None when the end has come."""
-        steps = {"waiting": self._await_link, "resuming": self._resume, "live": self._hear}
+        """Return what to send next, events or a heartbeat; None at the end."""
+        steps = {"waiting": self._await_link, "resuming": self._resume, "live": self._next_event}
         chunk: bytes | None = b""
         while chunk == b"":
             chunk = await steps[self._phase]()
         return chunk
 
     async def _await_link(self) -> bytes | None:
-        """Wait until the namespace is followed. From then on what comes waits for this client."""
+        """Wait until the namespace is followed. From then on, events are queued for this client."""
         link = self._room.link
         if link is None:
             if self._is_ended:
@@ -235,8 +235,8 @@ class Client:
         return event.of_link(self._room.feed.position).frame
 
     async def _resume(self) -> bytes | None:
-        """Return the next page of what the log has for this client. What is not in it yet waits already."""
-        assert self._link is not None, "there was a link when it began"
+        """Return the next page of missed events from the log. Newer events are already queued."""
+        assert self._link is not None, "a client resumes only after it has joined over a link"
         try:
             missed, is_all = await self._replayed(self._link)
         except LinkLost:
@@ -249,40 +249,40 @@ class Client:
             self._phase = "live"
         return b"".join([each.frame for each in missed])
 
-    async def _hear(self) -> bytes | None:
-        """Return the next of what waits, or wait for it."""
+    async def _next_event(self) -> bytes | None:
+        """Return the next queued event, or wait for it."""
         if self._waiting:
-            told = self._waiting.popleft()
-            self._left_bytes += len(told.frame)
-            return b"" if self._has(told.position) else told.frame
+            queued = self._waiting.popleft()
+            self._left_bytes += len(queued.frame)
+            return b"" if self._has(queued.position) else queued.frame
         if self._is_ended:
             return None
         self._has_news.clear()
         return b"" if await self._is_in_time(self._has_news.wait()) else HEARTBEAT
 
     async def _replayed(self, link: Link) -> tuple[list[Event], bool]:
-        """Read the next page of what the client has missed; and whether that was all. Raises: LinkLost."""
+        """Read the next page of missed events, and whether it is the last. Raises: LinkLost."""
         after = self._position
-        assert after is not None, "only a client that resumes has missed something"
+        assert after is not None, "only a client that resumes has missed events"
         try:
             newest = await head(link, self._room.feed.namespace)
             missed = await read_missed(link, self._room.feed.namespace, after=after, until=newest)
         except LogRefused as error:
             return [event.of_gap(Gap("log-refused", str(error)))], True
         self._position = missed.position
-        told = [
+        events = [
             event.of_gap(item) if isinstance(item, Gap) else event.of_entry(item, missed.position.epoch)
             for item in missed.items
         ]
-        return told, missed.position == (newest or BEFORE_THE_FIRST)
+        return events, missed.position == (newest or BEFORE_THE_FIRST)
 
     def _has(self, position: Position | None) -> bool:
-        """Whether it was sent what stands at `position`, out of the log."""
+        """Whether the client received the event at `position` from the log."""
         ours = self._position
         return ours is not None and position is not None and ours.reaches(position)
 
     async def _is_in_time(self, news: Awaitable[object]) -> bool:
-        """Wait for news; return whether they came before the next sign of life is due."""
+        """Wait for news; return whether they came before the next heartbeat is due."""
         try:
             async with asyncio.timeout(self._heartbeat_seconds):
                 await news

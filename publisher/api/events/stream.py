@@ -1,4 +1,4 @@
-"""The answer of GET /events: a response that goes on until its client, or the publisher, ends."""
+"""The response to GET /events: it continues until the client disconnects or the publisher shuts down."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from ....shared.invalidation import Position
 from ..documents.problems import STREAMS_EXHAUSTED, Problem
+from ..responses import problem_response
 from .hub import Client, Hub, HubFull
 
 __all__ = ["EventStream"]
@@ -18,7 +19,7 @@ _RECONNECT_MS: Final = 1_000
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
-    # Proxies such as nginx would collect events until a buffer is full.
+    # Proxies such as nginx would buffer events until a buffer is full.
     (b"x-accel-buffering", b"no"),
 ]
 
@@ -26,7 +27,7 @@ logger = logging.getLogger("broadcache.publisher")
 
 
 class EventStream(Response):
-    """Sends one client what the hub has for it. It takes its place at the hub when it is sent, and leaves it then."""
+    """Sends one client its events. It joins the hub when the response begins, and leaves it when the response ends."""
 
     def __init__(self, hub: Hub, namespace: str, *, after: Position | None) -> None:
         super().__init__()
@@ -35,19 +36,20 @@ class EventStream(Response):
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and go on until the client leaves, is too slow, or is told the end."""
+        """Send events until the client disconnects or is too slow, or until the hub closes."""
         try:
             async with self._hub.client(self._namespace, self._after) as client:
                 await _send_until_gone(client, receive, send)
         except HubFull as error:
             headers = {"Retry-After": str(_RETRY_AFTER_SECONDS)}
-            await Problem(STREAMS_EXHAUSTED, str(error), headers=headers).response()(scope, receive, send)
+            problem = Problem(STREAMS_EXHAUSTED, str(error), headers=headers)
+            await problem_response(problem)(scope, receive, send)
 
 
 async def _send_until_gone(client: Client, receive: Receive, send: Send) -> None:
     tasks = [
         asyncio.create_task(_send_events(client, send), name="broadcache events to a client"),
-        asyncio.create_task(_disconnected(receive), name="broadcache events until a client leaves"),
+        asyncio.create_task(_disconnected(receive), name="broadcache events until a client disconnects"),
         asyncio.create_task(client.is_cut.wait(), name="broadcache events until a client is cut"),
     ]
     try:
@@ -57,7 +59,7 @@ async def _send_until_gone(client: Client, receive: Receive, send: Send) -> None
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     if client.is_cut.is_set():
-        logger.warning("cut off a client of GET /events that did not read what it was sent")
+        logger.warning("disconnected a client of GET /events that did not read its events in time")
     if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
         raise results[0]
 

@@ -1,4 +1,4 @@
-"""The operators' page: static files, read once, and what the page asks about itself before anything else."""
+"""The operators' page: its static files, read once, and GET /page.json, the access of its user."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ _POLICY: Final = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        # Names that others chose are put in as text. With this, a browser refuses any other way.
+        # Names that clients chose are inserted as text. With this, a browser refuses HTML from scripts.
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     ]
@@ -48,19 +48,19 @@ _HEADERS: Final = {
 
 
 def _files() -> dict[str, Path]:
-    """The path of each file, as a browser asks for it. One segment each, so that no service's name is taken."""
+    """The file at each path. Paths have one segment, so that they do not reserve names of services."""
     files = {f"/{file.name}": file for file in sorted(_FOLDER.iterdir()) if file.suffix in _MEDIA_TYPES}
     return {"/": files.pop("/page.html"), **files}
 
 
 PAGE_PATHS: Final = frozenset({*_files(), _ACCESS_PATH})
-"""What whoever has no token may ask for: it holds nothing of the log and nothing secret."""
+"""The paths that need no token: their content is not secret, and nothing in it is from the log."""
 
 
 class PageAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """What the page may do for whoever asks. `right` is null without a valid token; then no namespace is told either.
+    """The access of the page's user. Without a valid token, `right` is null and no namespace is listed.
 
-    `namespaces` are the only ones that may be used; any may, if there are none.
+    `namespaces` are the allowed ones; empty when any is allowed.
     """
 
     right: Right | None
@@ -69,10 +69,10 @@ class PageAccess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def page_routes(namespaces: Sequence[str], tokens: Tokens) -> list[Route]:
-    """Return the routes of the page and its files, each of which is read here."""
+    """Return the routes of the page. Its files are read here."""
 
     async def access(request: Request) -> Response:
-        right = _right_of(request, tokens)
+        right = tokens.authorize(request.scope["headers"]).right if tokens else "rw"
         answer = PageAccess(
             right=right,
             namespaces=tuple(namespaces) if right else (),
@@ -92,21 +92,15 @@ def _route(path: str, file: "_File") -> Route:
     return Route(path, answer, methods=["GET"], include_in_schema=False)
 
 
-def _right_of(request: Request, tokens: Tokens) -> Right | None:
-    if not tokens:
-        return "rw"
-    return tokens.right_of_header(request.headers.get("authorization", "").encode("latin-1"))
-
-
 class _File:
-    """One file of the page, as it is sent: a browser that has it already is told so."""
+    """One file of the page; a browser that has the current version gets 304."""
 
     def __init__(self, file: Path) -> None:
         self._content = file.read_bytes()
         self._media_type = _MEDIA_TYPES[file.suffix]
         self._headers = {
             **_HEADERS,
-            "Cache-Control": "no-cache",  # kept, and asked about each time: a new version is seen at once
+            "Cache-Control": "no-cache",  # cached, but revalidated on each request: a new version takes effect at once
             "ETag": f'"{hashlib.sha256(self._content).hexdigest()[:32]}"',
         }
 

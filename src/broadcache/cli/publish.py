@@ -1,7 +1,7 @@
-"""`broadcache publish`: log one invalidation, straight to Redis."""
+"""`broadcache publish`: log one invalidation in Redis, without a running publisher."""
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,28 +24,28 @@ def publish(
     key: Annotated[list[str] | None, typer.Option(help="Drop the entry with this key. May be repeated.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Drop the entries with this tag. May be repeated.")] = None,
     prefix: Annotated[
-        list[str] | None, typer.Option(help="Drop the entries whose key begins so. May be repeated.")
+        list[str] | None, typer.Option(help="Drop the entries whose key begins with this. May be repeated.")
     ] = None,
     everything: Annotated[bool, typer.Option("--everything", help="Drop every entry of the namespace.")] = False,
-    reason: Annotated[str, typer.Option(help="Why, for those who read the log later.")] = "",
+    reason: Annotated[str, typer.Option(help="Why, for readers of the log.")] = "",
     confirm: Annotated[
-        bool, typer.Option("--confirm", help="Wait for every replica, and list who has applied it.")
+        bool, typer.Option("--confirm", help="Wait for every replica, and list which have applied it.")
     ] = False,
     confirm_seconds: Annotated[
-        float | None, typer.Option(help="How long to wait for them; implies --confirm. [default: 1]")
+        float | None, typer.Option(help="How long to wait for replicas; implies --confirm. [default: 1]")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Drop nothing: ask the replicas how many entries are meant.")
+        bool, typer.Option("--dry-run", help="Drop nothing: query the replicas for the number of matching entries.")
     ] = False,
-    timeout_seconds: Annotated[float, typer.Option(help="How long to try.")] = 5.0,
+    timeout_seconds: Annotated[float, typer.Option(help="How long to try to publish.")] = 5.0,
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
-    """Tell every replica to drop entries. Done (0) means that Redis has logged it; otherwise the exit code is 1.
+    """Publish one invalidation: every replica drops these entries. Exit code 0: Redis has logged it; otherwise 1.
 
-    With --confirm, done also means that every replica that is there has applied it. Where the registry may not list
-    every replica, because it is new or was lost, the exit code is 1. With --dry-run, done means that every registered
-    replica has answered; nothing is dropped.
+    With --confirm, exit code 0 also means that every registered replica has applied it. If the registry is new or was
+    lost, and may not list every replica, the exit code is 1. With --dry-run, nothing is dropped, and exit code 0 means
+    that every registered replica has answered.
     """
     targets = _targets(key or [], tag or [], prefix or [], everything=everything)
     if not targets:
@@ -105,7 +105,7 @@ async def _previewed(targets: list[Target], redis_url: str, namespace: str, time
 
 
 def _print_preview(preview: "Preview", *, json: bool) -> None:
-    """Print what would be dropped: as the answer of `POST /invalidations/preview`, or a line for each replica."""
+    """Print a preview: as the response to `POST /invalidations/preview`, or a line for each replica."""
     import msgspec
 
     from .printable import printable
@@ -116,7 +116,7 @@ def _print_preview(preview: "Preview", *, json: bool) -> None:
     for each in preview.by_replica:
         print(f"  {printable(each.replica)}  {'about ' if each.is_estimate else ''}{each.entries}")
     for replica in preview.missing:
-        print(f"  {printable(replica)}  no answer in time, or of a version that gives none")
+        print(f"  {printable(replica)}  no answer in time, or of an older version")
     about = "about " if preview.is_estimate else ""
     if preview.doubt is not None:
         print(f"  there may be other replicas: {printable(preview.doubt)}")
@@ -124,42 +124,23 @@ def _print_preview(preview: "Preview", *, json: bool) -> None:
 
 
 def _as_text(receipt: "Receipt") -> str:
-    assert receipt.position is not None, "without a second path a publish that returns was logged"
+    assert receipt.position is not None, "without a second path, every publish that returns is logged"
     epoch, sequence = receipt.position
     return (
         f"published {receipt.id} to {receipt.namespace} at {sequence} of epoch {epoch}; "
-        f"receivers: {receipt.receivers} (connections that listen; not a proof)"
+        f"receivers: {receipt.receivers} (subscribed connections; not a proof)"
     )
 
 
 def _as_json(receipt: "Receipt") -> str:
-    """The same fields as the answer of `POST /invalidations`."""
+    """The same fields as the response to `POST /invalidations`."""
     import json
 
     import msgspec
 
-    epoch, sequence = receipt.position or (None, None)
-    answer: dict[str, Any] = {
-        "id": receipt.id,
-        "namespace": receipt.namespace,
-        "epoch": epoch,
-        "sequence": sequence,
-        "receivers": receipt.receivers,
-        "logged": receipt.is_logged,
-        "pending": receipt.pending,
-        "fanout": None,
-    }
-    confirmation = receipt.confirmation
-    if confirmation is not None:
-        answer["confirmation"] = {
-            "is_complete": confirmation.is_complete,
-            "expected": confirmation.expected,
-            "confirmed": confirmation.confirmed,
-            "missing": confirmation.missing,
-            "doubt": confirmation.doubt,
-            "replicas": msgspec.to_builtins(confirmation.replicas),
-        }
-    return json.dumps(answer)
+    from ..publisher.api.documents.models import Accepted
+
+    return json.dumps(msgspec.to_builtins(Accepted.of(receipt)))
 
 
 def _print_confirmation(confirmation: Confirmation) -> None:
@@ -179,7 +160,7 @@ def _print_confirmation(confirmation: Confirmation) -> None:
             unexpected = "" if each.is_expected else ", was not registered"
             line.append(f"  {each.latency_ms:.1f} ms by {each.how}{dropped}{unexpected}", "dim")
         else:
-            line.append("  missing: it may serve what it was told to drop, up to its bound")
+            line.append("  missing: it may serve the dropped entries until its staleness bound")
         console.print(line, soft_wrap=True)
     if confirmation.doubt is not None:
         console.print(

@@ -19,7 +19,7 @@ def serve(
         str | None, typer.Option(help="Where Redis or Valkey is. [default: redis://127.0.0.1:6379]")
     ] = None,
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Start a Valkey server on this machine instead; nothing is kept.")
+        bool, typer.Option("--embedded", help="Start a Valkey server on this machine instead; it keeps no data.")
     ] = False,
     token: Annotated[
         list[str] | None,
@@ -30,31 +30,32 @@ def serve(
     ] = False,
     allow_open: Annotated[bool, typer.Option("--allow-open", help="Listen beyond loopback without a token.")] = False,
 ) -> None:
-    """Serve POST /invalidations, the history, health and the fan-out. More settings: BROADCACHE_… variables."""
+    """Serve the HTTP API, the operators' page and the fan-out. More settings: BROADCACHE_… environment variables."""
     from ..publisher.api import server
     from ..publisher.api.settings import ApiSettings, FanoutSettings
     from ..shared.errors import InvalidSettings
     from ..shared.process.settings import read_settings
 
     if embedded and redis_url is not None:
-        raise InvalidSettings("expected --redis-url or --embedded, got both: leave one out")
+        raise InvalidSettings("expected --redis-url or --embedded, got both; leave one out")
     if fanout_only and (embedded or redis_url is not None):
-        raise InvalidSettings("expected --fanout-only without a Redis, which it does not use, got one: leave it out")
+        raise InvalidSettings(
+            "--fanout-only uses no Redis, so --redis-url and --embedded have no effect; leave them out"
+        )
     with ExitStack() as stack:
         if embedded:
             from ..shared.transport.redis.embedded import EmbeddedServer
 
             redis_url = stack.enter_context(EmbeddedServer()).url
             print(f"embedded server at {redis_url}", flush=True)
-        listening = {
-            "listen_host": host,
-            "listen_port": port,
-            "tokens": tuple(token) if token else None,
-            "allow_open": allow_open or None,
-        }
-        settings = (
-            read_settings(FanoutSettings, os.environ, **listening)
-            if fanout_only
-            else read_settings(ApiSettings, os.environ, redis_url=redis_url, **listening)
+        kind: type[FanoutSettings] = FanoutSettings if fanout_only else ApiSettings
+        settings = read_settings(
+            kind,
+            os.environ,
+            listen_host=host,
+            listen_port=port,
+            tokens=tuple(token) if token else None,
+            allow_open=allow_open or None,
+            redis_url=redis_url,  # None with --fanout-only, which has no such setting
         )
         server.serve(settings, on_ready=lambda url: print(f"publisher listens on {url}", flush=True))

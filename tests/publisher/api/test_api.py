@@ -27,8 +27,8 @@ from tests.support.web_server import served
 from broadcache import __version__
 from broadcache.publisher import Publisher
 from broadcache.publisher.api.app import create_app
+from broadcache.publisher.api.fanout_gate import FanoutGate
 from broadcache.publisher.api.idempotency import id_of
-from broadcache.publisher.api.server import AddressUnavailable, listen
 from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared import InvalidSettings
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
@@ -135,7 +135,7 @@ LONG = "x" * 1_025
 DEEP = b"[" * 100_000
 BAD_BODIES: dict[str, tuple[bytes, int, str | None, str]] = {
     # what it is: (the body, the status, where its pointer points, what its detail says)
-    "empty": (b"", 400, None, "got 0 bytes"),
+    "empty": (b"", 400, None, "(0 bytes)"),
     "half an object": (b'{"keys":["a"', 400, None, "one JSON object"),
     "half a string": (b'{"keys":["a', 400, None, "one JSON object"),
     "two objects": (b'{"keys":["a"]}{"keys":["b"]}', 400, None, "trailing characters"),
@@ -228,6 +228,26 @@ async def test_a_body_that_is_not_said_to_be_json_is_refused(
 async def test_a_path_that_does_not_exist_is_a_problem(client: httpx2.AsyncClient) -> None:
     for path in ("/nothing", "/invalidation", "/invalidations/", "/docs", "/redoc", "/health"):
         assert path in problem_of(await client.get(path), 404, "not-found")["detail"]
+
+
+async def test_a_route_is_found_in_any_spelling_of_its_path_with_the_same_rights(redis_url: str) -> None:
+    settings = ApiSettings(redis_url=redis_url, tokens=("swordfish", "ro:sesame"), fanout_allow=("web:80",))
+    body = {"namespace": "products", "keys": ["a"]}
+    async with client_of(settings) as client:
+        assert (await client.get("/%68ealth/live")).status_code == 200
+        for path in (f"{PATH}/preview", "/%69nvalidations/%70review"):
+            for token, status in (("swordfish", 200), ("sesame", 403), ("stranger", 401)):
+                answer = await client.post(path, json=body, headers={"Authorization": f"Bearer {token}"})
+                assert answer.status_code == status, (path, token)
+
+
+async def test_a_request_to_the_api_does_not_pass_through_the_fan_out(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(FanoutGate, "__call__")
+    async with client_of(ApiSettings(redis_url=redis_url, fanout_allow=("web:80",))) as client:
+        assert (await client.post(PATH, json={"keys": ["a"]})).status_code == 200
+        assert (await client.get("/web/80")).status_code == 500
 
 
 @pytest.mark.parametrize(
@@ -851,18 +871,6 @@ async def test_the_document_says_whether_a_token_is_needed(
 
 
 # The process
-
-
-def test_a_port_that_is_taken_is_told_with_what_to_do() -> None:
-    with listen("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-        with pytest.raises(AddressUnavailable, match=rf"127\.0\.0\.1 port {port} .* choose another port"):
-            listen("127.0.0.1", port)
-
-
-def test_an_address_that_is_not_of_this_machine_is_told() -> None:
-    with pytest.raises(AddressUnavailable, match=r"192\.0\.2\.1"):
-        listen("192.0.2.1", 0)
 
 
 SERVE = """

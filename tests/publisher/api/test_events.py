@@ -634,7 +634,7 @@ async def test_a_hub_that_is_closed_takes_nobody_and_closing_again_is_harmless(r
     hub = Hub(redis_url)
     await hub.close()
     await hub.close()
-    with pytest.raises(HubFull, match="is ending"):
+    with pytest.raises(HubFull, match="is shutting down"):
         async with hub.client("default", None):
             pass
 

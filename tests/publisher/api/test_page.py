@@ -126,14 +126,14 @@ def publish(url: str, namespace: str, *keys: str, **fields: object) -> None:
 
 def test_replicas_appear_and_vanish(open_page: Open, url: str, server: EmbeddedServer, namespace: str) -> None:
     page = open_page(f"{url}/?namespace={namespace}")
-    expect(page.locator("#replicas")).to_contain_text("None is there")
+    expect(page.locator("#replicas")).to_contain_text("No replica is registered")
     with fleet(server.url, namespace, ["web-1", "web-2"]):
         expect(page.locator(".replica h3")).to_have_text(["web-1", "web-2"])
         expect(card(page, "web-1")).to_contain_text("✓ coherent")
         expect(card(page, "web-1")).to_contain_text(re.compile(r"\d\.\d s of 5\.0 s"))
         expect(page.locator("#replicas-summary")).to_contain_text("2 replicas, all coherent")
         expect(page.locator("#banner")).to_be_hidden()
-    expect(page.locator("#replicas")).to_contain_text("None is there")
+    expect(page.locator("#replicas")).to_contain_text("No replica is registered")
     expect(page.locator("#replicas-news")).to_contain_text("left")
     expect(page.locator("#banner")).to_be_hidden()
 
@@ -150,7 +150,7 @@ def test_a_replica_that_stands_still_turns_red_and_is_named_until_it_has_caught_
         frozen.freeze()
         expect(card(page, "web-2")).to_have_attribute("data-level", "bad")
         expect(card(page, "web-2")).to_contain_text("✗ overdue")
-        expect(page.locator("#banner")).to_contain_text("1 of 2 replicas cannot prove to be up to date: web-2")
+        expect(page.locator("#banner")).to_contain_text("1 of 2 replicas not proven up to date: web-2")
         expect(card(page, "web-1")).to_have_attribute("data-level", "good")
         page.fill("#names", KEY)
         page.click("#send")
@@ -208,7 +208,7 @@ def test_a_publisher_without_redis_says_so_and_goes_on_when_it_is_back(
     page = open_page(f"{url}/?namespace={namespace}", complains="503")
     expect(page.locator("#stream")).to_contain_text("before")
     own_server.pause()
-    expect(page.locator("#banner")).to_contain_text("Redis cannot be reached")
+    expect(page.locator("#banner")).to_contain_text("Redis is unreachable")
     expect(page.locator("#link-text")).to_contain_text("no events arrive")
     own_server.resume()
     expect(page.locator("#banner")).to_be_hidden()
@@ -319,7 +319,7 @@ def test_a_preview_names_whoever_did_not_answer(
         expect(page.locator(".replica[data-level=good]")).to_have_count(2)
         frozen.freeze()
         page.fill("#names", KEY)
-        expect(page.locator("#preview")).to_have_text("2 replicas, about 1 entry; not told by web-2")
+        expect(page.locator("#preview")).to_have_text("2 replicas, about 1 entry; no answer from web-2")
 
 
 def test_what_redis_did_not_take_is_ticked_off_by_whoever_was_told_by_http(
@@ -337,7 +337,7 @@ def test_what_redis_did_not_take_is_ticked_off_by_whoever_was_told_by_http(
                 expect(tick(page, name)).to_have_attribute("data-outcome", "confirmed")
                 expect(tick(page, name)).to_contain_text("by its answer over HTTP")
             expect(page.locator("#outcome-verdict")).to_have_text(
-                "Waiting for Redis to log it, called by HTTP and confirmed by 3 of 3 replicas"
+                "Sent by HTTP, waiting to be logged; confirmed by 3 of 3 replicas"
             )
         finally:
             own_server.resume()

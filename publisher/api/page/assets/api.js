@@ -1,10 +1,10 @@
-// Requests to the publisher. The token lives in this tab's session storage, and nowhere else.
+// Requests to the publisher. The token is kept only in this tab's session storage.
 
 const TOKEN = "broadcache-token";
-const ANSWER_SECONDS = 70; // longer than a confirmation may take
+const RESPONSE_SECONDS = 70; // longer than a confirmation may take
 
 export class ApiProblem extends Error {
-  /** `status` is 0 when no answer came at all; `kind` is the problem document's `type`. */
+  /** `status` is 0 when there was no response; `kind` is the problem document's `type`. */
   constructor(status, title, detail, kind = "") {
     super(detail || title);
     this.status = status;
@@ -19,7 +19,7 @@ export const token = {
   forget: () => sessionStorage.removeItem(TOKEN),
 };
 
-/** What this page may do: its right, and the namespaces there are. */
+/** The access of this page: its right, and the allowed namespaces. */
 export const readAccess = (signal) => readJson("/page.json", {}, signal);
 
 export const readReplicas = (namespace, signal) => readJson("/replicas", { namespace }, signal);
@@ -37,55 +37,55 @@ export async function openEvents(namespace, lastEventId, signal) {
   return send(`/events?${new URLSearchParams({ namespace })}`, { headers, signal });
 }
 
-/** A key for Idempotency-Key. `crypto.randomUUID` would want a secure context. */
+/** A key for Idempotency-Key. `crypto.randomUUID` needs a secure context. */
 export function newKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 async function readJson(path, parameters, signal) {
   const query = new URLSearchParams(parameters).toString();
-  const answer = await send(query ? `${path}?${query}` : path, { signal: within(signal) });
-  return answer.json();
+  const response = await send(query ? `${path}?${query}` : path, { signal: within(signal) });
+  return response.json();
 }
 
 async function post(path, body, headers, signal) {
-  const answer = await send(path, {
+  const response = await send(path, {
     method: "POST",
     headers: { "Content-Type": "application/json", ...headers },
     body: JSON.stringify(body),
     signal: within(signal),
   });
-  return answer.json();
+  return response.json();
 }
 
-const within = (signal) => AbortSignal.any([...(signal ? [signal] : []), AbortSignal.timeout(ANSWER_SECONDS * 1_000)]);
+const within = (signal) => AbortSignal.any([...(signal ? [signal] : []), AbortSignal.timeout(RESPONSE_SECONDS * 1_000)]);
 
-/** Send, and return the answer if it is one; throw ApiProblem for whatever else comes of it. */
+/** Send a request and return the response, if it is a result. Otherwise throw ApiProblem. */
 async function send(path, options) {
   const headers = new Headers(options.headers);
   if (token.get()) headers.set("Authorization", `Bearer ${token.get()}`);
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit", redirect: "error" });
+    response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit", redirect: "error" });
   } catch (error) {
     if (options.signal?.aborted && error.name === "AbortError") throw error;
     throw new ApiProblem(0, "The publisher does not answer", "The publisher does not answer.");
   }
-  if (answer.ok || hasConfirmation(answer)) return answer;
-  throw await problemOf(answer);
+  if (response.ok || hasConfirmation(response)) return response;
+  throw await problemOf(response);
 }
 
-// A publish that was logged and not confirmed may be answered with any status that the operator has chosen.
-const hasConfirmation = (answer) => answer.headers.get("Content-Type") === "application/json";
+// The operator chooses the status of a publish that was logged but not confirmed.
+const hasConfirmation = (response) => response.headers.get("Content-Type") === "application/json";
 
-async function problemOf(answer) {
+async function problemOf(response) {
   try {
-    const problem = await answer.json();
+    const problem = await response.json();
     const reasons = (problem.reasons ?? []).map((reason) => `${reason.path}: ${reason.detail}`);
     const details = problem.errors?.length ? problem.errors.map((error) => error.detail) : [problem.detail];
-    return new ApiProblem(answer.status, problem.title, [...details, ...reasons].join("\n"), problem.type);
+    return new ApiProblem(response.status, problem.title, [...details, ...reasons].join("\n"), problem.type);
   } catch {
-    return new ApiProblem(answer.status, `The publisher answered ${answer.status}`, "");
+    return new ApiProblem(response.status, `The publisher answered ${response.status}`, "");
   }
 }
 

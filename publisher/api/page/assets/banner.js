@@ -1,4 +1,4 @@
-// What is wrong, in one place: nothing is shown when nothing is.
+// The banner: problems that affect reads. It is hidden when there are none.
 
 import { judged } from "./replicas.js";
 import { byId, counted, element, listed, seconds, whole } from "./text.js";
@@ -11,7 +11,7 @@ export class Banner {
     this.replicas = [];
   }
 
-  /** `problem` is why nothing can be read at present; null when it can. */
+  /** `problem` is why the publisher cannot be read; null when it can. */
   setOutage(problem) {
     this.outage = problem;
     this.#show();
@@ -25,7 +25,7 @@ export class Banner {
   #show() {
     const found = this.outage ? outageOf(this.outage) : incoherenceOf(this.replicas);
     const text = JSON.stringify(found);
-    if (text === this.shown) return; // an alert is read aloud each time it changes
+    if (text === this.shown) return; // screen readers read an alert aloud each time it changes
     this.shown = text;
     this.element.hidden = !found;
     if (!found) return this.element.replaceChildren();
@@ -37,7 +37,7 @@ export class Banner {
 
 function outageOf(problem) {
   const isAway = problem.status === 0 || problem.status >= 500;
-  const meanwhile = "What is shown below is as of before. Replicas keep their bound by themselves: whoever is cut off stops serving from its cache.";
+  const meanwhile = "The page shows the last known state. Replicas keep their staleness bound by themselves: a replica that is cut off stops serving from its cache.";
   return { level: "bad", title: problem.title, lines: [...problem.message.split("\n"), ...(isAway ? [meanwhile] : [])] };
 }
 
@@ -51,17 +51,17 @@ function incoherenceOf(replicas) {
   const serving = unwell.filter((replica) => replica.when_incoherent === "serve");
   return {
     level,
-    title: `${whole(incoherent.length)} of ${counted(replicas.length, "replica")} cannot prove to be up to date: ${listed(incoherent.map(nameOf))}`,
+    title: `${whole(incoherent.length)} of ${counted(replicas.length, "replica")} not proven up to date: ${listed(incoherent.map(nameOf))}`,
     lines: [
       ...(gone.length ? [goneLine(gone)] : []),
-      ...(serving.length ? [`${listed(serving.map(nameOf))} may serve old values: told to serve while incoherent.`] : []),
+      ...(serving.length ? [`${listed(serving.map(nameOf))} may serve old values: set to serve while incoherent.`] : []),
       ...(bypassing.length ? [bypassingLine(bypassing)] : []),
     ],
   };
 }
 
 function goneLine(replicas) {
-  return `${listed(replicas.map(nameOf))}: gone silent without taking leave, so killed, frozen or cut off. Whoever comes back has to catch up first.`;
+  return `${listed(replicas.map(nameOf))}: disappeared without a clean shutdown (killed, frozen or cut off). A replica that returns catches up before it serves from its cache.`;
 }
 
 function bypassingLine(replicas) {

@@ -1,102 +1,102 @@
-// What was invalidated: each as it is published, and once that is heard, the newest from the log. EventSource cannot send
-// a token, hence this reader.
+// Follows the invalidations: the newest of the log, and each that is published. EventSource cannot send a token, hence
+// this reader.
 
 import { ApiProblem, openEvents, pause, readHistory } from "./api.js";
 
 const RECENT = 50;
 const POLL_MS = 2_000;
-const SILENCE_MS_MAX = 60_000; // a stream says that it is there every 15 s
+const SILENCE_MS_MAX = 60_000; // a stream sends a heartbeat every 15 s
 const BACKOFF_MS_MAX = 10_000;
 const STREAM_AGAIN_MS = 60_000;
 
 /**
- * Tell `show(kind, entry)` of everything in the log of `namespace`, and `tell(state)` how it is heard, until `signal`
- * is aborted. Kinds: invalidation, unreadable, gap. States: live, polling, lost.
+ * Call `show(kind, entry)` for each entry in the log of `namespace`, and `report(state)` when the way it is followed
+ * changes, until `signal` is aborted. Kinds: invalidation, unreadable, gap. States: live, polling, lost.
  */
-export async function follow(namespace, { show, tell, signal }) {
-  const heard = new Heard(show);
+export async function follow(namespace, { show, report, signal }) {
+  const entries = new ShownEntries(show);
   let failures = 0;
   while (true) {
     try {
-      await readStream(namespace, heard, tell, signal, () => (failures = 0));
+      await readStream(namespace, entries, report, signal, () => (failures = 0));
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof ApiProblem)) throw error;
       if (isWithoutStream(error)) {
-        await poll(namespace, heard, tell, signal);
+        await poll(namespace, entries, report, signal);
         continue;
       }
-      tell("lost", error);
+      report("lost", error);
     }
     failures += 1;
     await pause(Math.random() * Math.min(BACKOFF_MS_MAX, 500 * 2 ** failures), signal);
   }
 }
 
-// All places are taken, or what stands between lets no streams through.
+// The publisher has too many clients, or a proxy does not forward streams.
 const isWithoutStream = (problem) => problem.kind.endsWith(":streams-exhausted") || problem.status === 404;
 
-/** Ask for the newest again and again; return when it is time to try a stream once more. */
-async function poll(namespace, heard, tell, signal) {
+/** Poll the newest entries; return when it is time to try a stream again. */
+async function poll(namespace, entries, report, signal) {
   for (let waited = 0; waited < STREAM_AGAIN_MS; waited += POLL_MS) {
     try {
-      await catchUp(namespace, heard, signal);
-      tell("polling");
+      await catchUp(namespace, entries, signal);
+      report("polling");
     } catch (error) {
       if (!(error instanceof ApiProblem)) throw error;
-      tell("lost", error);
+      report("lost", error);
     }
     await pause(POLL_MS, signal);
   }
 }
 
-async function catchUp(namespace, heard, signal) {
-  heard.catchUp((await readHistory(namespace, RECENT, signal)).invalidations);
+async function catchUp(namespace, entries, signal) {
+  entries.catchUp((await readHistory(namespace, RECENT, signal)).invalidations);
 }
 
-async function readStream(namespace, heard, tell, signal, onLinked) {
+async function readStream(namespace, entries, report, signal, onLinked) {
   const stopped = new AbortController();
-  let needsLog = heard.lastEventId === null; // one that resumes tells by itself what came meanwhile
-  const answer = await openEvents(namespace, heard.lastEventId, AbortSignal.any([signal, stopped.signal]));
-  for await (const event of eventsOf(answer.body, stopped)) {
-    // A place to resume from is none before the log has been read up to it.
-    if (event.id && !needsLog) heard.lastEventId = event.id;
+  let needsLog = entries.lastEventId === null; // a resumed stream begins with the missed events
+  const response = await openEvents(namespace, entries.lastEventId, AbortSignal.any([signal, stopped.signal]));
+  for await (const event of eventsOf(response.body, stopped)) {
+    // Resuming from an id is correct only after the log was read up to it.
+    if (event.id && !needsLog) entries.lastEventId = event.id;
     if (event.type === "linked") {
-      // Not before: what is logged between the reading and the link would be in neither.
-      if (needsLog) await catchUp(namespace, heard, signal);
+      // Not earlier: an entry logged between this read and the link would be in neither.
+      if (needsLog) await catchUp(namespace, entries, signal);
       needsLog = false;
-      tell("live");
+      report("live");
       onLinked();
     } else if (event.type === "lost") {
-      tell("lost", new ApiProblem(503, "The publisher has lost Redis", JSON.parse(event.data).detail));
+      report("lost", new ApiProblem(503, "The publisher has lost its link to Redis", JSON.parse(event.data).detail));
     } else if (["invalidation", "unreadable", "gap"].includes(event.type)) {
-      heard.take(event.type, JSON.parse(event.data), event.id);
+      entries.add(event.type, JSON.parse(event.data), event.id);
     }
   }
 }
 
-/** Which entries were shown already: the log and the stream overlap. */
-class Heard {
+/** Shows each entry once: the log and the stream overlap. */
+class ShownEntries {
   constructor(show) {
     this.lastEventId = null;
     this.show = show;
     this.shown = new Set();
   }
 
-  /** Take a page of the log, the newest first. */
+  /** Add a page of the log, the newest first. */
   catchUp(entries) {
     const newest = entries[0];
     const epoch = entries.find((entry) => entry.epoch)?.epoch;
     if (this.shown.size && entries.length && !entries.some((entry) => this.shown.has(idOf(entry, epoch)))) {
-      this.show("gap", { detail: "What came in between is not known: the log has gone on, or begun anew." });
+      this.show("gap", { detail: "Some invalidations are missing here: the log no longer has them, or it was restarted." });
     }
     for (const entry of entries.toReversed()) {
-      this.take(entry.unreadable ? "unreadable" : "invalidation", entry, idOf(entry, epoch));
+      this.add(entry.unreadable ? "unreadable" : "invalidation", entry, idOf(entry, epoch));
     }
     if (newest && epoch) this.lastEventId = idOf(newest, epoch);
   }
 
-  take(kind, entry, id) {
+  add(kind, entry, id) {
     if (id && this.shown.has(id)) return;
     if (id) this.shown.add(id);
     if (this.shown.size > 20 * RECENT) this.shown = new Set([...this.shown].slice(-4 * RECENT));
@@ -106,7 +106,7 @@ class Heard {
 
 const idOf = (entry, epoch) => (entry.epoch ?? epoch ? `${entry.epoch ?? epoch}:${entry.sequence}` : null);
 
-/** Read Server-Sent Events from a body, as the HTML standard has them. */
+/** Parse Server-Sent Events from a body, as the HTML standard defines them. */
 async function* eventsOf(body, stopped) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

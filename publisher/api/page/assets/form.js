@@ -1,11 +1,11 @@
-// Invalidating: a preview while one types, then who has confirmed, replica by replica.
+// The form: a preview while the user types, then the confirmation of each replica.
 
 import { ApiProblem, newKey, preview, publish } from "./api.js";
 import { byId, counted, element, listed, milliseconds, setAttribute, setText } from "./text.js";
 
 const CONFIRM_SECONDS = 1;
 const PREVIEW_DELAY_MS = 300;
-const CHECK_AGAIN_MS = 600_000; // the log knows the request at least that long, unless it is told otherwise
+const CHECK_AGAIN_MS = 600_000; // by default, the publisher keeps an Idempotency-Key longer
 
 export class InvalidationForm {
   constructor() {
@@ -39,7 +39,7 @@ export class InvalidationForm {
     this.#changed();
   }
 
-  /** Take what is known of the replicas: who was missing may have caught up. */
+  /** Update the replicas: missing replicas may have caught up. */
   setReplicas(replicas) {
     const isOther = replicas.map((replica) => replica.replica).join("\n") !== this.replicas.map((replica) => replica.replica).join("\n");
     this.replicas = replicas;
@@ -56,13 +56,13 @@ export class InvalidationForm {
       const accepted = await publish(sending.body, sending.key);
       if (this.sending === sending && sending.body.namespace === this.namespace) this.ticks.confirmLater(accepted);
     } catch (error) {
-      if (!(error instanceof ApiProblem)) throw error; // otherwise they stay missing, and the next echo asks again
+      if (!(error instanceof ApiProblem)) throw error; // they stay missing, and the next echo repeats the request
     } finally {
       sending.isCheckedAgain = false;
     }
   }
 
-  /** What is to be dropped, as the API wants it; null when nothing is named. */
+  /** The targets, as the API expects them; null when there are none. */
   #targets() {
     const kind = this.kind.value;
     if (kind === "everything") return { everything: true };
@@ -96,12 +96,12 @@ export class InvalidationForm {
   async #publish() {
     const targets = this.#targets();
     if (!targets) {
-      this.ticks.fail("Nothing is named", "Name at least one key, tag or prefix, one a line.");
+      this.ticks.fail("No targets", "Name at least one key, tag or prefix, one per line.");
       return this.names.focus();
     }
     if (this.sending?.isUnderWay) return;
     const body = { namespace: this.namespace, ...targets, reason: this.reason.value.trim(), confirm: { timeout_seconds: CONFIRM_SECONDS } };
-    // When no answer came, the same request is the same invalidation.
+    // Without a response, sending the same request again repeats the same invalidation.
     const isRepeat = this.sending && !this.sending.isAnswered && JSON.stringify(this.sending.body) === JSON.stringify(body);
     const sending = { body, key: isRepeat ? this.sending.key : newKey(), isAnswered: false, isUnderWay: true, sentAt: performance.now() };
     this.sending = sending;
@@ -119,7 +119,7 @@ export class InvalidationForm {
     } finally {
       sending.isUnderWay = false;
       this.send.removeAttribute("aria-busy");
-      this.#changed(); // what was counted before is no more
+      this.#changed(); // the previewed entries may be dropped now
     }
   }
 }
@@ -133,12 +133,12 @@ function titleOf(targets) {
 
 function previewText(found) {
   const about = found.is_estimate ? "about " : "";
-  const missing = found.missing?.length ? `; not told by ${listed(found.missing)}` : "";
+  const missing = found.missing?.length ? `; no answer from ${listed(found.missing)}` : "";
   const others = found.doubt ? "; there may be other replicas" : "";
   return `${counted(found.replicas, "replica")}, ${about}${counted(found.entries, "entry", "entries")}${missing}${others}`;
 }
 
-/** Who has confirmed the invalidation that was sent last. */
+/** The confirmations of the invalidation that was sent last. */
 class Ticks {
   constructor() {
     this.box = byId("outcome");
@@ -181,39 +181,41 @@ class Ticks {
     }
     for (const replica of confirmation.replicas) {
       if (replica.outcome === "confirmed") this.#set(replica.replica, "confirmed", "✓", confirmedText(replica));
-      else this.#set(replica.replica, "missing", "✗", "missing: it may serve the old value, until its bound at most");
+      else this.#set(replica.replica, "missing", "✗", "missing: it may serve the old value until its staleness bound");
     }
-    this.#tell();
+    this.#showVerdict();
   }
 
-  /** Whether a missing replica's position is not before the invalidation's any more. This alone does not confirm it. */
+  /** Whether the position of a missing replica has reached the invalidation. This alone does not confirm it. */
   hasCaughtUp(replicas) {
     if (!this.accepted?.logged) return false;
     const { epoch, sequence } = this.accepted;
     return replicas.some(({ replica, position }) => this.#isMissing(replica) && position?.epoch === epoch && position.sequence >= sequence);
   }
 
-  /** Tick off the missing replicas that have confirmed it by now. */
+  /** Mark the missing replicas that have confirmed by now. */
   confirmLater({ confirmation }) {
     for (const { replica, outcome } of confirmation.replicas) {
       if (outcome === "confirmed" && this.#isMissing(replica)) this.#set(replica, "confirmed", "✓", "later, by its echo");
     }
-    this.#tell();
+    this.#showVerdict();
   }
 
   #isMissing(replica) {
     return this.rows.get(replica)?.dataset.outcome === "missing";
   }
 
-  #tell() {
+  #showVerdict() {
     const outcomes = [...this.rows.values()].map((row) => row.dataset.outcome);
     const confirmed = outcomes.filter((outcome) => outcome === "confirmed").length;
-    const place = placeOf(this.accepted);
     const { doubt } = this.accepted.confirmation;
     this.doubt.hidden = !doubt;
     setText(this.doubt, doubt ? `There may be other replicas: ${doubt}` : "");
-    if (!outcomes.length) return setText(this.verdict, `${place} is in the log; no replica is registered`);
-    setText(this.verdict, `${place} confirmed by ${confirmed} of ${counted(outcomes.length, "replica")}`);
+    const { logged, pending, sequence } = this.accepted;
+    const unlogged = pending ? "Sent by HTTP, waiting to be logged; " : "Sent by HTTP, not logged; ";
+    const place = logged ? `#${sequence} ` : unlogged;
+    if (!outcomes.length) return setText(this.verdict, `${place}${logged ? "is in the log; " : ""}no replica is registered`);
+    setText(this.verdict, `${place}confirmed by ${confirmed} of ${counted(outcomes.length, "replica")}`);
   }
 
   #set(name, outcome, mark, text) {
@@ -235,16 +237,10 @@ class Ticks {
   }
 }
 
-/** Where it is: in the log, or, when Redis took nothing, with whoever could be called by HTTP. */
-function placeOf({ logged, pending, sequence }) {
-  if (logged) return `#${sequence}`;
-  return pending ? "Waiting for Redis to log it, called by HTTP and" : "Not logged, called by HTTP and";
-}
-
 function confirmedText(replica) {
   const parts = [milliseconds(replica.latency_ms)];
   if (replica.dropped !== null) parts.push(`dropped ${counted(replica.dropped, "entry", "entries")}`);
   if (replica.how && replica.how !== "message") parts.push(`by its ${replica.how === "http" ? "answer over HTTP" : replica.how}`);
-  if (!replica.is_expected) parts.push("came meanwhile");
+  if (!replica.is_expected) parts.push("joined meanwhile");
   return parts.join(", ");
 }

@@ -1,4 +1,4 @@
-// The operators' page: who is there, how stale each can be, what was invalidated, and invalidating.
+// The operators' page: the replicas, how stale each can be, the invalidations, and a form to send one.
 
 import { ApiProblem, pause, readAccess, readReplicas, token } from "./api.js";
 import { Banner } from "./banner.js";
@@ -8,8 +8,8 @@ import { ReplicaGrid } from "./replicas.js";
 import { Stream } from "./stream.js";
 import { byId, element, setText } from "./text.js";
 
-const LOOK_MS = 1_000; // replicas say something new about once a second
-const LOOK_MS_MAX = 10_000;
+const POLL_MS = 1_000; // replicas send an echo about once a second
+const POLL_MS_MAX = 10_000;
 
 const banner = new Banner();
 const grid = new ReplicaGrid();
@@ -17,13 +17,13 @@ const stream = new Stream();
 const form = new InvalidationForm();
 let shown = new AbortController();
 
-/** Ask what may be done here, then show a namespace, or ask for a token. */
+/** Query the access of this page, then show a namespace, or ask for a token. */
 async function begin() {
   shown.abort();
   shown = new AbortController();
   const { signal } = shown;
   try {
-    const access = await untilAnswered(() => readAccess(signal), signal);
+    const access = await untilAvailable(() => readAccess(signal), signal);
     byId("token-section").hidden = access.right !== null;
     byId("content").hidden = access.right === null;
     byId("token-forget").hidden = token.get() === null;
@@ -35,16 +35,16 @@ async function begin() {
   }
 }
 
-async function untilAnswered(ask, signal) {
-  for (let waitMs = LOOK_MS; ; waitMs = Math.min(LOOK_MS_MAX, waitMs * 2)) {
+async function untilAvailable(request, signal) {
+  for (let waitMs = POLL_MS; ; waitMs = Math.min(POLL_MS_MAX, waitMs * 2)) {
     try {
-      const answer = await ask();
+      const response = await request();
       banner.setOutage(null);
-      return answer;
+      return response;
     } catch (error) {
       if (!(error instanceof ApiProblem)) throw error;
       banner.setOutage(error);
-      tellLink("lost");
+      showLink("lost");
     }
     await pause(waitMs, signal);
   }
@@ -57,10 +57,10 @@ function askForToken() {
   token.forget();
   byId("token-forget").hidden = true;
   banner.setReplicas([]);
-  tellLink("waiting", "waiting for a token");
+  showLink("waiting", "waiting for a token");
 }
 
-/** The namespace of the address bar, or the first there is; the choice is offered where it is limited. */
+/** The namespace in the address, or the default; where namespaces are limited, offer them for selection. */
 function chooseFrom({ namespaces, default_namespace }) {
   const asked = new URLSearchParams(location.search).get("namespace") || default_namespace;
   const isLimited = namespaces.length > 0;
@@ -82,10 +82,10 @@ function show(namespace, right, signal) {
   banner.setReplicas([]);
   form.begin(namespace, right);
   ended(watchReplicas(namespace, signal), signal);
-  ended(follow(namespace, { show: (kind, entry) => stream.show(kind, entry), tell: tellFollowing, signal }), signal);
+  ended(follow(namespace, { show: (kind, entry) => stream.show(kind, entry), report: showFollowing, signal }), signal);
 }
 
-/** What ends otherwise than by being told to has a bug, or lacks the right it had. */
+/** Report the failure of a task that was not aborted. */
 function ended(work, signal) {
   work.catch((error) => {
     if (!signal.aborted) throw error;
@@ -93,26 +93,26 @@ function ended(work, signal) {
 }
 
 async function watchReplicas(namespace, signal) {
-  let waitMs = LOOK_MS;
+  let waitMs = POLL_MS;
   while (true) {
     try {
       const { replicas } = await readReplicas(namespace, signal);
       banner.setOutage(null);
       banner.setReplicas(grid.show(replicas));
       form.setReplicas(replicas);
-      waitMs = LOOK_MS;
+      waitMs = POLL_MS;
     } catch (error) {
       if (!(error instanceof ApiProblem)) throw error;
       if (error.status === 401) return begin();
       banner.setOutage(error);
-      waitMs = Math.min(LOOK_MS_MAX, waitMs * 2);
+      waitMs = Math.min(POLL_MS_MAX, waitMs * 2);
     }
     await pause(waitMs, signal);
     await untilVisible(signal);
   }
 }
 
-/** A page that nobody looks at asks for nothing. */
+/** A hidden page sends no requests. */
 function untilVisible(signal) {
   if (!document.hidden) return Promise.resolve();
   return new Promise((resolve, reject) => {
@@ -121,12 +121,12 @@ function untilVisible(signal) {
   });
 }
 
-function tellFollowing(state) {
+function showFollowing(state) {
   const words = { live: "live", polling: "live, every 2 s", lost: "no events arrive" };
-  tellLink(state === "lost" ? "lost" : "live", words[state]);
+  showLink(state === "lost" ? "lost" : "live", words[state]);
 }
 
-function tellLink(state, text = "the publisher does not answer") {
+function showLink(state, text = "the publisher does not answer") {
   byId("link").dataset.state = state;
   setText(byId("link-text"), text);
 }

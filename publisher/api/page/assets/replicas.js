@@ -1,4 +1,4 @@
-// The grid of replicas: one card each, changed in place.
+// The grid of replicas: one card each, updated in place.
 
 import { Sparkline } from "./sparkline.js";
 import { byId, counted, drawing, element, listed, milliseconds, percent, seconds, setAttribute, setText, timeOfDay, whole } from "./text.js";
@@ -6,7 +6,7 @@ import { byId, counted, drawing, element, listed, milliseconds, percent, seconds
 const SILENT_MS = 2_500; // two echoes of the usual interval, and half a second
 const GONE_SHOWN_MS = 60_000;
 
-/** How bad it is, and a word for it. Nothing is said by colour alone. */
+/** The level of a replica's state, and a word for it: colour alone must not carry meaning. */
 export function judged(replica) {
   if (replica.gone_since) return { level: "bad", word: "✗ gone silent" };
   if (replica.is_coherent) {
@@ -33,35 +33,35 @@ export class ReplicaGrid {
     this.cards = new Map();
     this.last = [];
     this.gone = new Map();
-    this.hasLooked = false;
+    this.hasShown = false;
     this.list.replaceChildren();
     setText(this.summary, "");
     setText(this.news, "");
   }
 
   /**
-   * Show these replicas, and say who has come and who has gone. Return all that are shown: whoever went without taking
-   * its leave stays for a minute, with `gone_since`, because that is what an operator looks for.
+   * Show these replicas, and which joined and left. Return all that are shown: a replica that disappeared without a
+   * clean shutdown stays for a minute, with `gone_since`, because operators look for it.
    */
   show(present) {
     const replicas = [...present, ...this.#silent(present)].sort((one, other) => (one.replica < other.replica ? -1 : 1));
     const names = new Set(replicas.map((replica) => replica.replica));
-    const gone = [...this.cards.keys()].filter((name) => !names.has(name));
-    const come = [...names].filter((name) => !this.cards.has(name));
-    for (const name of gone) {
+    const left = [...this.cards.keys()].filter((name) => !names.has(name));
+    const joined = [...names].filter((name) => !this.cards.has(name));
+    for (const name of left) {
       this.cards.get(name).element.remove();
       this.cards.delete(name);
     }
-    for (const name of come) this.cards.set(name, new Card(name));
+    for (const name of joined) this.cards.set(name, new Card(name));
     for (const replica of replicas) this.cards.get(replica.replica).show(replica);
     this.#arrange(replicas);
-    this.#tell(replicas, come, gone);
-    this.hasLooked = true;
+    this.#summarize(replicas, joined, left);
+    this.hasShown = true;
     this.last = present;
     return replicas;
   }
 
-  /** One that leaves in order is removed at once; of one that is killed, frozen or cut off no echo came for long. */
+  /** A clean shutdown removes a replica at once; a replica that was killed, frozen or cut off had no echo for long. */
   #silent(present) {
     const names = new Set(present.map((replica) => replica.replica));
     const now = Date.now();
@@ -77,7 +77,7 @@ export class ReplicaGrid {
     return this.gone.values();
   }
 
-  /** Put the replicas in the order they came in, by name, and move only what is elsewhere. */
+  /** Put the cards in order, and move only those that are out of place. */
   #arrange(replicas) {
     this.list.querySelector(".empty")?.remove();
     replicas.forEach((replica, place) => {
@@ -85,19 +85,19 @@ export class ReplicaGrid {
       if (this.list.children[place] !== element) this.list.insertBefore(element, this.list.children[place] ?? null);
     });
     if (!replicas.length) {
-      this.list.append(element("li", { class: "empty" }, "None is there. One appears with its first echo, within a second of its start."));
+      this.list.append(element("li", { class: "empty" }, "No replica is registered. A replica appears with its first echo, within a second of its start."));
     }
   }
 
-  #tell(replicas, come, gone) {
+  #summarize(replicas, joined, left) {
     const coherent = replicas.filter((replica) => replica.is_coherent).length;
     const entries = replicas.reduce((sum, replica) => sum + replica.entries, 0);
     const verdict = coherent === replicas.length ? "all coherent" : `${whole(coherent)} coherent`;
     setText(this.summary, replicas.length ? `${counted(replicas.length, "replica")}, ${verdict}, ${counted(entries, "entry", "entries")}` : "");
-    if (!this.hasLooked) return;
+    if (!this.hasShown) return;
     const now = timeOfDay(new Date());
-    if (gone.length) setText(this.news, `${now} ${listed(gone, 3)} left`);
-    else if (come.length) setText(this.news, `${now} ${listed(come, 3)} joined`);
+    if (left.length) setText(this.news, `${now} ${listed(left, 3)} left`);
+    else if (joined.length) setText(this.news, `${now} ${listed(joined, 3)} joined`);
   }
 }
 
@@ -160,7 +160,7 @@ const FACTS = [
   ["where", "where", "whole", (replica) => `${replica.host || "?"}, pid ${replica.pid}, ${replica.version || "?"}`],
 ];
 
-/** How much of the bound is used up. The text beside it says the same. */
+/** How much of the staleness bound is used. The text beside it says the same. */
 class Bar {
   constructor() {
     this.fill = drawing("rect", { class: "fill", width: 0, height: 8 });

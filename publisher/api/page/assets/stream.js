@@ -18,11 +18,11 @@ export class Stream {
   clear() {
     this.waiting = [];
     this.beginsAt = performance.now();
-    this.list.replaceChildren(element("li", { class: "empty" }, "Nothing was invalidated yet."));
+    this.list.replaceChildren(element("li", { class: "empty" }, "No invalidations yet."));
     this.#setPaused(false);
   }
 
-  /** Show one entry of the log, or what is said instead of one; while paused, keep it for later. */
+  /** Show one entry of the log, or a gap; while paused, keep it for later. */
   show(kind, entry) {
     if (this.isPaused) {
       this.waiting = [...this.waiting, [kind, entry]].slice(-SHOWN_MAX);
@@ -37,7 +37,7 @@ export class Stream {
   #setPaused(isPaused) {
     this.isPaused = isPaused;
     this.pause.setAttribute("aria-pressed", String(isPaused));
-    setText(this.pause, isPaused ? "Go on" : "Pause");
+    setText(this.pause, isPaused ? "Resume" : "Pause");
     setText(this.summary, isPaused ? "paused" : "");
     if (isPaused) return;
     for (const [kind, entry] of this.waiting.splice(0)) this.show(kind, entry);
@@ -60,8 +60,8 @@ function sentAt(entry) {
 }
 
 function whatOf(kind, entry) {
-  if (kind === "gap") return [entry.detail ?? "Something was missed that nobody can tell."];
-  if (kind === "unreadable") return ["⚠ not readable: replicas drop everything when they meet it"];
+  if (kind === "gap") return [entry.detail ?? "Some invalidations were missed."];
+  if (kind === "unreadable") return ["⚠ unreadable: replicas drop everything when they read it"];
   if (entry.everything) return [target("everything", "")];
   const targets = [
     ...entry.keys.map((key) => ["key", key]),

@@ -1,8 +1,8 @@
-// Elements and words. What others chose (names, keys, reasons) reaches the page through textContent alone.
+// Elements and words. Untrusted text (names, keys, reasons) reaches the page only through textContent.
 
 export const byId = (id) => document.getElementById(id);
 
-/** Make an element; `content` is text, or elements and texts. */
+/** Make an element; `content` is texts and elements. */
 export function element(tag, attributes = {}, ...content) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -17,7 +17,7 @@ export function drawing(tag, attributes = {}, ...content) {
   return made;
 }
 
-/** Change text only if it is another: what is unchanged is neither painted nor read aloud again. */
+/** Set text only if it differs: unchanged text is neither painted nor read aloud again. */
 export function setText(where, text) {
   if (where.textContent !== text) where.textContent = text;
 }
@@ -47,7 +47,7 @@ export function milliseconds(value) {
 
 export const percent = (ratio) => (ratio === null ? "–" : `${(ratio * 100).toFixed(ratio > 0.995 && ratio < 1 ? 1 : 0)} %`);
 
-/** The time of day, as the reader's clock has it. */
+/** The time of day in the user's time zone. */
 export function timeOfDay(date) {
   return date.toLocaleTimeString("en-GB");
 }

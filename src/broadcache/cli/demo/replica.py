@@ -1,4 +1,4 @@
-"""`broadcache replica`: a real service to try broadcache on, with a product catalogue as its source."""
+"""`broadcache replica`: an example service with a local cache and a product catalogue as its source."""
 
 import os
 import socket
@@ -14,23 +14,26 @@ __all__ = ["replica"]
 
 def replica(
     *,
-    source: Annotated[Path, typer.Option(help="An SQLite file with the products; made and filled when it is absent.")],
+    source: Annotated[
+        Path, typer.Option(help="An SQLite file with the products; created and filled when it does not exist.")
+    ],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 takes a free one.")] = 8101,
     redis_url: RedisUrl = REDIS_URL,
     name: Annotated[
-        str | None, typer.Option(help="What the replica is called. [default: replica-PORT, or by its host]")
+        str | None,
+        typer.Option(help="The name of the replica. [default: replica-PORT, or replica-HOSTNAME beyond loopback]"),
     ] = None,
     when_incoherent: Annotated[
         str, typer.Option(help="While coherence cannot be proven: bypass the cache, or serve from it until the TTL.")
     ] = "bypass",
     no_subscribe: Annotated[
-        bool, typer.Option("--no-subscribe", help="Hear of nothing: a naive cache, to compare with.")
+        bool, typer.Option("--no-subscribe", help="Do not subscribe: a naive cache, for comparison.")
     ] = False,
 ) -> None:
-    """Run an example replica: GET /products/{id} reads through its cache, PUT writes the source and tells nobody."""
-    from ...publisher.api.server import listen, run, url_of
+    """Run an example replica: GET /products/{id} reads through its cache, PUT only writes the source."""
     from ...shared.process.logs import LogSettings
+    from ...shared.process.serving import listen, new_server, run, url_of
     from ...shared.process.settings import read_settings
     from .catalogue import Catalogue, CatalogueSource, NaiveCatalogue
     from .replica_api import ObservedCache, naive_app, replica_app
@@ -45,16 +48,12 @@ def replica(
             cache = ObservedCache(when_incoherent)
             app = replica_app(Catalogue(products, redis_url, cache=cache, replica_id=name), name)
         url = url_of(host, listener)
-        run(
-            app,
-            listener,
-            on_ready=lambda: print(f"{name} listens on {url}", flush=True),
-            log_format=settings.log_format,
-        )
+        server = new_server(app, on_ready=lambda: print(f"{name} listens on {url}", flush=True))
+        run(server, listener, log_format=settings.log_format)
 
 
 def _name_at(host: str, port: int) -> str:
-    """Name a replica after its port, or, when others reach it and may well have the same port, after its host."""
-    from ...publisher.api.settings import is_loopback
+    """Name a replica after its port; beyond loopback after its host, since replicas may have equal ports there."""
+    from ...shared.process.serving import is_loopback
 
     return f"replica-{port if is_loopback(host) else socket.gethostname()}"

@@ -1,18 +1,19 @@
-"""The HTTP side of `broadcache replica`: products, and what the demo measures."""
+"""The HTTP side of `broadcache replica`: products, and the measurement of the demo."""
 
 import time
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple, cast
 
-from fastapi import FastAPI, Path, Request
+import msgspec
+from fastapi import FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from ... import __version__
 from ...shared.invalidation import Invalidation
+from ...shared.process.problems import PROBLEM_MEDIA_TYPE, BasicProblem
 from ...subscriber import LocalCache, WhenIncoherent
 from .catalogue import Catalogue, NaiveCatalogue, NoSuchProduct, Product, key_of, new_cache
 
@@ -22,13 +23,13 @@ ProductId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 class Price(BaseModel):
-    """What PUT takes."""
+    """The body of PUT."""
 
     price: Annotated[Decimal, Field(ge=0, max_digits=9, decimal_places=2, examples=["17.50"])]
 
 
 class Drop(NamedTuple):
-    """The last invalidation a cache has applied, and when, on the clock that all processes of a machine share."""
+    """The last invalidation that a cache applied, and when, by the clock that all processes of a machine share."""
 
     id: str
     sequence: int | None
@@ -36,21 +37,21 @@ class Drop(NamedTuple):
 
 
 class ObservedCache(LocalCache):
-    """A local cache that notes when it has applied an invalidation: for the demo's measurement."""
+    """A local cache that records when it applied an invalidation, for the measurement of the demo."""
 
     def __init__(self, when_incoherent: str = "bypass") -> None:
         super().__init__(new_cache(), when_incoherent=cast("WhenIncoherent", when_incoherent))
         self.last_drop: Drop | None = None
 
     def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
-        """Apply, then look at the clock."""
+        """Apply, then record the time."""
         super().apply_invalidation(invalidation, reason=reason)
         if invalidation.id:  # it came from a publisher
             self.last_drop = Drop(invalidation.id, invalidation.seq, time.monotonic_ns())
 
 
 def replica_app(catalogue: Catalogue, name: str) -> FastAPI:
-    """Return the service of a replica that hears of invalidations."""
+    """Return the service of a replica that follows invalidations."""
     app = _app(name, lifespan=catalogue.lifespan)
     app.include_router(catalogue.router)
     _add_products(app, catalogue, name)
@@ -65,7 +66,7 @@ def replica_app(catalogue: Catalogue, name: str) -> FastAPI:
 
 
 def naive_app(catalogue: NaiveCatalogue, name: str) -> FastAPI:
-    """Return the service of a replica that nobody tells anything."""
+    """Return the service of a replica that does not subscribe."""
     app = _app(name)
     _add_products(app, catalogue, name)
 
@@ -106,21 +107,21 @@ def _described(product: Product, name: str, *, from_cache: bool) -> dict[str, An
     }
 
 
-async def _http_problem(request: Request, error: Exception) -> JSONResponse:
+async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _problem(error.status_code, error.detail)
 
 
-async def _missing_problem(request: Request, error: Exception) -> JSONResponse:
+async def _missing_problem(request: Request, error: Exception) -> Response:
     return _problem(404, str(error))
 
 
-async def _validation_problem(request: Request, error: Exception) -> JSONResponse:
+async def _validation_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     wrong = "; ".join(f"{each['msg']} at {'.'.join(map(str, each['loc']))}" for each in error.errors())
     return _problem(422, wrong)
 
 
-def _problem(status: int, detail: str) -> JSONResponse:
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return JSONResponse(body, status_code=status, media_type="application/problem+json")
+def _problem(status: int, detail: str) -> Response:
+    problem = BasicProblem(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
+    return Response(msgspec.json.encode(problem), status, media_type=PROBLEM_MEDIA_TYPE)
