@@ -3,7 +3,10 @@
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..shared.process.renamed import old_names
-from .cache.local_cache import CacheStats, LoadToken, LocalCache, WhenIncoherent
+from .cache.followed_cache import WhenIncoherent
+from .cache.local_cache import LocalCache
+from .cache.stats import CacheStats
+from .cache.token import LoadToken
 from .following.applied import Applied, ApplyOutcome
 from .mixin import CacheInvalidationMixin
 from .subscriber import State, Subscriber, SubscriberStats

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from weakref import WeakKeyDictionary
 
 from ..shared.telemetry.exposition import check_can_expose
-from .cache.local_cache import CacheStats, LocalCache
+from .cache.local_cache import LocalCache
+from .cache.stats import CacheStats
 from .following.follower import State
 from .following.lag import Lag
 from .following.sequencer import Sequencer
@@ -117,7 +118,7 @@ def _checked_registry(registry: "CollectorRegistry | None") -> "CollectorRegistr
     return REGISTRY if registry is None else registry
 
 
-# --- what each family holds ------------------------------------------------------------------------------------------
+# --- what each family holds -------------------------------------------------------------------------------------------
 
 
 def _of_subscribers(watched: "dict[Subscriber, dict[str, Sequencer]]") -> "Iterator[Metric]":

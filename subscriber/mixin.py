@@ -11,7 +11,8 @@ from ..shared.invalidation import DEFAULT_NAMESPACE, Target
 from ..shared.process.extras import check_installed
 from ..shared.process.tokens import Tokens
 from ..shared.receipt import Receipt
-from .cache.local_cache import LocalCache, WhenIncoherent
+from .cache.followed_cache import WhenIncoherent
+from .cache.local_cache import LocalCache
 from .endpoint.replica_token import replica_tokens
 from .subscriber import Subscriber
 

@@ -127,7 +127,7 @@ class Subscriber(Closing):
         self._following: dict[str, asyncio.Task[NoReturn]] = {}
         self._thread: _Thread | None = None
 
-    # --- what is known -----------------------------------------------------------------------------------------------
+    # --- what is known ------------------------------------------------------------------------------------------------
 
     @property
     def caches(self) -> tuple[LocalCache, ...]:
@@ -188,7 +188,7 @@ class Subscriber(Closing):
         """Wait until the caches are coherent, at most `timeout_seconds`; return whether they are."""
         return await _in_time(timeout_seconds, self._all_coherent())
 
-    # --- what it follows ---------------------------------------------------------------------------------------------
+    # --- what it follows ----------------------------------------------------------------------------------------------
 
     async def attach(self, namespace: str, cache: LocalCache) -> bool:
         """Keep one more cache coherent, of a new namespace or of one that is followed already. The cache is cleared.
@@ -264,7 +264,7 @@ class Subscriber(Closing):
         """Return what namespaces that share a link have in common."""
         return namespace if self._address.is_cluster else ""
 
-    # --- its life ----------------------------------------------------------------------------------------------------
+    # --- its life -----------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         self._begin()
@@ -380,7 +380,7 @@ class Subscriber(Closing):
                             type(error).__qualname__,
                         )
 
-    # --- what is posted to it ----------------------------------------------------------------------------------------
+    # --- what is posted to it -----------------------------------------------------------------------------------------
 
     def apply(self, body: bytes) -> Applied:
         """Forget what the body of a request names: the way to a replica that does not lead through Redis.
@@ -444,7 +444,7 @@ class Subscriber(Closing):
             with contextlib.suppress(RuntimeError):  # it was closed just now
                 loop.call_soon_threadsafe(self._has_sweep_work.set)
 
-    # --- what this replica says --------------------------------------------------------------------------------------
+    # --- what this replica says ---------------------------------------------------------------------------------------
 
     async def invalidate(
         self, *targets: Target, namespace: str, reason: str = "", timeout_seconds: float = 5.0

@@ -128,7 +128,7 @@ class Sequencer:
         """Return the live position of this moment, with what stands there."""
         return Mark(self._epoch, self._sequence, self._content)
 
-    # --- beginning, and beginning again ------------------------------------------------------------------------------
+    # --- beginning, and beginning again -------------------------------------------------------------------------------
 
     def rewind(self) -> None:
         """Go back to the proven position. To be called before each new subscription."""
@@ -226,7 +226,7 @@ class Sequencer:
         level = logging.INFO if reason == "subscribed" else logging.WARNING
         _log.log(level, "cleared namespace %s: %s", self.namespace, why or reason)
 
-    # --- what arrives ------------------------------------------------------------------------------------------------
+    # --- what arrives -------------------------------------------------------------------------------------------------
 
     def receive(self, frame: bytes) -> bool:
         """Take one frame off the channel; return whether it needs attention: a sweep, or a look into the log."""
@@ -313,7 +313,7 @@ class Sequencer:
         for cache in self.caches:
             cache.apply_invalidation(invalidation)
 
-    # --- what is posted, from any thread -----------------------------------------------------------------------------
+    # --- what is posted, from any thread ------------------------------------------------------------------------------
 
     def apply_posted(self, invalidation: Invalidation) -> int:
         """Apply an invalidation that was posted; return how many entries were dropped (`LocalCache.apply_counted`).
