@@ -27,17 +27,21 @@ class Fillable(Protocol):
     @property
     def max_staleness_seconds(self) -> float:
         """How old a load may be for another caller to join it."""
+        ...
 
     def begin_load(self, key: str) -> LoadToken:
         """Return a token, before the source is read."""
+        ...
 
     def is_void(self, token: LoadToken, tags: Iterable[str] = ()) -> bool:
         """Whether an invalidation since the token was made concerns the load."""
+        ...
 
     def store(
         self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: float | None = None
     ) -> bool:
         """Store the source's value, unless the load is void."""
+        ...
 
 
 class _Load:
