@@ -385,9 +385,13 @@ class Subscriber(Closing):
                 f"expected a LocalCache for namespace {namespace!r}, got {type(cache).__name__}; wrap it: LocalCache(…)"
             )
         if any(cache is each for each in self.caches):
-            raise InvalidSettings(f"expected a cache that is not followed yet, got one that is, for {namespace!r}")
+            raise InvalidSettings(
+                f"expected a cache that is not followed yet, got one that is, for {namespace!r}; use another LocalCache"
+            )
         if cache.clock is not self._clock:
-            raise InvalidSettings("expected the subscriber and its caches to use one clock, got two")
+            raise InvalidSettings(
+                "expected the subscriber and its caches to use one clock, got two; pass the same `clock` to both"
+            )
         if cache.max_staleness_seconds <= self._timing.echo_interval_seconds:
             raise InvalidSettings(
                 f"max_staleness_seconds must exceed echo_interval_seconds (got {cache.max_staleness_seconds:g} and "

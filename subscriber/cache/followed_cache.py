@@ -90,7 +90,10 @@ class FollowedCache:
             case Everything():
                 invalidation = Invalidation(everything=True)
             case _:
-                raise InvalidTarget(f"expected Keys, Tags, Prefixes or Everything, got {type(target).__name__}")
+                raise InvalidTarget(
+                    f"expected Keys, Tags, Prefixes or Everything, got {type(target).__name__}; "
+                    'wrap the names: Keys("product:42")'
+                )
         self.apply_invalidation(invalidation, reason=reason)
 
     def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:

@@ -77,8 +77,8 @@ class Channels:
         self._questions = wanted - self._refused_questions
         if refusals:
             _log.warning(
-                "this Redis user may not subscribe to the question channel at %s: %s; previews and audits will show "
-                "this replica as missing",
+                "this Redis user may not subscribe to the question channel at %s: expected the right to it, got: %s; "
+                "previews and audits will show this replica as missing",
                 link.label,
                 "; ".join({str(refusal) for refusal in refusals.values()}),
             )

@@ -1,6 +1,5 @@
 """The presence of a replica: published with each echo, withdrawn when the replica stops."""
 
-import asyncio
 import logging
 import os
 import socket
@@ -97,12 +96,10 @@ class Registration:
         if not gone or link.lost.done():
             return
         try:
-            async with asyncio.timeout(_WITHDRAW_SECONDS):
+            async with link.within(_WITHDRAW_SECONDS):
                 await withdraw(link, gone, self._replica_id)
-        except (BroadcacheError, TimeoutError) as error:
-            _log.info(
-                "%s is listed until its presence expires: %s", self._replica_id, str(error) or "no answer in time"
-            )
+        except BroadcacheError as error:
+            _log.info("%s is listed until its presence expires: %s", self._replica_id, error)
 
     def record_refusal(self, refusal: str) -> None:
         """Log, once, why Redis does not list this replica. An empty text means that it does."""
