@@ -1,12 +1,16 @@
-"""Hears of invalidations: the subscriber, the local cache, and the mixin that puts both into a class."""
+"""The replica's side: the subscriber, the local cache, and a mixin that puts both into a class."""
 
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..shared.process.renamed import old_names
-from .cache.local_cache import CacheStats, LoadToken, LocalCache, WhenIncoherent
+from .cache.followed_cache import WhenIncoherent
+from .cache.local_cache import LocalCache
+from .cache.stats import CacheStats
+from .cache.token import LoadToken
 from .following.applied import Applied, ApplyOutcome
+from .following.state import State, SubscriberStats
 from .mixin import CacheInvalidationMixin
-from .subscriber import State, Subscriber, SubscriberStats
+from .subscriber import Subscriber
 
 __all__ = [
     "Applied",

@@ -1,27 +1,27 @@
-"""What a replica tells Prometheus. Everything is read when it is scraped. What each metric means: docs/metrics.md."""
+"""The Prometheus metrics of a replica, all read at the scrape. What each metric means: docs/metrics.md."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol, get_args
 from weakref import WeakKeyDictionary
 
 from ..shared.telemetry.exposition import check_can_expose
-from .cache.local_cache import CacheStats, LocalCache
-from .following.follower import State
+from .cache.local_cache import LocalCache
+from .cache.stats import CacheStats
 from .following.lag import Lag
 from .following.sequencer import Sequencer
-from .subscriber import Subscriber
+from .following.state import State, SubscriberStats
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-__all__ = ["ReplicaCollector", "register", "unregister"]
+__all__ = ["Measurable", "ReplicaCollector", "register", "unregister"]
 
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _TARGET_KINDS: Final = ("keys", "tags", "prefixes", "everything")
-# Known before they happen: a series that appears with its first event has no rise that an alert could see.
+# Listed before they happen: a series that appears only with its first event shows no increase to an alert.
 _OUTCOMES: Final = ("applied", "malformed", "duplicate", "foreign", "unsequenced", "unlogged", "http")
 _REASONS: Final = (
     *("subscribed", "server changed", "epoch changed", "log lost", "log trimmed", "log went back"),
@@ -31,37 +31,65 @@ _REASONS: Final = (
 _OF_CACHES: Final = {
     "hits": "Reads that were served from the local cache.",
     "misses": "Reads that found nothing in the local cache.",
-    "bypassed": "Reads that were sent to the source because the promise could not be kept.",
+    "bypassed": "Reads that went to the source because the cache was not coherent.",
     "loads": "Loads from the source.",
-    "shared_loads": "Reads that waited for a load that another one had begun.",
-    "voided_fills": "Loaded values that were not stored: an invalidation came while they were loaded.",
-    "refused_fills": "Loaded values that were not stored: the cache found them too large.",
+    "shared_loads": "Reads that waited for a load that another read had begun.",
+    "voided_fills": "Loaded values that were not stored: an invalidation arrived while they were loaded.",
+    "refused_fills": "Loaded values that were not stored: they were too large for the cache.",
     "dropped": "Entries that were dropped by invalidations and clears.",
     "mapping_errors": "Errors that the wrapped mapping raised.",
 }
 
 
-class ReplicaCollector:
-    """Collects the metrics of some subscribers, which are read only when somebody asks.
+class Measurable(Protocol):
+    """A subscriber, as far as its metrics need it."""
 
-    Shape:  several caches of one namespace are added up; of staleness the worst counts, of its bounds the least.
+    @property
+    def replica_id(self) -> str:
+        """The id of the replica."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """The state of the subscriber."""
+        ...
+
+    @property
+    def sequencers(self) -> Mapping[str, Sequencer]:
+        """Position, counters, lag and caches of each namespace."""
+        ...
+
+    def stats(self) -> SubscriberStats:
+        """Return the counters."""
+        ...
+
+    def measure_lag(self) -> None:
+        """From now on, measure how late each invalidation is applied."""
+        ...
+
+
+class ReplicaCollector:
+    """Collects the metrics of some subscribers at each scrape.
+
+    Shape:  the counters of several caches of one namespace are added up; staleness is the highest of them, the bound
+            the lowest.
     """
 
     def __init__(self) -> None:
-        self._subscribers: dict[int, Subscriber] = {}
+        self._subscribers: dict[int, Measurable] = {}
 
-    def add(self, subscriber: Subscriber) -> None:
-        """Collect those of one more, and have it measure its lag from now on. Adding it twice is harmless."""
+    def add(self, subscriber: Measurable) -> None:
+        """Add a subscriber, and make it measure its lag from now on. Adding it twice is harmless."""
         subscriber.measure_lag()
         self._subscribers[id(subscriber)] = subscriber
 
-    def remove(self, subscriber: Subscriber) -> bool:
-        """Collect those of one less; return whether any are left."""
+    def remove(self, subscriber: Measurable) -> bool:
+        """Remove a subscriber; return whether any are left."""
         self._subscribers.pop(id(subscriber), None)
         return bool(self._subscribers)
 
     def describe(self) -> "Iterable[Metric]":
-        """Name the metrics without reading any: for a registry that checks whether two have one name."""
+        """List the metrics without values: a registry uses it to check for duplicate names."""
         return self._families({})
 
     def collect(self) -> "Iterable[Metric]":
@@ -69,7 +97,7 @@ class ReplicaCollector:
         subscribers = list(self._subscribers.values())
         return self._families({each: dict(each.sequencers) for each in subscribers})
 
-    def _families(self, watched: "dict[Subscriber, dict[str, Sequencer]]") -> "Iterator[Metric]":
+    def _families(self, watched: "dict[Measurable, dict[str, Sequencer]]") -> "Iterator[Metric]":
         yield from _of_subscribers(watched)
         namespaces = [
             ((subscriber.replica_id, namespace), sequencer)
@@ -83,8 +111,8 @@ class ReplicaCollector:
 _collectors: "WeakKeyDictionary[CollectorRegistry, ReplicaCollector]" = WeakKeyDictionary()
 
 
-def register(subscriber: Subscriber, registry: "CollectorRegistry | None" = None) -> None:
-    """Have `registry`, or the one that prometheus_client uses by itself, tell of this subscriber.
+def register(subscriber: Measurable, registry: "CollectorRegistry | None" = None) -> None:
+    """Add the metrics of this subscriber to `registry`, by default the one of prometheus_client.
 
     Several subscribers may share a registry. Registering one twice is harmless.
 
@@ -98,8 +126,8 @@ def register(subscriber: Subscriber, registry: "CollectorRegistry | None" = None
     collector.add(subscriber)
 
 
-def unregister(subscriber: Subscriber, registry: "CollectorRegistry | None" = None) -> None:
-    """Have the registry tell of this subscriber no longer. Harmless when it never did.
+def unregister(subscriber: Measurable, registry: "CollectorRegistry | None" = None) -> None:
+    """Remove the metrics of this subscriber from the registry. Harmless when it has none.
 
     Raises: InvalidSettings when prometheus_client is not installed.
     """
@@ -117,27 +145,25 @@ def _checked_registry(registry: "CollectorRegistry | None") -> "CollectorRegistr
     return REGISTRY if registry is None else registry
 
 
-# --- what each family holds ------------------------------------------------------------------------------------------
+# --- the families -----------------------------------------------------------------------------------------------------
 
 
-def _of_subscribers(watched: "dict[Subscriber, dict[str, Sequencer]]") -> "Iterator[Metric]":
+def _of_subscribers(watched: "dict[Measurable, dict[str, Sequencer]]") -> "Iterator[Metric]":
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     labels = ["replica"]
     state = GaugeMetricFamily(
-        "broadcache_state", "1 for the state that the subscriber is in.", labels=["replica", "state"]
+        "broadcache_state", "1 for the current state of the subscriber.", labels=["replica", "state"]
     )
-    received = CounterMetricFamily(
-        "broadcache_received", "Messages by what became of them.", labels=["replica", "outcome"]
-    )
+    received = CounterMetricFamily("broadcache_received", "Messages by outcome.", labels=["replica", "outcome"])
     replayed = CounterMetricFamily("broadcache_replayed", "Messages that were read from the log.", labels=labels)
     echoes = CounterMetricFamily("broadcache_echoes", "Proofs that the link delivers.", labels=labels)
     subscriptions = CounterMetricFamily("broadcache_subscriptions", "Subscriptions that were begun.", labels=labels)
-    lost = CounterMetricFamily("broadcache_lost", "Links that were lost or could not be made.", labels=labels)
+    lost = CounterMetricFamily("broadcache_lost", "Links that were lost or could not be opened.", labels=labels)
     for subscriber in watched:
-        replica, stats, is_in = subscriber.replica_id, subscriber.stats(), subscriber.state
+        replica, stats, current = subscriber.replica_id, subscriber.stats(), subscriber.state
         for each in _STATES:
-            state.add_metric([replica, each], each == is_in)
+            state.add_metric([replica, each], each == current)
         counts = dict(stats.received)
         replayed.add_metric([replica], counts.pop("replayed", 0))
         for outcome, count in (dict.fromkeys(_OUTCOMES, 0) | counts).items():
@@ -180,12 +206,12 @@ def _of_caches(namespaces: list[tuple[tuple[str, str], tuple[LocalCache, ...]]])
     clears = CounterMetricFamily(
         "broadcache_clears", "How often everything was dropped, by reason.", labels=[*labels, "reason"]
     )
-    entries = GaugeMetricFamily("broadcache_entries", "Entries that are held.", labels=labels)
-    coherent = GaugeMetricFamily("broadcache_coherent", "1 while the promise is kept.", labels=labels)
+    entries = GaugeMetricFamily("broadcache_entries", "Entries in the cache.", labels=labels)
+    coherent = GaugeMetricFamily("broadcache_coherent", "1 while the cache is coherent.", labels=labels)
     staleness = GaugeMetricFamily(
-        "broadcache_staleness_seconds", "The most that a local value can be stale; +Inf: unknown.", labels=labels
+        "broadcache_staleness_seconds", "How stale a local value can be at most; +Inf: unknown.", labels=labels
     )
-    bound = GaugeMetricFamily("broadcache_max_staleness_seconds", "The promise: its bound.", labels=labels)
+    bound = GaugeMetricFamily("broadcache_max_staleness_seconds", "The bound of staleness.", labels=labels)
     for names, caches in namespaces:
         stats = [cache.stats() for cache in caches]
         for name, counter in counters.items():

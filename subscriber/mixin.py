@@ -1,4 +1,4 @@
-"""CacheInvalidationMixin: one thin door on a cache and its subscriber, for a class that serves one namespace."""
+"""CacheInvalidationMixin: a cache and its subscriber for a class that serves one namespace."""
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
@@ -11,7 +11,8 @@ from ..shared.invalidation import DEFAULT_NAMESPACE, Target
 from ..shared.process.extras import check_installed
 from ..shared.process.tokens import Tokens
 from ..shared.receipt import Receipt
-from .cache.local_cache import LocalCache, WhenIncoherent
+from .cache.followed_cache import WhenIncoherent
+from .cache.local_cache import LocalCache
 from .endpoint.replica_token import replica_tokens
 from .subscriber import Subscriber
 
@@ -23,7 +24,7 @@ __all__ = ["CacheInvalidationMixin"]
 T = TypeVar("T")
 
 
-class _Door(NamedTuple):
+class _Parts(NamedTuple):
     cache: LocalCache
     subscriber: Subscriber
     tokens: Tokens
@@ -35,11 +36,10 @@ class CacheInvalidationMixin:
     Set `namespace`, call `super().__init__`, read through `get_or_load`, and let FastAPI run it: `FastAPI(lifespan=
     catalogue.lifespan)`. Elsewhere use `async with`, or `start` and `stop`; without an event loop, `with`.
 
-    Shape:  `redis_url` is taken from BROADCACHE_REDIS_URL when it is left out. `cache` is an empty TTLCache, or a
-            LocalCache made with options of its own. `replica_token` is what POST /cache-invalidation asks for: one
-            token, or several between commas so that it can be replaced; it is taken from BROADCACHE_REPLICA_TOKEN when
-            it is left out, and where there is none everybody who reaches the route may use it. `options` go to
-            `Subscriber`.
+    Shape:  `redis_url` defaults to BROADCACHE_REDIS_URL. `cache` is an empty TTLCache, or a LocalCache with options of
+            its own. `replica_token` is the token that POST /cache-invalidation requires: one token, or several between
+            commas so that it can be rotated; it defaults to BROADCACHE_REPLICA_TOKEN. Without a token every client that
+            reaches the route may use it. `options` go to `Subscriber`.
     Raises: InvalidSettings, InvalidNamespace.
     """
 
@@ -61,19 +61,19 @@ class CacheInvalidationMixin:
         if not isinstance(cache, LocalCache):
             cache = LocalCache(cache, max_staleness_seconds=max_staleness_seconds, when_incoherent=when_incoherent)
         subscriber = Subscriber(url, caches={self.namespace: cache}, **options)
-        self.__door = _Door(cache, subscriber, replica_tokens(replica_token))
+        self.__parts = _Parts(cache, subscriber, replica_tokens(replica_token))
 
     @final
     @property
     def cache(self) -> LocalCache:
         """The local cache."""
-        return self.__door.cache
+        return self.__parts.cache
 
     @final
     @property
     def subscriber(self) -> Subscriber:
-        """What keeps it coherent: its `state`, `position(...)` and `stats()`."""
-        return self.__door.subscriber
+        """The subscriber that keeps the cache coherent: its `state`, `position(...)` and `stats()`."""
+        return self.__parts.subscriber
 
     @overload
     async def get_or_load(
@@ -109,20 +109,20 @@ class CacheInvalidationMixin:
 
     @final
     async def invalidate(self, *targets: Target, reason: str = "", timeout_seconds: float = 5.0) -> Receipt:
-        """`Subscriber.invalidate` for this object's namespace: forget here at once, then tell the others."""
-        return await self.__door.subscriber.invalidate(
+        """`Subscriber.invalidate` for this object's namespace: drop here at once, then publish."""
+        return await self.__parts.subscriber.invalidate(
             *targets, namespace=self.namespace, reason=reason, timeout_seconds=timeout_seconds
         )
 
     @final
     async def start(self) -> None:
-        """Begin to listen. Returns when the cache is coherent, or when `start_timeout_seconds` have passed."""
-        await self.__door.subscriber.__aenter__()
+        """Start the subscriber. Returns when the cache is coherent, or after `start_timeout_seconds`."""
+        await self.__parts.subscriber.__aenter__()
 
     @final
     async def stop(self) -> None:
-        """Stop listening; the cache is bypassed from then on. Harmless when it was stopped, or never started."""
-        await self.__door.subscriber.close()
+        """Stop the subscriber; the cache is bypassed from then on. Harmless when it is not running."""
+        await self.__parts.subscriber.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -134,18 +134,18 @@ class CacheInvalidationMixin:
         await self.stop()
 
     def __enter__(self) -> Self:
-        self.__door.subscriber.__enter__()
+        self.__parts.subscriber.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.__door.subscriber.__exit__(kind, error, trace)
+        self.__parts.subscriber.__exit__(kind, error, trace)
 
     @final
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
-        """Run for as long as an ASGI application does: `FastAPI(lifespan=catalogue.lifespan)`."""
+        """Run as long as an ASGI application: `FastAPI(lifespan=catalogue.lifespan)`."""
         async with self:
             yield
 
@@ -155,13 +155,12 @@ class CacheInvalidationMixin:
         """The replica's HTTP side: `app.include_router(catalogue.router)`. Needs FastAPI.
 
         Shape: GET /health/live (200 while the process runs), GET /health/ready (200 while coherent, 503 otherwise),
-               GET /cache-invalidation (state, position, staleness and counters), POST /cache-invalidation (forget
-               what the body names; with a token where one is set). GET /metrics, for Prometheus, where
-               prometheus_client is installed; a service that has such a path of its own calls `metrics.register`
-               instead.
+               GET /cache-invalidation (state, position, staleness and counters), POST /cache-invalidation (drop the
+               entries that the body names; needs the token, if one is set). GET /metrics, for Prometheus, if
+               prometheus_client is installed; a service that has a route of that path calls `metrics.register` instead.
         Raises: InvalidSettings when FastAPI is not installed.
         """
         check_installed("the router", "fastapi")
         from .endpoint.fastapi import router_of
 
-        return router_of(self.__door.subscriber, self.__door.tokens)
+        return router_of(self.__parts.subscriber, self.__parts.tokens)

@@ -1,4 +1,4 @@
-"""The entries of a local cache: the wrapped mapping, and what tells which entry an invalidation concerns."""
+"""The entries of a local cache: the wrapped mapping, and an index of which entries an invalidation concerns."""
 
 import heapq
 import math
@@ -16,21 +16,21 @@ from .recent import History
 __all__ = ["MISSING", "Count", "Entries"]
 
 _DROP_AT_ONCE_MAX: Final = 64
-"""A tag with at most this many entries has them dropped on the spot; one with more leaves them to the sweep."""
+"""Up to this many entries of a tag are dropped at once. If the tag has more, the sweep removes them."""
 _EXPIRY_SLICE_ENTRIES: Final = 64
 _INDEX_SLACK: Final = 1_024
 _SET_ATTEMPTS_MAX: Final = 100
 _STUCK_MAX: Final = 65_536
-"""How many keys that could not be removed are kept, to try again."""
-_COUNT_LOOKS_MAX: Final = 1_000
-"""How many entries are looked at to count."""
+"""How many keys that could not be removed are remembered for another attempt."""
+_COUNT_SAMPLE_MAX: Final = 1_000
+"""How many entries are examined to count."""
 _COUNT_STEP_KEYS: Final = 100
 _COUNT_REACH_MAX: Final = 50_000
-"""How far from either end of the index these are chosen: skipping an entry is quick, and yet not for nothing."""
+"""How far from either end of the index these are chosen: skipping an entry is quick, but not free."""
 _COUNT_STEP_REACH: Final = 12_500
 
 MISSING: Final = object()
-"""Stands for a value that is not there, or that cannot be told."""
+"""Stands for a value that is absent, or that cannot be read without changing the order of entries."""
 # Cache's own lookup, which every class here shares, leaves the order of entries alone.
 _PEEKS: Final[dict[type, Callable[[Any, str], Any]]] = {
     dict: dict.__getitem__,
@@ -39,7 +39,7 @@ _PEEKS: Final[dict[type, Callable[[Any, str], Any]]] = {
 
 
 class Count(NamedTuple):
-    """How many entries something names. An estimate is scaled up from those that were looked at."""
+    """How many entries an invalidation names. An estimate is scaled up from the entries that were examined."""
 
     entries: int
     is_estimate: bool
@@ -48,16 +48,16 @@ class Count(NamedTuple):
 class Entries:
     """Values with their stamps, tags and expiries. Not thread-safe: LocalCache holds its lock around every call.
 
-    The mapping may evict and expire entries without a word, so the index beside it may name entries that are gone. A
-    sweep cleans it when it has grown to twice what it held after the sweep before.
+    The mapping may evict and expire entries silently, so the index beside it may name entries that are gone. A sweep
+    cleans the index when it has grown to twice its size after the previous sweep.
 
     A prefix, or everything, is applied by raising a stamp: entries that are older and match are dead from then on, and
-    a sweep removes them in slices. While `is_settled` is false, reads have to ask `is_live`.
+    a sweep removes them in slices. While `is_settled` is false, reads have to check `is_live`.
 
     The mapping is the user's: it may raise anything, and call back into the cache. Three rules keep its failures from
-    being served. An entry leaves the index before it leaves the mapping, and only what the index has is live. An entry
-    that could not be removed from the mapping is *stuck*, and nothing is settled until it is gone. An entry is judged
-    after the mapping was called, not before. Keys and tags are exact strings, so the index runs no code of the user's.
+    being served. An entry leaves the index before it leaves the mapping, and only entries in the index are live. An
+    entry that could not be removed from the mapping is *stuck*, and `is_settled` is false until it is gone. An entry is
+    checked after the mapping was called, not before. Keys and tags are exact strings, so the index runs no user code.
     """
 
     def __init__(self, mapping: MutableMapping[str, Any], history: History, errors: MappingErrors) -> None:
@@ -69,7 +69,7 @@ class Entries:
         self._keys_of_tag: dict[str, set[str]] = {}
         self._expiries: dict[str, float] = {}
         self._expiry_heap: list[tuple[float, str]] = []
-        # The sweep: entries still to be looked at, moved here as a whole so that its start costs nothing.
+        # The sweep: entries still to be checked, moved here as a whole so that its start costs nothing.
         self._unswept: dict[str, int] = {}
         self._doomed: deque[set[str]] = deque()
         self._doomed_tags: dict[str, int] = {}
@@ -78,34 +78,34 @@ class Entries:
         self._swept_stamp = 0
         self._rule_stamp = 0
         self._index_max = _INDEX_SLACK
-        # Keys that could not be removed from the mapping: for `retry`. If there are too many, some are not remembered.
+        # Keys that could not be removed from the mapping, for `retry`. Beyond _STUCK_MAX they are not remembered.
         self.stuck: dict[str, None] = {}
         self._has_lost_stuck = False
         self.retry_at = -math.inf
-        # Whether the mapping is being changed: its own code may run, and come back to us.
+        # Whether the mapping is being changed: its own code may run, and call the cache.
         self.is_changing = False
-        # Whether the mapping can be asked for a key without reading its entry, which may make it the newest.
-        self._can_ask = type(mapping).__contains__ is not Mapping.__contains__
+        # Whether the mapping can check for a key without reading its entry, which may make the entry the newest.
+        self._has_contains = type(mapping).__contains__ is not Mapping.__contains__
 
     @property
     def is_settled(self) -> bool:
-        """Whether every entry of the mapping is live, but for those past their own expiry."""
+        """Whether every entry of the mapping is live, except those past their own expiry."""
         has_dead = self._rule_stamp > self._swept_stamp or self._doomed
         return not (has_dead or self.is_changing or self.stuck or self._has_lost_stuck)
 
     @property
     def has_sweep_work(self) -> bool:
-        """Whether `sweep` has something to do. What is stuck is not its business, but that of `retry`."""
+        """Whether `sweep` has work to do. Stuck entries are the work of `retry`."""
         has_dead = self._rule_stamp > self._swept_stamp or self._doomed
         return self._is_sweeping or bool(has_dead) or len(self._stamps) > self._index_max
 
     @property
     def held(self) -> int:
-        """How many entries the mapping holds, dead ones included; if it cannot tell, how many the index has."""
+        """How many entries the mapping has, dead ones included; if its length raises, how many the index has."""
         try:
             return len(self.mapping)
-        except Exception as error:  # noqa: BLE001  (code of the user's)
-            self.errors.report(error, "counting entries: they are counted by an index instead")
+        except Exception as error:  # noqa: BLE001  (the user's code)
+            self.errors.report(error, "counting entries: the index counts them instead")
             return len(self._stamps) + len(self._unswept)
 
     @property
@@ -116,7 +116,7 @@ class Entries:
     def put(self, key: str, value: Any, stamp: int, tags: tuple[str, ...], expires_at: float) -> None:
         """Store an entry that is known to be fresh as of `stamp`.
 
-        Raises: ValueError when the mapping refuses it, and whatever else the mapping raises. The entry of before is
+        Raises: ValueError when the mapping refuses it, and any other error of the mapping. The previous entry is
                 dropped even so: it is older than the value that could not be stored.
         """
         if key in self._tags or key in self._expiries:
@@ -127,7 +127,7 @@ class Entries:
             self._index(key, stamp, tags, expires_at)
         except BaseException:
             self._unswept.pop(key, None)
-            self._stamps[key] = stamp  # what is in the index is looked for in the mapping
+            self._stamps[key] = stamp  # so that `discard` looks for it in the mapping
             self.discard(key)
             raise
         finally:
@@ -150,8 +150,8 @@ class Entries:
 
     def _set(self, key: str, value: Any) -> None:
         # A cachetools mapping that is full looks for its oldest entry. When a hit in another thread, which takes no
-        # lock, makes an entry the newest at that moment, it raises RuntimeError ("OrderedDict mutated during
-        # iteration"), and nothing is lost: look again.
+        # lock, makes an entry the newest at that moment, the mapping raises RuntimeError ("OrderedDict mutated during
+        # iteration"). Nothing is lost: try again.
         for _ in range(_SET_ATTEMPTS_MAX):
             try:
                 self.mapping[key] = value
@@ -161,47 +161,47 @@ class Entries:
         self.mapping[key] = value
 
     def drop(self, key: str) -> bool:
-        """Remove one entry; return whether it was there. Raises: what the mapping raises; the entry is dead even so."""
+        """Remove one entry; return whether it existed. Raises: any error of the mapping; the entry is dead even so."""
         if self._stamps.pop(key, None) is None and self._unswept.pop(key, None) is None:
             return False
         if self._tags or self._expiries:
             self._forget(key)
         try:
             del self.mapping[key]
-        except BaseException as error:  # noqa: BLE001  (raised again, unless the entry was gone before)
-            return self._note_unremoved(key, error)
+        except BaseException as error:  # noqa: BLE001  (raised again, unless the entry was gone already)
+            return self._handle_unremoved(key, error)
         return True
 
     def discard(self, key: str) -> bool:
-        """Do the same, and report what the mapping raises instead of raising it."""
+        """The same, but report an error of the mapping instead of raising it."""
         try:
             return self.drop(key)
-        except Exception as error:  # noqa: BLE001  (code of the user's)
-            self.errors.report(error, "removing an entry: it is not served any more, and removed later")
+        except Exception as error:  # noqa: BLE001  (the user's code)
+            self.errors.report(error, "removing an entry: it is no longer served, and is removed later")
             return False
 
-    def _note_unremoved(self, key: str, error: BaseException) -> bool:
-        """Handle what the mapping raised instead of removing `key`: nothing is amiss if the entry was gone before."""
+    def _handle_unremoved(self, key: str, error: BaseException) -> bool:
+        """Handle an error that the mapping raised while removing `key`; ignore it if the entry was gone already."""
         is_gone = not self._has(key, in_doubt=True)
         if not is_gone:
             if len(self.stuck) < _STUCK_MAX:
                 self.stuck[key] = None
             else:
                 self._has_lost_stuck = True
-        if is_gone and isinstance(error, KeyError):  # evicted or expired before
+        if is_gone and isinstance(error, KeyError):  # evicted or expired earlier
             return False
         raise error
 
     def _has(self, key: str, *, in_doubt: bool) -> bool:
-        """Whether the mapping has `key`; `in_doubt` when it cannot tell."""
+        """Whether the mapping has `key`; `in_doubt` when it raises."""
         try:
             return key in self.mapping
-        except Exception as error:  # noqa: BLE001  (code of the user's)
+        except Exception as error:  # noqa: BLE001  (the user's code)
             self.errors.report(error, "looking for an entry: it is not served")
             return in_doubt
 
     def drop_tag(self, tag: str, stamp: int) -> int:
-        """Kill the entries with this tag, on the spot if they are few; return how many were removed now."""
+        """Kill the entries with this tag, and remove them at once if they are few; return how many were removed."""
         keys = self._keys_of_tag.pop(tag, None)
         if keys is None:
             return 0
@@ -212,12 +212,12 @@ class Entries:
         return 0
 
     def kill_older(self, stamp: int) -> None:
-        """Have the sweep look at every entry: a prefix or everything was recorded in the history at `stamp`."""
+        """Make the sweep check every entry: a prefix or everything was recorded in the history at `stamp`."""
         if self._stamps or self._unswept:
             self._rule_stamp = stamp
 
     def is_live(self, key: str) -> bool:
-        """Whether an entry is there, by its index, and no invalidation since it was stored concerns it."""
+        """Whether the index has an entry, and no invalidation since it was stored concerns it."""
         stamp = self._stamps.get(key) or self._unswept.get(key)
         if stamp is None or self._history.concerns_entry(stamp, key):
             return False
@@ -234,7 +234,7 @@ class Entries:
         return self._has(key, in_doubt=False) and self.is_served(key, now)
 
     def live_keys(self, now: float) -> Iterable[str]:
-        """The keys of the entries that a read would be served, each judged at once."""
+        """The keys of the entries that a read would return, each checked when it is yielded."""
         for key in (*self._unswept, *self._stamps):
             if self.has_served(key, now):
                 yield key
@@ -252,8 +252,8 @@ class Entries:
     def counting(self, invalidation: Invalidation, now: float, uniform: Callable[[], float]) -> Iterator[Count]:
         """Count the live entries that an invalidation names, without reading them, in short steps.
 
-        After each step it yields what is known by then: the last is the answer. It is exact while no more than
-        `_COUNT_LOOKS_MAX` have to be looked at, else an estimate. What changes between two steps may be counted or not.
+        Each step yields the count so far; the last one is the result. It is exact while at most `_COUNT_SAMPLE_MAX`
+        have to be examined, else an estimate. An entry that changes between two steps may be counted or not.
         """
         if invalidation.everything and self.is_settled and self.earliest_expiry > now:
             yield Count(self.held, is_estimate=False)
@@ -268,10 +268,10 @@ class Entries:
         for keys in choosing:
             chosen += keys
             yield Count(0, is_estimate=True)
-        is_estimate = total > _COUNT_LOOKS_MAX
+        is_estimate = total > _COUNT_SAMPLE_MAX
         if not is_estimate:
             chosen = list(dict.fromkeys(chosen))  # a key may be named by itself and by several tags
-        # None is left to be chosen, if all are dropped between two steps.
+        # `chosen` is empty if all entries are dropped between two steps.
         scale = total / len(chosen) if is_estimate and chosen else 1
         is_named = self._matcher(invalidation)
         found = 0
@@ -283,7 +283,7 @@ class Entries:
             yield Count(0, is_estimate)
 
     def _matcher(self, invalidation: Invalidation) -> Callable[[str], bool]:
-        """Return what tells whether an invalidation names a key."""
+        """Return a predicate: does the invalidation name this key?"""
         if invalidation.everything:
             return lambda key: True
         prefixes, keys, tags = invalidation.prefixes, frozenset(invalidation.keys), frozenset(invalidation.tags)
@@ -293,34 +293,34 @@ class Entries:
         return lambda key: key in keys or key.startswith(prefixes) or not tags.isdisjoint(tags_of(key, ()))
 
     def _is_counted(self, key: str, now: float) -> bool:
-        if self._can_ask and not self._has(key, in_doubt=False):
+        if self._has_contains and not self._has(key, in_doubt=False):
             return False
         is_live = key in self._stamps or key in self._unswept if self.is_settled else self.is_live(key)
         return is_live and self._expiries.get(key, math.inf) > now
 
     def _sampled(self, total: int, uniform: Callable[[], float]) -> Iterator[list[str]]:
-        """Choose the keys of all entries, or of some: from all over, or of very many from both ends."""
-        if total <= _COUNT_LOOKS_MAX:
+        """Choose the keys of all entries, or a sample: from the whole index or, if it is very large, from both ends."""
+        if total <= _COUNT_SAMPLE_MAX:
             yield [*self._unswept, *self._stamps]
             return
-        # Here and there, because keys may come in a pattern: a product and its price, in turns.
+        # At random distances, because keys may follow a pattern: a product and its price in turns.
         reach = min(total // 2, _COUNT_REACH_MAX)
-        gap = 2 * reach / _COUNT_LOOKS_MAX
+        gap = 2 * reach / _COUNT_SAMPLE_MAX
         for start in range(0, reach, _COUNT_STEP_REACH):
             part = slice(start, min(start + _COUNT_STEP_REACH, reach))
             yield list(_scattered(chain(self._unswept, self._stamps), part, gap, uniform))
             yield list(_scattered(chain(reversed(self._stamps), reversed(self._unswept)), part, gap, uniform))
 
     def _named(self, total: int, invalidation: Invalidation) -> Iterator[list[str]]:
-        """Choose the keys that are named, by themselves or by a tag, or the same share of each."""
-        share = min(1.0, _COUNT_LOOKS_MAX / total) if total else 1.0
+        """Choose the keys that are named, directly or by a tag, or the same share of each."""
+        share = min(1.0, _COUNT_SAMPLE_MAX / total) if total else 1.0
         yield list(islice(invalidation.keys, math.ceil(len(invalidation.keys) * share)))
         for start in range(0, len(invalidation.tags), _COUNT_STEP_KEYS):
             tagged = [self._keys_of_tag.get(tag, ()) for tag in invalidation.tags[start : start + _COUNT_STEP_KEYS]]
             yield list(chain.from_iterable(islice(keys, math.ceil(len(keys) * share)) for keys in tagged))
 
     def expire(self, now: float) -> int:
-        """Remove some of the entries whose own expiry has come, in a slice; return how many."""
+        """Remove a slice of the entries that are past their own expiry; return how many."""
         removed = 0
         was_changing, self.is_changing = self.is_changing, True
         try:
@@ -353,7 +353,7 @@ class Entries:
         return removed
 
     def retry(self, entries_max: int) -> bool:
-        """Try again to remove up to `entries_max` keys that are stuck; return false at the first that still is."""
+        """Try again to remove up to `entries_max` stuck keys; stop and return false at the first failure."""
         was_changing, self.is_changing = self.is_changing, True
         try:
             return all(map(self._remove_stuck, tuple(islice(self.stuck, entries_max))))
@@ -365,11 +365,11 @@ class Entries:
             return True
         try:
             del self.mapping[key]
-        except Exception as error:  # noqa: BLE001  (code of the user's)
+        except Exception as error:  # noqa: BLE001  (the user's code)
             if self._has(key, in_doubt=True):
-                self.errors.report(error, "removing an entry again: it is not served, and removed later")
+                self.errors.report(error, "removing an entry again: it is not served, and is removed later")
                 self.stuck.pop(key, None)
-                self.stuck[key] = None  # others first, the next time
+                self.stuck[key] = None  # last in the next retry
                 return False
         self.stuck.pop(key, None)
         return True
@@ -393,7 +393,7 @@ class Entries:
         return self.discard(key)
 
     def _next_sweep(self, stamp: int) -> bool:
-        """End the sweep that has run out of entries, and begin the next if there is reason for one."""
+        """End the sweep that has run out of entries; begin the next one if there is work, and return whether it did."""
         if self._is_sweeping:
             self._is_sweeping = False
             self._swept_stamp = self._sweep_stamp

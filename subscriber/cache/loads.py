@@ -1,30 +1,51 @@
-"""Shared loads: concurrent misses on one key wait for one call of the loader."""
+"""Shared loads: concurrent misses of one key wait for one call of the loader."""
 
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from ...shared.errors import InvalidLoader
 from ...shared.process.tasks import is_cancelled
+from .token import LoadToken
 
-if TYPE_CHECKING:
-    from .local_cache import LoadToken, LocalCache
-
-__all__ = ["Loads"]
+__all__ = ["Fillable", "Loads"]
 
 Loader = Callable[[], Any]
 
 _MISSING: Final = object()
 
 
+class Fillable(Protocol):
+    """A cache that loads can fill: the four things they need of it."""
+
+    @property
+    def max_staleness_seconds(self) -> float:
+        """How old a load may be for another caller to join it."""
+        ...
+
+    def begin_load(self, key: str) -> LoadToken:
+        """Return a token, before the source is read."""
+        ...
+
+    def is_void(self, token: LoadToken, tags: Iterable[str] = ()) -> bool:
+        """Whether an invalidation since the token was made concerns the load."""
+        ...
+
+    def store(
+        self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: float | None = None
+    ) -> bool:
+        """Store the source's value, unless the load is void."""
+        ...
+
+
 class _Load:
-    """One call of a loader that is under way."""
+    """One running call of a loader."""
 
     __slots__ = (
         "is_finished",
@@ -39,7 +60,7 @@ class _Load:
         "waits_for",
     )
 
-    def __init__(self, token: "LoadToken", tags: tuple[str, ...], ttl_seconds: float | None) -> None:
+    def __init__(self, token: LoadToken, tags: tuple[str, ...], ttl_seconds: float | None) -> None:
         self.token = token
         self.tags = tags
         self.ttl_seconds = ttl_seconds
@@ -47,15 +68,15 @@ class _Load:
         # An asynchronous load runs as a task of its own, so that no caller's cancellation reaches it.
         self.task: asyncio.Task[Any] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
-        # Made when somebody waits from outside the load's event loop.
+        # Made when the first caller waits from outside the load's event loop.
         self.outcome: Future[Any] | None = None
         self.is_finished = False
         self.waiters = 0
-        # A loader may wait twice for one load, and end one of the waits.
+        # A list: a loader may wait twice for one load, and end one of the waits.
         self.waits_for: list[_Load] = []
 
     def leads_to(self, loads: "tuple[_Load, ...]") -> bool:
-        """Whether this load waits, over any number of others, for one of `loads`."""
+        """Whether this load waits, directly or through other loads, for one of `loads`."""
         seen: set[_Load] = set()
         ahead: list[_Load] = [self]
         while ahead:
@@ -68,20 +89,26 @@ class _Load:
         return False
 
 
-# The loads in whose loaders this code runs, the outermost first. A loader that needs a key whose load waits for this
-# very loader would wait for ever; it loads for itself instead.
+# The loads whose loaders this code runs in, the outermost first. A loader that needs a key whose load waits for that
+# loader itself would wait for ever; it calls a loader of its own instead.
 _within: ContextVar[tuple[_Load, ...]] = ContextVar("broadcache_loads", default=())
-# Held from the look at who waits for whom until the new wait is noted. One for all caches: their loaders may need each
-# other's keys. Always taken after a cache's own lock.
+# Held from the check for circular waits until the new wait is recorded. One lock for all caches: their loaders may need
+# each other's keys. Always acquired after a cache's own lock.
 _waits_lock = threading.Lock()
 
 
 class Loads:
-    """The loads under way in one cache. Shares the cache's lock."""
+    """The loads under way in one cache. Shares the cache's lock.
 
-    def __init__(self, cache: "LocalCache", lock: AbstractContextManager[bool]) -> None:
+    Shape:  `reread` repeats a read that has just missed, under the lock: it is given a key and a default.
+    """
+
+    def __init__(
+        self, cache: Fillable, lock: AbstractContextManager[bool], reread: Callable[[str, object], Any]
+    ) -> None:
         self._cache = cache
         self._lock = lock
+        self._reread = reread
         self._running: dict[str, _Load] = {}
         self.started = 0
         self.shared = 0
@@ -94,7 +121,7 @@ class Loads:
             with self._lock:
                 joined = self._join(key, tags, blocks_thread=False)
                 if joined is None:
-                    if (value := self._cache._get_again(key, _MISSING)) is not _MISSING:
+                    if (value := self._reread(key, _MISSING)) is not _MISSING:
                         return value
                     load = self._begin(key, tags, ttl_seconds)
                     load.loop = loop
@@ -113,18 +140,18 @@ class Loads:
                 self._abandon(load)
                 if joined is None or not load.is_finished or is_cancelled():
                     raise
-                # Somebody else's load was ended, e.g. with its event loop. That is no reason to end this caller.
+                # Another caller's load was cancelled, e.g. with its event loop. This caller starts over.
             finally:
                 _stop_waiting(within, load)
 
     def load_sync(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
-        """The same from a thread that may block."""
+        """The same, from a thread that may block."""
         within = _within.get()
         while True:
             with self._lock:
                 load = self._join(key, tags, blocks_thread=True)
                 if load is None:
-                    if (value := self._cache._get_again(key, _MISSING)) is not _MISSING:
+                    if (value := self._reread(key, _MISSING)) is not _MISSING:
                         return value
                     load = self._begin(key, tags, ttl_seconds)
                     outcome = None
@@ -140,7 +167,7 @@ class Loads:
                 _stop_waiting(within, load)
 
     def _join(self, key: str, tags: tuple[str, ...], *, blocks_thread: bool) -> _Load | None:
-        """Return the load of `key` that a caller who comes now waits for from now on; None if there is none."""
+        """Return the load of `key`, with a new caller recorded as waiting for it; None if it has none to join."""
         load = self._running.get(key)
         if load is None or not self._is_joinable(load, tags, blocks_thread=blocks_thread):
             return None
@@ -155,7 +182,7 @@ class Loads:
 
     def _is_joinable(self, load: _Load, tags: tuple[str, ...], *, blocks_thread: bool) -> bool:
         if tags != load.tags and not set(tags) <= set(load.tags):
-            return False  # what it stores would not be found by these tags
+            return False  # an invalidation of the missing tags would not find its value
         if load.task is not None and load.task.done():
             return False
         if load.loop is not None and load.loop.is_closed():
@@ -163,7 +190,7 @@ class Loads:
         age_seconds = self._cache.begin_load(load.token.key).began_at - load.token.began_at
         if age_seconds >= self._cache.max_staleness_seconds or self._cache.is_void(load.token, load.tags):
             return False
-        # A thread that runs an event loop must not wait: the load may need this very loop.
+        # A thread that runs an event loop must not block: the load may need this same loop.
         return not blocks_thread or (load.thread_id != threading.get_ident() and not _is_in_event_loop())
 
     def _begin(self, key: str, tags: tuple[str, ...], ttl_seconds: float | None) -> _Load:
@@ -223,7 +250,7 @@ class Loads:
             outcome.set_exception(error)
 
     def _abandon(self, load: _Load) -> None:
-        """One waiter was cancelled. When it was the last one, nobody wants the value: end the load."""
+        """Record that a waiting caller was cancelled. If it was the last one, cancel the load."""
         with self._lock:
             load.waiters -= 1
             if load.waiters or load.task is None or load.loop is None or load.task.done():
@@ -240,14 +267,14 @@ def _outcome_of(load: _Load) -> "Future[Any]":
 
 
 def _within_also(load: _Load) -> tuple[_Load, ...]:
-    # Tasks that a loader leaves behind inherit its context; what has finished would pile up in theirs.
+    # Tasks that a loader leaves behind inherit its context; finished loads would pile up there.
     return (*(outer for outer in _within.get() if not outer.is_finished), load)
 
 
 def _stop_waiting(within: tuple[_Load, ...], load: _Load) -> None:
-    """Note that the loader this began in, if any, no longer waits for `load`.
+    """Record that the loader in which this wait began, if any, no longer waits for `load`.
 
-    Not the one this ends in: a caller whose event loop was closed is collected later, in whatever runs by then.
+    Not the loader in which it ends: a caller whose event loop was closed is collected later, inside unrelated code.
     """
     if within:
         within[-1].waits_for.remove(load)

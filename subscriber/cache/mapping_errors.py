@@ -1,4 +1,4 @@
-"""The errors that the user's mapping raises: counted, and logged once a spell."""
+"""The errors that the user's mapping raises: counted, and logged once per spell."""
 
 import logging
 import math
@@ -13,11 +13,11 @@ __all__ = ["MappingErrors"]
 _log = logging.getLogger("broadcache.subscriber")
 
 _QUIET_SECONDS: Final = 60.0
-"""A spell of errors ends when none has come for this long. The next error is logged again."""
+"""A spell of errors ends after this long without one. The next error is logged again."""
 
 
 class MappingErrors:
-    """Counts the errors of one cache's mapping. Neither the error's text nor a key or a value is logged."""
+    """Counts the errors of one cache's mapping. The log never shows an error's text, a key or a value."""
 
     def __init__(self, mapping: object, clock: Clock) -> None:
         self.count = 0
@@ -27,9 +27,9 @@ class MappingErrors:
         self._last_at = -math.inf
 
     def report(self, error: Exception, doing: str) -> None:
-        """Count an error, and log it if it is the first of its spell. To be called from any thread.
+        """Count an error, and log it if it is the first of its spell. May be called from any thread.
 
-        Shape: `doing` says what failed and what the cache makes of it: "applying an invalidation: it was cleared".
+        Shape: `doing` is what failed and how the cache handled it: "applying an invalidation: the cache was cleared".
         """
         now = self._clock()
         with self._lock:

@@ -1,4 +1,4 @@
-"""What was invalidated lately: how a load, or an entry not yet swept, learns that an invalidation concerned it."""
+"""Recently invalidated names: do they concern a load that is under way, or an entry that is not swept yet?"""
 
 from collections.abc import Iterable
 from typing import Final
@@ -11,10 +11,10 @@ _PREFIXES_MAX: Final = 512
 
 
 class History:
-    """The names invalidated lately, each with the stamp of its last invalidation.
+    """The recently invalidated names, each with the stamp of its last invalidation.
 
-    A stamp counts the invalidations this cache has applied: no clock takes part. Memory is bounded. A name that may
-    have been forgotten counts as invalidated, so that overflow costs a load, never a stale value.
+    A stamp counts the invalidations that this cache has applied; no clock is involved. Memory is bounded. A name that
+    may have been forgotten counts as invalidated, so that overflow costs a load, never a stale value.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class History:
         self.everything_stamp = 0
 
     def restart(self, stamp: int) -> None:
-        """Everything was invalidated at `stamp`, which says all that older names say: forget them."""
+        """Record that everything was invalidated at `stamp`, which covers all older names: forget them."""
         self.everything_stamp = max(self.everything_stamp, stamp)
         self.keys.forget()
         self.tags.forget()
@@ -39,7 +39,7 @@ class History:
         )
 
     def concerns_entry(self, since: int, key: str) -> bool:
-        """The same, for a stored entry that waits for the sweep: naming its key or a tag has dropped it at once."""
+        """The same for a stored entry not yet swept: an invalidation of its key, or of a tag, dropped it at once."""
         return self.everything_stamp > since or self.prefixes.has_since(since, key)
 
 
@@ -56,7 +56,7 @@ class _Recent:
         self._forgotten_stamp = 0
 
     def record(self, name: str, stamp: int) -> bool:
-        """Remember `name`; return whether an old generation was forgotten for it."""
+        """Record `name`; return whether the old generation was forgotten to make room."""
         young = self._young
         young[name] = stamp
         if len(young) < self._names_max:
@@ -76,7 +76,7 @@ class _Recent:
 
 
 class _RecentPrefixes:
-    """The same for prefixes, looked up once for each length that occurs, whatever their number."""
+    """The same for prefixes: one lookup for each length that occurs, however many prefixes there are."""
 
     __slots__ = ("_old_lengths", "_recent", "_young_lengths")
 

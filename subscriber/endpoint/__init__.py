@@ -1,1 +1,1 @@
-"""The HTTP endpoint of a replica: its health, and invalidations that arrive by fan-out."""
+"""The HTTP endpoint of a replica: its health, its metrics, and invalidations that arrive by fan-out."""

@@ -1,7 +1,8 @@
-"""The HTTP side of a replica: the only module of this package that needs FastAPI, imported when a router is wanted."""
+"""The HTTP side of a replica. The only module of the subscriber that needs FastAPI, so it is imported on first use."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -9,19 +10,22 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
+from ...shared.invalidation import Position
 from ...shared.process.bodies import read_at_most
 from ...shared.process.problems import PROBLEM_MEDIA_TYPE, BasicProblem, problem_type
 from ...shared.process.tokens import Tokens
 from ...shared.telemetry.exposition import can_expose, exposed
 from ...shared.wire import FRAME_BYTES_MAX
-from ..subscriber import Subscriber
+from ..cache.local_cache import LocalCache
+from ..following.applied import Applied
+from ..metrics import Measurable, register
 from .replica_token import replica_tokens
 
-__all__ = ["router_of"]
+__all__ = ["Served", "router_of"]
 
 _POST_DESCRIPTION: Final = (
-    "The body is one message of the wire format. An empty body, one that cannot be read, and one of more than "
-    f"{FRAME_BYTES_MAX} bytes mean everything. What also comes over Redis is applied again."
+    f"The body is one message of the wire format. An empty body, a malformed one, and one of more than "
+    f"{FRAME_BYTES_MAX} bytes drop everything. A message that also arrives over Redis is applied again."
 )
 _POST_BODY: Final = {
     "requestBody": {
@@ -31,23 +35,40 @@ _POST_BODY: Final = {
 }
 
 
-def router_of(subscriber: Subscriber, tokens: Tokens | None = None) -> APIRouter:
-    """Return routes that tell the truth about `subscriber`. What they mean to a load balancer: docs/subscriber.md.
+class Served(Measurable, Protocol):
+    """A subscriber, as far as its routes need it."""
 
-    Shape:  `tokens` is who may POST, without rights; those of BROADCACHE_REPLICA_TOKEN when it is left out.
+    @property
+    def caches_by_namespace(self) -> Mapping[str, LocalCache]:
+        """The followed caches by namespace."""
+        ...
+
+    def position(self, namespace: str) -> Position | None:
+        """The position of the last invalidation of `namespace` that was applied here."""
+        ...
+
+    def apply(self, body: bytes) -> Applied:
+        """Apply the invalidation in the body of an HTTP request."""
+        ...
+
+
+def router_of(subscriber: Served, tokens: Tokens | None = None) -> APIRouter:
+    """Return the routes of `subscriber`. How a load balancer uses them: docs/subscriber.md.
+
+    Shape:  `tokens` are the tokens that POST accepts, by default those of BROADCACHE_REPLICA_TOKEN.
     Raises: InvalidSettings.
     """
     router = APIRouter(tags=["broadcache"])
     accepted = replica_tokens() if tokens is None else tokens
 
-    @router.get("/health/live", summary="Does the process answer?")
+    @router.get("/health/live", summary="Does the process respond?")
     async def live() -> dict[str, str]:
         return {"status": "live", "replica": subscriber.replica_id}
 
     @router.get(
         "/health/ready",
         summary="Is the local cache coherent?",
-        responses={503: {"description": "The link to Redis is not proven; the cache is bypassed, or served stale."}},
+        responses={503: {"description": "The cache is not coherent: it is bypassed, or may serve stale values."}},
     )
     async def ready() -> Response:
         state = subscriber.state
@@ -56,30 +77,30 @@ def router_of(subscriber: Subscriber, tokens: Tokens | None = None) -> APIRouter
             status_code=200 if state == "coherent" else 503,
         )
 
-    @router.get("/cache-invalidation", summary="What has this replica applied, and how stale can it be?")
+    @router.get("/cache-invalidation", summary="State, position, staleness and counters of this replica")
     async def status() -> dict[str, Any]:
         return describe(subscriber)
 
     @router.post(
         "/cache-invalidation",
-        summary="Forget what the body names",
+        summary="Drop the entries that the body names",
         description=_POST_DESCRIPTION,
         responses={
-            200: {"description": "It is forgotten: what became of it, and how many entries were dropped."},
-            401: {"description": "A token is needed, and there was none that is valid."},
-            403: {"description": "A web page of another site may not make a replica forget."},
+            200: {"description": "Applied: the outcome, and how many entries were dropped."},
+            401: {"description": "The request has no valid token."},
+            403: {"description": "The request was sent by a web page of another site."},
         },
         openapi_extra=_POST_BODY,
     )
     async def forget(request: Request) -> Response:
-        problem = _objection_to(request, accepted)
+        problem = _refusal_of(request, accepted)
         if problem is not None:
             return problem
         try:
             body = await _read_body(request)
         except ClientDisconnect:
-            # Half a body is no order: nobody has said what it would have named.
-            return Response(status_code=400)  # which nobody is there to read
+            # Half a body is no invalidation: its targets are unknown.
+            return Response(status_code=400)  # the client is gone and will not read it
         return JSONResponse(subscriber.apply(body).as_dict())
 
     if can_expose(f"replica {subscriber.replica_id}"):
@@ -87,29 +108,27 @@ def router_of(subscriber: Subscriber, tokens: Tokens | None = None) -> APIRouter
     return router
 
 
-def _add_metrics(router: APIRouter, subscriber: Subscriber) -> None:
+def _add_metrics(router: APIRouter, subscriber: Served) -> None:
     from prometheus_client import CollectorRegistry
-
-    from ..metrics import register
 
     registry = CollectorRegistry()
     register(subscriber, registry)
 
     @router.get(
         "/metrics",
-        summary="What does Prometheus want to know?",
+        summary="Metrics for Prometheus",
         response_class=PlainTextResponse,
-        responses={200: {"description": "The metrics of this replica, in the form that Accept asks for."}},
+        responses={200: {"description": "The metrics of this replica, in the format of the Accept header."}},
     )
     async def metrics(request: Request) -> Response:
         text, media_type = exposed(registry, request.headers.get("accept"))
         return Response(text, media_type=media_type)
 
 
-def describe(subscriber: Subscriber) -> dict[str, Any]:
+def describe(subscriber: Served) -> dict[str, Any]:
     """Return the replica's status as JSON types.
 
-    Units: `staleness_seconds` is how long ago everything accepted was proven to be applied here; null when never.
+    Units: `staleness_seconds` is how long ago every accepted invalidation was proven to be applied here; null if never.
     """
     return {
         "replica": subscriber.replica_id,
@@ -133,11 +152,11 @@ def describe(subscriber: Subscriber) -> dict[str, Any]:
 
 
 async def _read_body(request: Request) -> bytes:
-    """Read the body, and no more of it than tells that it is too long. Raises: ClientDisconnect."""
+    """Read the body, at most one byte more than a frame may have. Raises: ClientDisconnect."""
     return await read_at_most(request.stream(), FRAME_BYTES_MAX)
 
 
-def _objection_to(request: Request, tokens: Tokens) -> Response | None:
+def _refusal_of(request: Request, tokens: Tokens) -> Response | None:
     if tokens and not _has_token(request, tokens):
         return _problem(
             401,
@@ -151,7 +170,7 @@ def _objection_to(request: Request, tokens: Tokens) -> Response | None:
             403,
             "cross-site",
             "A web page of another site may not do this",
-            "expected a request that no web page of another site has sent, got one by Sec-Fetch-Site or Origin; "
+            "expected a request that was not sent by a web page of another site, got one by Sec-Fetch-Site or Origin; "
             "send it from a program",
         )
     return None
@@ -162,9 +181,9 @@ def _has_token(request: Request, tokens: Tokens) -> bool:
 
 
 def _is_cross_site(request: Request) -> bool:
-    """Whether a browser sent it for a web page that is not this service's own.
+    """Whether a browser sent the request for a web page of another site.
 
-    Browsers say so in Sec-Fetch-Site, but not to addresses of plain HTTP; there Origin tells.
+    Browsers send Sec-Fetch-Site, but not to plain HTTP addresses; there, Origin is compared with Host.
     """
     if sites := request.headers.getlist("sec-fetch-site"):
         return not set(sites) <= {"same-origin", "none"}

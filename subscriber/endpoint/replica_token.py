@@ -1,4 +1,4 @@
-"""The token of a replica: who may make it forget over HTTP."""
+"""The token of a replica: callers need it to invalidate over HTTP."""
 
 import os
 from typing import Final
@@ -11,9 +11,9 @@ _VARIABLE: Final = "BROADCACHE_REPLICA_TOKEN"
 
 
 def replica_tokens(replica_token: str | None = None) -> Tokens:
-    """Return the tokens that are valid: those between the commas of `replica_token`, else of the environment.
+    """Return the valid tokens: those between the commas of `replica_token`, else of BROADCACHE_REPLICA_TOKEN.
 
-    Shape:  an empty text is none at all. Without a token everybody is let in.
+    Shape:  an empty text means no token; then every caller is accepted.
     Raises: InvalidSettings, which never shows a token.
     """
     text = (replica_token or os.environ.get(_VARIABLE) or "").strip()

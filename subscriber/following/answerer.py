@@ -1,4 +1,4 @@
-"""The answerer: answers what is asked of all replicas, and drops nothing for it."""
+"""The answerer: answers questions that a publisher sends to all replicas. It drops no entries."""
 
 import asyncio
 import logging
@@ -21,10 +21,10 @@ _WAITING_MAX: Final = 1_000
 
 
 class Answerer:
-    """Answers over whichever link there is, one question after the other, and lets others run in between.
+    """Answers over the current link, one question after another, and lets other tasks run in between.
 
-    Taking never waits. What is more than `_WAITING_MAX` is not answered, and neither is what came over a link that is
-    gone: this replica then shows as missing.
+    Receiving never waits. Questions beyond `_WAITING_MAX`, and those that arrived over a previous link, are not
+    answered: the publisher then lists this replica as missing.
 
     Shape:  `left_out` counts questions that were not answered.
     """
@@ -36,11 +36,11 @@ class Answerer:
         self._has_questions = asyncio.Event()
 
     def prepare(self) -> None:
-        """Get ready to answer in whichever event loop comes next."""
+        """Get ready for the next event loop."""
         self._has_questions = asyncio.Event()
 
     def receive(self, sequencer: Sequencer, frame: bytes) -> None:
-        """Take what was asked of a namespace, for later."""
+        """Queue a question about a namespace."""
         if len(self._waiting) >= _WAITING_MAX:
             self.left_out += 1
             return
@@ -58,9 +58,9 @@ class Answerer:
                     await self._has_questions.wait()
                 await self._answer(link, *self._waiting.popleft())
         except BroadcacheError:
-            return  # the follower knows
-        except Exception:  # noqa: BLE001  (the outermost task: whoever asked sees that no answer came)
-            _log.exception("nothing is answered over this link: an error of our own, please report it")
+            return  # the follower handles the loss
+        except Exception:  # noqa: BLE001  (the outermost task: the publisher sees that no answer arrived)
+            _log.exception("questions over this link are not answered: an error in broadcache, please report it")
 
     async def _answer(self, link: Link, sequencer: Sequencer, frame: bytes) -> None:
         """Answer one question. Raises: LinkLost."""
@@ -80,7 +80,7 @@ class Answerer:
 
 
 async def _answer_to(question: Question, sequencer: Sequencer) -> ReplicaAnswer:
-    # Before all else: what is looked at later is not older than this place.
+    # First: the entries that are read later are not older than this position.
     position = sequencer.position
     fingerprints: list[tuple[str | None, ...]] = []
     for key in question.entries:

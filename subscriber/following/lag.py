@@ -9,17 +9,17 @@ __all__ = ["Lag"]
 
 
 class Lag(Histogram):
-    """The time from the sending of an invalidation to the end of its apply, of all that came with a time.
+    """The time from the sending of an invalidation to the end of its apply, for all that have a time of sending.
 
-    Two wall clocks take part, the sender's and this machine's. It is for people: nothing is decided by it.
+    It compares two wall clocks, the sender's and this machine's. It is for display: no decision depends on it.
 
-    Units: seconds, with the millisecond that `sent_at_ms` has. A sender whose clock is ahead counts as no lag at all.
+    Units: seconds, with the precision of `sent_at_ms`, a millisecond. If the sender's clock is ahead, the lag is zero.
     """
 
     __slots__ = ()
 
     def record(self, sent_at_ms: int | None) -> None:
-        """Count one that has just been applied. It is on the path of each message, so `note` is written out here."""
+        """Count one that has just been applied. `Histogram.observe` is inlined here, as each message calls this."""
         if sent_at_ms is not None:
             seconds = time() - sent_at_ms * 0.001
             if seconds < 0.0:  # noqa: PLR1730  (a call would be a good part of what all of this costs)

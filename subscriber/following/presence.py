@@ -1,25 +1,33 @@
-"""What a replica says of itself with each echo."""
+"""The presence of a replica: published with each echo, withdrawn when the replica stops."""
 
+import logging
 import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from ... import __version__  # pyright: ignore[reportMissingImports]  (above this folder only once it is installed)
+from ...shared.errors import BroadcacheError
 from ...shared.presence import Presence
+from ...shared.transport.redis.link import Link
+from ...shared.transport.redis.registry import withdraw
 from .sequencer import Sequencer
 
-__all__ = ["PresencePublisher"]
+__all__ = ["PresencePublisher", "Registration"]
+
+_log = logging.getLogger("broadcache.subscriber")
+
+_WITHDRAW_SECONDS: Final = 0.25
 
 
 class PresencePublisher:
-    """Tells others of this replica's namespaces. It does no I/O.
+    """Makes the presences that a replica publishes, one for each of its namespaces. It does no I/O.
 
-    Units:  `started_at_ms` is the wall clock in milliseconds, for people.
+    Units:  `started_at_ms` is the wall clock in milliseconds, for display only.
     """
 
     def __init__(self, replica_id: str, *, started_at_ms: int | None = None) -> None:
@@ -36,7 +44,7 @@ class PresencePublisher:
         lifetime_seconds: float,
         lag_ms: float | None,
     ) -> bytes:
-        """Return what others can read of one namespace, as JSON; `state` is that of the link."""
+        """Return the presence of one namespace, as JSON; `state` is that of the link."""
         caches, proven = sequencer.caches, sequencer.proven
         stats = [cache.stats() for cache in caches]
         ages = [cache.staleness_seconds for cache in caches]
@@ -51,7 +59,7 @@ class PresencePublisher:
                 version=__version__,
                 started_at_ms=self._started_at_ms,
                 lifetime_ms=round(lifetime_seconds * 1_000),
-                # The caches know better: the echo may be late, and another namespace may be on its way.
+                # The caches decide: the echo may be late, or another namespace may still be recovering.
                 state="coherent" if is_coherent else "lost" if state == "coherent" else state,
                 position=None if proven is None else proven.position,
                 digest=None if proven is None else proven.digest,
@@ -68,3 +76,33 @@ class PresencePublisher:
                 lag_ms=lag_ms,
             )
         )
+
+
+class Registration:
+    """The namespaces in which the registry lists this replica, as far as its echoes have published presences.
+
+    Shape:  `namespaces` are those of the last echoes that have not been withdrawn since.
+    """
+
+    def __init__(self, replica_id: str) -> None:
+        self.namespaces: set[str] = set()
+        self._replica_id = replica_id
+        self._refusal = ""
+
+    async def withdraw(self, link: Link, namespaces: Iterable[str]) -> None:
+        """Deregister this replica, best effort; otherwise its presence expires."""
+        gone = tuple(namespaces)
+        self.namespaces.difference_update(gone)
+        if not gone or link.lost.done():
+            return
+        try:
+            async with link.within(_WITHDRAW_SECONDS):
+                await withdraw(link, gone, self._replica_id)
+        except BroadcacheError as error:
+            _log.info("%s is listed until its presence expires: %s", self._replica_id, error)
+
+    def record_refusal(self, refusal: str) -> None:
+        """Log, once, why Redis does not list this replica. An empty text means that it does."""
+        if refusal != self._refusal and refusal:
+            _log.warning("expected Redis to list replica %s, got: %s", self._replica_id, refusal)
+        self._refusal = refusal

@@ -1,4 +1,4 @@
-"""The reporter: tells publishers that wait for it what this replica has applied."""
+"""The reporter: confirms applied invalidations to the publishers that wait for it."""
 
 import asyncio
 import logging
@@ -24,13 +24,13 @@ _BATCH_REPORTS: Final = 100
 
 
 class Reporter:
-    """Sends reports over whichever link there is, in the order in which they were taken, many in one message.
+    """Sends reports over the current link, in the order in which they were recorded, many in one message.
 
-    Taking never waits. What is more than `_REPORTS_MAX` is left out: nothing is confirmed that was not, and the
-    replica's position tells a little later. Reports that were taken without a link wait for the next one.
+    Recording never waits. Reports beyond `_REPORTS_MAX` are left out; the position in the replica's presence confirms
+    those invalidations a little later. Reports recorded without a link are sent over the next one.
 
     Shape:  `left_out` counts reports that were not sent.
-    Units:  `unix_ms` is the wall clock in milliseconds: for lag, which people read, and for nothing else.
+    Units:  `unix_ms` is the wall clock in milliseconds, used for the displayed lag only.
     """
 
     def __init__(self, replica_id: str, *, unix_ms: Callable[[], float] = lambda: time.time_ns() / 1_000_000) -> None:
@@ -42,15 +42,15 @@ class Reporter:
         self._has_reports = asyncio.Event()
 
     def prepare(self) -> None:
-        """Get ready to send in whichever event loop comes next."""
+        """Get ready for the next event loop."""
         self._has_reports = asyncio.Event()
 
     def lag_ms(self, namespace: str) -> float | None:
-        """How long the last invalidation that was to be confirmed took, as far as wall clocks tell."""
+        """How late the last invalidation with a report was applied, by two wall clocks."""
         return self._lag_ms.get(namespace)
 
     def record(self, sequencer: Sequencer) -> None:
-        """Take what is to be reported."""
+        """Queue the reports of `sequencer`."""
         now_ms = self._unix_ms()
         while sequencer.reports:
             report, sent_at_ms = sequencer.reports.popleft()
@@ -64,7 +64,7 @@ class Reporter:
         self._has_reports.set()
 
     async def send_for_ever(self, link: Link) -> None:
-        """Send what there is, until the link is lost."""
+        """Send reports until the link is lost."""
         try:
             while True:
                 if not self._waiting:
@@ -72,9 +72,9 @@ class Reporter:
                     await self._has_reports.wait()
                 await self._send(link)
         except BroadcacheError:
-            return  # the follower knows
-        except Exception:  # noqa: BLE001  (the outermost task: whoever waits for a report learns of it by an echo)
-            _log.exception("nothing is confirmed over this link: an error of our own, please report it")
+            return  # the follower handles the loss
+        except Exception:  # noqa: BLE001  (the outermost task: publishers see the position in the next presence)
+            _log.exception("no reports are sent over this link: an error in broadcache, please report it")
 
     async def _send(self, link: Link) -> None:
         """Send the oldest reports, of one namespace. Raises: LinkLost."""

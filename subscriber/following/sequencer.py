@@ -1,4 +1,4 @@
-"""The sequencer: applies all that arrives for one namespace, and knows up to where the log has been applied."""
+"""The sequencer: applies the messages of one namespace, and tracks the position up to which its log is applied."""
 
 import logging
 import time
@@ -20,11 +20,11 @@ __all__ = ["Mark", "Sequencer"]
 _log = logging.getLogger("broadcache.subscriber")
 
 _REPORTS_MAX: Final = 10_000
-"""How many reports are kept until they are taken. What is more is not confirmed, and shows as missing."""
+"""How many reports are kept for the owner. Beyond that the oldest are dropped, and show as missing."""
 
 
 class Mark(NamedTuple):
-    """The live position at one moment, and what stands there: the frame, or its digest; None when it is not known."""
+    """The live position at one moment, and its content: the frame there, or its digest; None when it is not known."""
 
     epoch: str | None
     sequence: int
@@ -32,17 +32,17 @@ class Mark(NamedTuple):
 
     @property
     def digest(self) -> str | None:
-        """The digest of what stands there."""
+        """The digest of the content."""
         return digest_of(self.content) if isinstance(self.content, bytes) else self.content
 
     @property
     def anchor(self) -> Anchor | None:
-        """The same with its digest; None when no log is known."""
+        """The position with its digest; None when no log is known."""
         return None if self.epoch is None else Anchor(self.epoch, self.sequence, self.digest)
 
 
 class _Run(NamedTuple):
-    """Frames that came beyond a gap, without another gap between them. `content` is the last of them."""
+    """Consecutive frames that arrived beyond a gap. `content` is the last of them."""
 
     first: int
     last: int
@@ -50,50 +50,50 @@ class _Run(NamedTuple):
 
 
 class Sequencer:
-    """Position, counters and caches of one namespace. It does no I/O and knows no time.
+    """Position, counters and caches of one namespace. It does no I/O and reads no clock.
 
-    Whatever arrives is applied, at once and whatever its number: it costs a load at most. Numbers decide about the
-    *position* alone, that is, from where on the log has to be read after a loss.
+    Every message is applied at once, whatever its sequence: that costs a load at most. Sequences decide only about the
+    *position*: where the log has to be read from after a loss.
 
-    The live position is tentative: any client with the right to publish on the channel can move it. The owner asks the
-    log for its head, compares it with the live position of the moment (`compare`), and so proves it (`prove`). Only the
-    proven position is told to others, and only from there is the log read again over a new subscription (`rewind`).
+    The live position is tentative: any client with the right to publish on the channel can move it. The owner reads
+    the head of the log, compares it with the live position of that moment (`compare`), and so proves it (`prove`). Only
+    the proven position is published, and a new subscription reads the log from there (`rewind`).
 
-    When something was missed the sequencer is *behind*: the owner reads the log from the live position on, and hands
-    over what stands there (`replay`). Until then the log alone moves the position: a gap that messages fill may be
-    filled by forged ones. What the log no longer holds is missed for good, and everything is dropped.
+    When it has missed a message the sequencer is *behind*: the owner reads the log from the live position on, and
+    passes the entries in (`replay`). Until then only the log moves the position: messages that fill a gap may be
+    forged. If the log no longer has what was missed, everything is dropped.
 
-    Shape: `counts` has `applied` and `malformed`: messages by what became of them. Of those that were applied,
-           `duplicate` had a number that was not above the position, `foreign` were of another epoch, `unsequenced` had
-           none, and `replayed` were read from the log. `gaps` is how often it fell behind, `unlogged` how often a frame
-           claimed a position that the log did not have. What was posted is counted by the owner. `reports` has what is
-           to be confirmed, each with the time it was sent at, for the owner to take.
+    Shape: `counts` has `applied` and `malformed`: messages by outcome. Of those applied, `duplicate` had a sequence not
+           above the position, `foreign` had another epoch, `unsequenced` had no sequence, and `replayed` were read from
+           the log. `gaps` is how often it fell behind, `unlogged` how often a frame claimed a position that the log did
+           not have. The owner counts posted messages. `reports` has the reports to send, each with the time of sending
+           of its invalidation, for the owner to remove.
     """
 
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:
         self.namespace: Final = namespace
         self.caches = tuple(caches)
         self.counts: Counter[str] = Counter()
-        # The live position, in fields of its own: comparing them is most of what a message costs beside its apply.
+        # The live position, in separate fields: comparing them is most of a message's cost besides its apply.
         self._epoch: str | None = None
         self._sequence = 0
         self._content: bytes | str | None = None
         self._proven: Anchor | None = None
-        # Whether the log has to be read from the position on. Until that is done, nothing else moves the position.
+        # Whether the log has to be read from the position on. Until then, nothing else moves the position.
         self._is_behind = False
-        # The highest sequence that a head has told, which the log must have, and the frames that came beyond a gap.
+        # The sequence of the newest head, which the log must have, and the frames that arrived beyond a gap.
         self._head_sequence = 0
         self._run: _Run | None = None
         self._has_warned_of_numbers = False
         self.reports: deque[tuple[Report, int | None]] = deque(maxlen=_REPORTS_MAX)
-        # How late invalidations are applied, once it is asked for.
+        # How late invalidations are applied, if that is measured.
         self.lag: Lag | None = None
 
     @property
     def position(self) -> Position | None:
         """The live position: that of the last invalidation applied in the order of the log; None when no log is known.
 
-        It is not proven to be of the log: `proven` is.
+        It is not proven to be in the log: `proven` is.
         """
         return None if self._epoch is None else Position(self._epoch, self._sequence)
 
@@ -109,70 +109,70 @@ class Sequencer:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the log has to be read from the live position on: it has, or may have, what was missed."""
+        """Whether the log has to be read from the live position on, because messages were, or may have been, missed."""
         return self._is_behind
 
     @property
     def backlog(self) -> int:
-        """How many invalidations have to be read from the log, as far as that is known."""
+        """How many invalidations have to be read from the log, as far as is known."""
         if self._run is not None:
             return self._run.first - self._sequence - 1
         return max(0, self._head_sequence - self._sequence)
 
     @property
     def claimed(self) -> int:
-        """The highest sequence that any frame, or a head, has claimed so far."""
+        """The highest sequence that a frame or a head has claimed so far."""
         return max(self._sequence, self._head_sequence, self._run.last if self._run else 0)
 
     def mark(self) -> Mark:
-        """Return the live position of this moment, with what stands there."""
+        """Return the live position of this moment, with its content."""
         return Mark(self._epoch, self._sequence, self._content)
 
-    # --- beginning, and beginning again ------------------------------------------------------------------------------
+    # --- resuming and restarting --------------------------------------------------------------------------------------
 
     def rewind(self) -> None:
         """Go back to the proven position. To be called before each new subscription."""
         self._move_to(self._proven)
 
     def resume(self, head: Anchor | None, *, is_same_server: bool) -> str | None:
-        """Go on from the proven position, now that a new subscription stands and `head` was read after it.
+        """Continue from the proven position over a new subscription; `head` was read after subscribing.
 
-        Returns: None when the log can tell what was missed, which `is_behind` then says; otherwise why it cannot, and
-                 the owner has to `restart`.
+        Returns: None when the log may have what was missed, which `is_behind` shows; otherwise the reason why it does
+                 not, and the owner has to `restart`.
         """
         proven = self._proven
         if proven is None:
             return "subscribed"
         if not is_same_server:
-            return "server changed"  # it may have lost what was accepted, or have given out a sequence twice
+            return "server changed"  # it may have lost accepted invalidations, or have used a sequence twice
         if head is None:
             return "log lost"
         reason = self._differs(proven, head)
         if reason is None and proven.digest is None:
-            return "digest unknown"  # another frame may have taken its place meanwhile
+            return "digest unknown"  # the log may have another frame there by now
         if reason is None:
-            # What has come meanwhile may fill the gap with forged numbers: it counts from the proven place on. And the
-            # log is looked into in any case: the head alone may have been counted back by a foreign hand.
+            # Go back to the proven position: frames that have arrived since may have filled the gap with forged
+            # sequences. Read the log in any case: another client may have set the head back.
             self._go_back(Mark(*proven), head)
         return reason
 
     def compare(self, mark: Mark, head: Anchor) -> str | None:
-        """Compare the live position with the head, both as of one moment: when the probe of an echo was handled.
+        """Compare the live position with the head, both of one moment: when the probe of an echo arrived.
 
-        Returns: as `resume` does.
+        Returns: the same as `resume`.
         """
         anchor = mark.anchor
         if anchor is None:
-            # This subscription began by dropping everything, without a log. All of what was accepted since has come.
+            # This subscription began without a log, by dropping everything. All that was accepted since has arrived.
             self._move_to(head)
             return None
         reason = self._differs(anchor, head)
         if reason is None and anchor.sequence < head.sequence:
-            self._go_back(mark, head)  # likewise
+            self._go_back(mark, head)  # as in `resume`
         return reason
 
     def _go_back(self, mark: Mark, head: Anchor) -> None:
-        """Be behind `head` from an earlier place on."""
+        """Move the live position back to `mark`, and be behind `head`."""
         self._epoch, self._sequence, self._content = mark
         self._is_behind = True
         self._run = None
@@ -181,7 +181,7 @@ class Sequencer:
             self.counts["gaps"] += 1
 
     def prove(self, mark: Mark, head: Anchor) -> None:
-        """Take note that everything up to `head` has been applied: `compare` found it so, or the log was read since."""
+        """Record that everything up to `head` has been applied, by `compare` or by reading the log since."""
         digest = head.digest
         for ours in (mark, self.mark()) if digest is None else ():
             if ours.sequence == head.sequence:
@@ -198,14 +198,14 @@ class Sequencer:
         if head.digest is None and not self._has_warned_of_numbers:
             self._has_warned_of_numbers = True
             _log.warning(
-                "the head of namespace %s was moved by a writer that keeps no digest of it: positions are compared by "
-                "their numbers alone; expected every publisher to have one version, upgrade the older ones",
+                "a publisher of namespace %s keeps no digest of the head: positions are compared by their sequences "
+                "only; expected every publisher to have the same version, upgrade the older ones",
                 self.namespace,
             )
         return None
 
     def restart(self, head: Anchor | None, reason: str) -> None:
-        """Drop everything and take `head` as the position, proven by that: what came before it no longer matters."""
+        """Drop everything, and set the position to `head`. That proves it: nothing before it matters any more."""
         self._proven = head
         self._move_to(head)
         self.clear(reason)
@@ -217,7 +217,7 @@ class Sequencer:
         self._run = None
 
     def clear(self, reason: str, why: str = "") -> None:
-        """Drop everything. `reason` is what the caches count it under, `why` what is logged beside it."""
+        """Drop everything. The caches count it under `reason`; the log shows `why`, if given."""
         self._log_clear(reason, why)
         for cache in self.caches:
             cache.apply(Everything(), reason=reason)
@@ -226,22 +226,22 @@ class Sequencer:
         level = logging.INFO if reason == "subscribed" else logging.WARNING
         _log.log(level, "cleared namespace %s: %s", self.namespace, why or reason)
 
-    # --- what arrives ------------------------------------------------------------------------------------------------
+    # --- messages and log entries -------------------------------------------------------------------------------------
 
     def receive(self, frame: bytes) -> bool:
-        """Take one frame off the channel; return whether it needs attention: a sweep, or a look into the log."""
+        """Apply one frame from the channel; return whether it needs more work: a sweep, a report, or the log."""
         try:
             invalidation = decode(frame, self.namespace)
         except MalformedFrame as error:
-            self._forget_malformed(error)
+            self._clear_malformed(error)
             return True
         if invalidation.confirm or invalidation.traceparent or self.lag is not None:
             self._apply(invalidation, frame)
-        else:  # the same without a second look: nearly all messages go this way
+        else:  # the same without those checks: nearly all messages take this path
             for cache in self.caches:
                 cache.apply_invalidation(invalidation)
             self.counts["applied"] += 1
-        # Only now, when every cache has applied it.
+        # The position moves only after every cache has applied it.
         sequence = invalidation.seq
         if sequence is None:
             self.counts["unsequenced"] += 1
@@ -259,12 +259,12 @@ class Sequencer:
         )
 
     def replay(self, entries: Sequence[Entry], *, claimed: int, is_end: bool) -> bool:
-        """Apply the entries of the log from the live position on, that place included.
+        """Apply the entries of the log from the live position on, the one at that position included.
 
-        Shape:   `claimed` is what the property was before the log was asked. `is_end` is whether the log had no entry
+        Shape:   `claimed` is the property's value before the log was read. `is_end` is whether the log had no entry
                  after these.
-        Returns: whether the log continues the history of the position: the same stands there, and what follows is
-                 readable and without a hole. If not, the owner has to `restart`.
+        Returns: whether the log continues the history of the position: it has the same frame there, and the entries
+                 that follow are readable and without a hole. If not, the owner has to `restart`.
         """
         start, following = self.mark(), list(entries)
         if start.sequence:
@@ -275,7 +275,7 @@ class Sequencer:
                 return False
         is_proven = start.anchor is not None and start.anchor == self._proven
         for entry in following:
-            # What another writer put there has no say in the position: the real entry of that sequence may yet come.
+            # An entry of another writer does not move the position: the real entry of that sequence may still follow.
             invalidation = entry.invalidation
             if invalidation is None or invalidation.position != (self._epoch, entry.sequence):
                 return False
@@ -285,12 +285,12 @@ class Sequencer:
             self.counts["replayed"] += 1
             self._sequence, self._content = entry.sequence, entry.frame
         if is_proven and following:
-            # Read from the log itself, and behind what was proven: it need not be read again over another link.
+            # Read from the log itself, following a proven position: the next link need not read it again.
             self._proven = self.mark().anchor
         return self._go_on(claimed, is_end=is_end)
 
     def _go_on(self, claimed: int, *, is_end: bool) -> bool:
-        """End the replay if it has reached what was missed; return whether the log can be whole."""
+        """End the replay if it has caught up; return false when the log lacks entries that it must have."""
         has_reached_head = self._sequence >= self._head_sequence
         if is_end and not has_reached_head:
             return False
@@ -300,26 +300,27 @@ class Sequencer:
                 self._sequence, self._content = run.last, run.content
             self._run, self._is_behind = None, False
         elif is_end and (run is None or run.last <= claimed):
-            # A frame claimed a place that the log did not have when it was read afterwards. It has been applied.
+            # A frame claimed a position that the log did not have when it was read later. It has been applied.
             if run is not None:
                 self.counts["unlogged"] += 1
             self._run, self._is_behind = None, False
         return True
 
     def apply_own(self, invalidation: Invalidation) -> None:
-        """Apply an invalidation of this replica's own before it is published. It is applied again when it comes back:
-        what was loaded in between may have been read before it was accepted.
+        """Apply an invalidation of this replica's own before it is published.
+
+        It is applied again when it arrives: a load in between may have read the source before it was accepted.
         """
         for cache in self.caches:
             cache.apply_invalidation(invalidation)
 
-    # --- what is posted, from any thread -----------------------------------------------------------------------------
+    # --- posted invalidations, from any thread ------------------------------------------------------------------------
 
     def apply_posted(self, invalidation: Invalidation) -> int:
         """Apply an invalidation that was posted; return how many entries were dropped (`LocalCache.apply_counted`).
 
-        It has no say in the position, and when it comes over the channel as well it is applied again: only the log
-        knows which of the two is the later one.
+        It does not move the position. If it also arrives over the channel it is applied again: only the log knows
+        which of the two is the later one.
         """
         began_at_ns = time.time_ns() if invalidation.traceparent else 0
         dropped = sum([cache.apply_counted(invalidation) for cache in self.caches])
@@ -328,11 +329,11 @@ class Sequencer:
         return dropped
 
     def clear_posted(self, reason: str, why: str) -> int:
-        """Drop everything, as `clear` does, because of what was posted; return how many entries there were."""
+        """Drop everything, as `clear` does, because of a post; return how many entries the caches had."""
         self._log_clear(reason, why)
         return sum([cache.apply_counted(Invalidation(everything=True), reason=reason) for cache in self.caches])
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------------------------------
 
     def _apply(self, invalidation: Invalidation, frame: bytes) -> None:
         self.counts["applied"] += 1
@@ -348,9 +349,9 @@ class Sequencer:
             trace_applied(invalidation, began_at_ns)
 
     def _apply_confirmed(self, invalidation: Invalidation, frame: bytes) -> None:
-        """Apply, and count what is dropped, which costs a little more."""
+        """Apply, and count the dropped entries for a report, which costs a little more."""
         dropped = sum([cache.apply_counted(invalidation) for cache in self.caches])
-        # The sweep has still to find what a prefix names, or a tag of many entries.
+        # Entries of a prefix, or of a tag with many entries, are not counted: the sweep has still to find them.
         is_counted = not invalidation.prefixes and not (
             invalidation.tags and any(c.has_sweep_work for c in self.caches)
         )
@@ -364,14 +365,14 @@ class Sequencer:
         self.reports.append((report, invalidation.sent_at_ms))
 
     def _place(self, epoch: str | None, sequence: int, frame: bytes) -> None:
-        """Decide what a frame that was applied, and does not simply follow the last one, does to the position."""
+        """Handle the position of an applied frame that does not simply follow the last one."""
         if epoch != self._epoch:
-            # Another log, a thawed primary or a forger: the head tells with the next echo.
+            # Another log, a former primary or a forger: the next echo compares the head.
             self.counts["foreign"] += 1
         elif sequence <= self._sequence:
             self.counts["duplicate"] += 1
         else:
-            # The log tells what belongs in between; until then these wait. A forged one in their midst costs a look.
+            # The log has what belongs in between; until it is read, these wait. A forged one costs a read of the log.
             if not self._is_behind:
                 self.counts["gaps"] += 1
             self._is_behind = True
@@ -379,6 +380,6 @@ class Sequencer:
             is_next = run is not None and sequence == run.last + 1
             self._run = _Run(run.first if run is not None and is_next else sequence, sequence, frame)
 
-    def _forget_malformed(self, error: MalformedFrame) -> None:
+    def _clear_malformed(self, error: MalformedFrame) -> None:
         self.counts["malformed"] += 1
         self.clear("malformed", str(error))

@@ -171,4 +171,4 @@ async def test_a_local_cache_with_options_of_its_own_is_taken_as_it_is(redis_url
 
 
 async def test_the_mixin_leaves_one_private_attribute_in_the_class_it_is_mixed_into(redis_url: str) -> None:
-    assert set(vars(Catalogue(redis_url))) == {"prices", "loads", "_CacheInvalidationMixin__door"}
+    assert set(vars(Catalogue(redis_url))) == {"prices", "loads", "_CacheInvalidationMixin__parts"}

@@ -51,6 +51,7 @@ from broadcache.shared.transport.redis.names import names_of
 from broadcache.shared.wire import decode, encode, encode_tails, encode_unsequenced, parts_of
 from broadcache.subscriber import LoadToken, LocalCache, Subscriber
 from broadcache.subscriber.following import follower as follower_module
+from broadcache.subscriber.following import log_reader
 from broadcache.subscriber.following.sequencer import Sequencer
 
 MAX_STALENESS_SECONDS = 3.0
@@ -206,8 +207,8 @@ class Replica:
         for module, name, value in (
             (follower_module, "Link", self.network),
             # Pages of few entries, so that a replay has several.
-            (follower_module, "_PAGE_ENTRIES_FIRST", 2),
-            (follower_module, "_PAGE_ENTRIES_MAX", 5),
+            (log_reader, "_PAGE_ENTRIES_FIRST", 2),
+            (log_reader, "_PAGE_ENTRIES_MAX", 5),
             (wire, "FRAME_BYTES_MAX", FRAME_BYTES_MAX),
         ):
             self._patches.enter_context(mock.patch.object(module, name, value))

@@ -20,7 +20,9 @@ from broadcache.shared.transport.redis.log import Entry, Heads, Identity
 from broadcache.shared.wire import decode
 from broadcache.subscriber import LocalCache
 from broadcache.subscriber.following import follower as follower_module
+from broadcache.subscriber.following import log_reader as log_reader_module
 from broadcache.subscriber.following.follower import Follower
+from broadcache.subscriber.following.log_reader import LogReader
 from broadcache.subscriber.following.sequencer import Mark, Sequencer
 
 Mutant: TypeAlias = Callable[[pytest.MonkeyPatch], None]
@@ -235,7 +237,7 @@ def a_replay_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(*_: object) -> bool:
         return True
 
-    monkeypatch.setattr(Follower, "_catch_up", nothing)
+    monkeypatch.setattr(LogReader, "catch_up", nothing)
 
 
 def a_claim_of_the_head_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +258,7 @@ def a_page_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         except TimeoutError:
             raise LinkLost("the page took too long") from None
 
-    monkeypatch.setattr(follower_module, "_while_heard", in_time)
+    monkeypatch.setattr(log_reader_module, "_while_receiving", in_time)
 
 
 # --- links -----------------------------------------------------------------------------------------------------------

@@ -232,7 +232,7 @@ async def test_a_replica_that_may_not_be_asked_keeps_its_promise(
         assert (set(cache), subscriber.stats().lost) == ({"other"}, 0)
         preview = await publisher.preview(Keys("key"), namespace=NAMESPACE, timeout_seconds=IMPATIENT)
         assert (preview.replicas, preview.missing, preview.is_estimate) == (1, ("old",), True)
-    assert caplog.text.count("to let this user hear what is asked") == 1
+    assert caplog.text.count("this Redis user may not subscribe to the question channel") == 1
 
 
 async def test_a_publisher_that_may_not_ask_is_told_so(own_server: EmbeddedServer) -> None:

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from broadcache.shared import Everything, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import LoadToken, LocalCache
 from broadcache.subscriber.cache import entries as entries_module
+from broadcache.subscriber.cache import followed_cache as followed_cache_module
 from broadcache.subscriber.cache import local_cache as local_cache_module
 from broadcache.subscriber.cache import recent as history_module
 from broadcache.subscriber.cache.entries import Entries
@@ -258,7 +259,7 @@ class WithForgetfulHistory(Interleavings):
 
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_cache_module, "_SWEEP_SLICE_ENTRIES", 1)
+    monkeypatch.setattr(followed_cache_module, "_SWEEP_SLICE_ENTRIES", 1)
     monkeypatch.setattr(local_cache_module, "_STORE_SWEEP_ENTRIES", 1)
     monkeypatch.setattr(entries_module, "_DROP_AT_ONCE_MAX", 1)
     monkeypatch.setattr(entries_module, "_INDEX_SLACK", 1)
@@ -530,7 +531,7 @@ class WithAnUnrulyMapping(Interleavings):
 
 @pytest.fixture
 def lock_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_cache_module, "_LOCK_FREE_LOOKUPS", frozenset({TTLCache, Unruly}))
+    monkeypatch.setattr(followed_cache_module, "_LOCK_FREE_LOOKUPS", frozenset({TTLCache, Unruly}))
 
 
 @pytest.mark.usefixtures("small_slices", "lock_free")
@@ -667,7 +668,7 @@ def mutated(owner: type, method: str, *changes: tuple[str, str]) -> Callable[[py
     for old, new in changes:
         assert source.count(old) >= 1, f"{owner.__name__}.{method} has no {old!r} any more: change the mutant with it"
         source = source.replace(old, new)
-    module = inspect.getmodule(owner)
+    module = inspect.getmodule(getattr(owner, method))
     assert module is not None
 
     def break_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -697,10 +698,10 @@ MUTANTS = {
     ),
     "a clear that leaves hits open": mutated(LocalCache, "_clear_after", ("self._refresh()", "pass")),
     "a clear that kills nothing": mutated(LocalCache, "_clear_after", ("self._history.restart(stamp)", "pass")),
-    "removals that fail are forgotten": mutated(Entries, "_note_unremoved", ("self.stuck[key] = None", "pass")),
+    "removals that fail are forgotten": mutated(Entries, "_handle_unremoved", ("self.stuck[key] = None", "pass")),
     "removals that fail again are forgotten": mutated(Entries, "_remove_stuck", ("self.stuck[key] = None", "pass")),
     "any KeyError is an entry that is gone": mutated(
-        Entries, "_note_unremoved", ("not self._has(key, in_doubt=True)", "isinstance(error, KeyError)")
+        Entries, "_handle_unremoved", ("not self._has(key, in_doubt=True)", "isinstance(error, KeyError)")
     ),
     "a sweep that only forgets": mutated(
         Entries, "_sweep_one", ("return self.discard(key)", "return self._stamps.pop(key, 0) and 0")

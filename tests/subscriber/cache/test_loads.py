@@ -7,14 +7,14 @@ import contextvars
 import gc
 import itertools
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 from cachetools import LRUCache
 
 from broadcache.shared import Everything, InvalidLoader, Keys, Prefixes, Tags, Target
-from broadcache.subscriber import LocalCache
+from broadcache.subscriber import LoadToken, LocalCache
 from broadcache.subscriber.cache import loads as loads_module
 
 pytestmark = pytest.mark.anyio
@@ -99,6 +99,36 @@ async def test_a_hundred_concurrent_misses_are_one_load() -> None:
     assert (stats.loads, stats.shared_loads, stats.misses) == (1, 99, 100)
     assert await cache.get_or_load(KEY, source.load) == "value"
     assert source.calls == 1
+
+
+class MinimalCache:
+    """The four things that loads need of a cache, and nothing else."""
+
+    max_staleness_seconds = 5.0
+
+    def __init__(self) -> None:
+        self.stored: dict[str, Any] = {}
+
+    def begin_load(self, key: str) -> LoadToken:
+        return LoadToken(key, 1, 0.0)
+
+    def is_void(self, token: LoadToken, tags: Iterable[str] = ()) -> bool:
+        return False
+
+    def store(
+        self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: float | None = None
+    ) -> bool:
+        self.stored[token.key] = value
+        return True
+
+
+async def test_loads_need_four_things_of_a_cache() -> None:
+    cache = MinimalCache()
+    loads = loads_module.Loads(cache, threading.RLock(), cache.stored.get)
+    assert await loads.load(KEY, lambda: "value", (), None) == "value"
+    assert cache.stored == {KEY: "value"}
+    assert loads.load_sync(KEY, lambda: "newer", (), None) == "value"
+    assert (loads.started, loads.shared) == (1, 0)
 
 
 async def test_misses_on_different_keys_do_not_wait_for_each_other() -> None:

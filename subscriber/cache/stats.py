@@ -1,0 +1,29 @@
+"""The counters of a cache."""
+
+from dataclasses import dataclass, field
+
+__all__ = ["CacheStats"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counters of one cache since it was made; `entries` is how many it has now, dead ones not yet swept included.
+
+    Shape:  `applied` counts the names applied by target kind (`keys`, `tags`, `prefixes`, `everything`), `clears` how
+            often everything was dropped, by reason. `bypassed` reads do not count as misses. `mapping_errors` counts
+            the errors that the wrapped mapping raised, except for absent keys and values that are too large.
+    Source: exact when one thread reads. Hits are counted without a lock, so with several threads a few may be lost.
+    """
+
+    entries: int
+    hits: int
+    misses: int
+    bypassed: int
+    loads: int
+    shared_loads: int
+    voided_fills: int
+    refused_fills: int
+    dropped: int
+    mapping_errors: int
+    applied: dict[str, int] = field(default_factory=dict)
+    clears: dict[str, int] = field(default_factory=dict)
