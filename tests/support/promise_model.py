@@ -29,7 +29,8 @@ from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
 import msgspec
-from tests.support.promise_model_loop import FakeClock, ScheduledLoop
+from tests.support.fake_clock import FakeClock
+from tests.support.promise_model_loop import ScheduledLoop
 from tests.support.promise_model_mapping import MappingBroken, RaisingMapping
 from tests.support.promise_model_server import Accepted, ModelLink, Network, Push
 
