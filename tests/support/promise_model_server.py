@@ -9,7 +9,8 @@ import asyncio
 import copy
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -387,6 +388,7 @@ class ModelLink:
 
     label = "redis://model"
     is_sharded = False
+    publish_command = "PUBLISH"
 
     def __init__(self, network: Network, server: Server, on_message: OnMessage) -> None:
         self.server = server
@@ -408,6 +410,17 @@ class ModelLink:
 
     async def call_all(self, commands: Iterable[Sequence[Argument]]) -> list[object]:
         return list(await asyncio.gather(*[self._send(tuple(command)) for command in commands]))
+
+    async def publish(self, channel: str, message: bytes) -> object:
+        return await self.call(self.publish_command, channel, message)
+
+    @asynccontextmanager
+    async def within(self, seconds: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise LinkLost(f"no answer within {seconds:g} s") from None
 
     async def subscribe(self, *channels: str) -> None:
         await self._send(("SUBSCRIBE", *channels))
