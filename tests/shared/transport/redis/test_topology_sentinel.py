@@ -133,7 +133,7 @@ async def test_a_named_primary_that_is_none_is_refused(own_server: EmbeddedServe
     with sentinel(tmp_path / "sentinel", own_server.port, down_after_ms=60_000) as port:
         asked(own_server.port, "REPLICAOF", "127.0.0.1", "1")
         address = RedisAddress(f"redis+sentinel://127.0.0.1:{port}/{SERVICE}")
-        with pytest.raises(LinkLost, match=rf"to name a primary, got 127\.0\.0\.1:{own_server.port}, which is a .+"):
+        with pytest.raises(LinkLost, match=rf"to name a primary, got 127\.0\.0\.1:{own_server.port}, whose role is .+"):
             await Link.open(address, client_name="test", timeout_seconds=5)
 
 
@@ -161,4 +161,4 @@ async def test_a_service_that_no_sentinel_knows_bypasses_and_says_why(
                 await until(lambda: subscriber.stats().lost)
                 assert not cache.is_coherent
         assert "a sentinel to name the primary of 'invoices', got: 127.0.0.1:1 (" in caplog.text
-        assert f"127.0.0.1:{port} (knows none)" in caplog.text
+        assert f"127.0.0.1:{port} (knows no primary)" in caplog.text
