@@ -43,7 +43,7 @@ def command(server: EmbeddedServer, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_no_replica_is_no_success(server: EmbeddedServer) -> None:
-    assert command(server, "replicas") == (1, "no replica of products is there\n", "")
+    assert command(server, "replicas") == (1, "no replica of products is registered\n", "")
     assert command(server, "replicas", "--json") == (1, "", "")
 
 

@@ -1,4 +1,4 @@
-"""`broadcache publish`: log one invalidation, straight to Redis."""
+"""`broadcache publish`: publishes one invalidation directly through Redis."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,28 +24,28 @@ def publish(
     key: Annotated[list[str] | None, typer.Option(help="Drop the entry with this key. May be repeated.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Drop the entries with this tag. May be repeated.")] = None,
     prefix: Annotated[
-        list[str] | None, typer.Option(help="Drop the entries whose key begins so. May be repeated.")
+        list[str] | None, typer.Option(help="Drop the entries whose key begins with this. May be repeated.")
     ] = None,
     everything: Annotated[bool, typer.Option("--everything", help="Drop every entry of the namespace.")] = False,
-    reason: Annotated[str, typer.Option(help="Why, for those who read the log later.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; stored in the log.")] = "",
     confirm: Annotated[
-        bool, typer.Option("--confirm", help="Wait for every replica, and list who has applied it.")
+        bool, typer.Option("--confirm", help="Wait for the replicas, and list which have applied it.")
     ] = False,
     confirm_seconds: Annotated[
-        float | None, typer.Option(help="How long to wait for them; implies --confirm. [default: 1]")
+        float | None, typer.Option(help="How long to wait for the replicas; implies --confirm.", show_default="1")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Drop nothing: ask the replicas how many entries are meant.")
+        bool, typer.Option("--dry-run", help="Drop nothing; query the replicas how many entries would be dropped.")
     ] = False,
-    timeout_seconds: Annotated[float, typer.Option(help="How long to try.")] = 5.0,
+    timeout_seconds: Annotated[float, typer.Option(help="How long to try to reach Redis.")] = 5.0,
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
-    """Tell every replica to drop entries. Done (0) means that Redis has logged it; otherwise the exit code is 1.
+    """Publish an invalidation. Exits with 0 when Redis has logged it, otherwise with 1.
 
-    With --confirm, done also means that every replica that is there has applied it. Where the registry may not list
-    every replica, because it is new or was lost, the exit code is 1. With --dry-run, done means that every registered
-    replica has answered; nothing is dropped.
+    With --confirm, 0 also means that every registered replica has applied it.
+    It exits with 1 if the registry, new or lost, may not list every replica.
+    With --dry-run, 0 means that every registered replica has answered.
     """
     targets = _targets(key or [], tag or [], prefix or [], everything=everything)
     if not targets:
@@ -105,7 +105,7 @@ async def _previewed(targets: list[Target], redis_url: str, namespace: str, time
 
 
 def _print_preview(preview: "Preview", *, json: bool) -> None:
-    """Print what would be dropped: as the answer of `POST /invalidations/preview`, or a line for each replica."""
+    """Print what would be dropped: as the response of `POST /invalidations/preview`, or a line for each replica."""
     import msgspec
 
     from .printable import printable
@@ -116,7 +116,7 @@ def _print_preview(preview: "Preview", *, json: bool) -> None:
     for each in preview.by_replica:
         print(f"  {printable(each.replica)}  {'about ' if each.is_estimate else ''}{each.entries}")
     for replica in preview.missing:
-        print(f"  {printable(replica)}  no answer in time, or of a version that gives none")
+        print(f"  {printable(replica)}  no answer in time, or its version does not support the query")
     about = "about " if preview.is_estimate else ""
     if preview.doubt is not None:
         print(f"  there may be other replicas: {printable(preview.doubt)}")
@@ -128,7 +128,7 @@ def _as_text(receipt: "Receipt") -> str:
     epoch, sequence = receipt.position
     return (
         f"published {receipt.id} to {receipt.namespace} at {sequence} of epoch {epoch}; "
-        f"receivers: {receipt.receivers} (connections that listen; not a proof)"
+        f"receivers: {receipt.receivers} (subscribed connections; no proof that they applied it)"
     )
 
 
@@ -179,7 +179,7 @@ def _print_confirmation(confirmation: Confirmation) -> None:
             unexpected = "" if each.is_expected else ", was not registered"
             line.append(f"  {each.latency_ms:.1f} ms by {each.how}{dropped}{unexpected}", "dim")
         else:
-            line.append("  missing: it may serve what it was told to drop, up to its bound")
+            line.append("  missing: it may serve old values, up to its staleness bound")
         console.print(line, soft_wrap=True)
     if confirmation.doubt is not None:
         console.print(

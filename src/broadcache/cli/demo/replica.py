@@ -1,4 +1,4 @@
-"""`broadcache replica`: a real service to try broadcache on, with a product catalogue as its source."""
+"""`broadcache replica`: an example service with a product catalogue, to try broadcache on."""
 
 import os
 import socket
@@ -14,21 +14,23 @@ __all__ = ["replica"]
 
 def replica(
     *,
-    source: Annotated[Path, typer.Option(help="An SQLite file with the products; made and filled when it is absent.")],
+    source: Annotated[Path, typer.Option(help="An SQLite file with the products; created and filled if missing.")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 takes a free one.")] = 8101,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 chooses a free one.")] = 8101,
     redis_url: RedisUrl = REDIS_URL,
     name: Annotated[
-        str | None, typer.Option(help="What the replica is called. [default: replica-PORT, or by its host]")
+        str | None,
+        typer.Option(help="The replica's id.", show_default="replica-PORT; beyond loopback, replica-HOSTNAME"),
     ] = None,
     when_incoherent: Annotated[
-        str, typer.Option(help="While coherence cannot be proven: bypass the cache, or serve from it until the TTL.")
+        str,
+        typer.Option(help="While coherence cannot be proven: `bypass` the cache, or `serve` from it until the TTL."),
     ] = "bypass",
     no_subscribe: Annotated[
-        bool, typer.Option("--no-subscribe", help="Hear of nothing: a naive cache, to compare with.")
+        bool, typer.Option("--no-subscribe", help="Receive no invalidations: a naive cache, for comparison.")
     ] = False,
 ) -> None:
-    """Run an example replica: GET /products/{id} reads through its cache, PUT writes the source and tells nobody."""
+    """Run an example replica: GET /products/{id} reads through its cache, PUT only writes the source."""
     from ...publisher.api.server import listen, run, url_of
     from ...shared.process.logs import LogSettings
     from ...shared.process.settings import read_settings
@@ -54,7 +56,7 @@ def replica(
 
 
 def _name_at(host: str, port: int) -> str:
-    """Name a replica after its port, or, when others reach it and may well have the same port, after its host."""
+    """Name a replica after its port or, beyond loopback, where several may have the same port, after its host."""
     from ...publisher.api.settings import is_loopback
 
     return f"replica-{port if is_loopback(host) else socket.gethostname()}"

@@ -1,4 +1,4 @@
-"""The HTTP side of `broadcache replica`: products, and what the demo measures."""
+"""The HTTP routes of `broadcache replica`: products, and the demo's measurements."""
 
 import time
 from decimal import Decimal
@@ -22,13 +22,13 @@ ProductId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 class Price(BaseModel):
-    """What PUT takes."""
+    """The body of PUT."""
 
     price: Annotated[Decimal, Field(ge=0, max_digits=9, decimal_places=2, examples=["17.50"])]
 
 
 class Drop(NamedTuple):
-    """The last invalidation a cache has applied, and when, on the clock that all processes of a machine share."""
+    """The last invalidation that a cache has applied, and when, on the clock that all processes of a machine share."""
 
     id: str
     sequence: int | None
@@ -36,21 +36,21 @@ class Drop(NamedTuple):
 
 
 class ObservedCache(LocalCache):
-    """A local cache that notes when it has applied an invalidation: for the demo's measurement."""
+    """A local cache that records when it applied the last invalidation, for the demo's measurement."""
 
     def __init__(self, when_incoherent: str = "bypass") -> None:
         super().__init__(new_cache(), when_incoherent=cast("WhenIncoherent", when_incoherent))
         self.last_drop: Drop | None = None
 
     def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
-        """Apply, then look at the clock."""
+        """Apply the invalidation, then read the clock."""
         super().apply_invalidation(invalidation, reason=reason)
         if invalidation.id:  # it came from a publisher
             self.last_drop = Drop(invalidation.id, invalidation.seq, time.monotonic_ns())
 
 
 def replica_app(catalogue: Catalogue, name: str) -> FastAPI:
-    """Return the service of a replica that hears of invalidations."""
+    """Return the app of a subscribed replica."""
     app = _app(name, lifespan=catalogue.lifespan)
     app.include_router(catalogue.router)
     _add_products(app, catalogue, name)
@@ -65,7 +65,7 @@ def replica_app(catalogue: Catalogue, name: str) -> FastAPI:
 
 
 def naive_app(catalogue: NaiveCatalogue, name: str) -> FastAPI:
-    """Return the service of a replica that nobody tells anything."""
+    """Return the app of a replica without a subscription."""
     app = _app(name)
     _add_products(app, catalogue, name)
 
