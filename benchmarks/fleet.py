@@ -48,7 +48,7 @@ _MILLISECONDS: Final = 1_000
 
 OnHeard: TypeAlias = Callable[[], None]
 Listening: TypeAlias = Callable[[OnHeard], AbstractAsyncContextManager[object]]
-"""One connection, which calls when it has heard a message."""
+"""One connection, which calls back when it has received a message."""
 Publish: TypeAlias = Callable[[int], Awaitable[object]]
 
 

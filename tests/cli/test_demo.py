@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from tests.support.command_line import BROADCACHE, descendants, environment, is_alive, run
+from tests.support.waiting import wait_until
 
 from broadcache.cli.demo.catalogue import CatalogueSource
 from broadcache.cli.demo.child import Child, ChildFailed
@@ -54,8 +55,7 @@ def test_a_live_demo_that_is_ended_leaves_no_process_behind(number: signal.Signa
         _read_to_end(screen)
         assert process.wait() == code
     # The kernel ends what a killed demo leaves, a moment later.
-    while any(map(is_alive, started)):
-        pass
+    wait_until(lambda: not any(map(is_alive, started)), "the end of every process")
     # A demo that is killed cannot remove its files.
     assert list(tmp_path.iterdir()) == [] or number == signal.SIGKILL
 

@@ -154,5 +154,8 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(redis_url: str) -> 
     await asyncio.wait([closing])
     assert closing.cancelled()
     async with redis_probe(redis_url) as probe:
-        while b"name=cancelled " in await probe.call("CLIENT", "LIST"):
-            await asyncio.sleep(0.01)
+
+        async def is_gone() -> bool:
+            return b"name=cancelled " not in await probe.call("CLIENT", "LIST")
+
+        await until(is_gone, "the end of the connection")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.support.receipts import position_of
 from tests.support.replicas import FAST, FAST_START, fill, new_cache, reached
-from tests.support.topologies import SERVICE, Watched, asked, sentinel, wait_until, watched
-from tests.support.waiting import until
+from tests.support.topologies import SERVICE, Watched, asked, sentinel, watched
+from tests.support.waiting import until, wait_until
 
 from broadcache.publisher import Publisher
 from broadcache.shared import Keys, LinkLost
