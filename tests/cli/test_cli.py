@@ -136,7 +136,7 @@ def test_a_publish_answers_one_line_for_people_or_the_fields_of_the_api_for_scri
     assert (answer["namespace"], answer["sequence"], answer["receivers"]) == ("products", 2, 0)
 
 
-def test_watch_shows_what_is_published_whoever_published_it(valkey_server: EmbeddedServer, redis_url: str) -> None:
+def test_watch_shows_invalidations_of_every_publisher(valkey_server: EmbeddedServer, redis_url: str) -> None:
     with running("watch", "--namespace", "products", "--json", "--redis-url", redis_url) as watch:
         watch.complain("watching cache-invalidation:products")
         answer = json.loads(run("publish", "-n", "products", "--key", "a", "--json", "--redis-url", redis_url).stdout)
@@ -208,7 +208,7 @@ def test_watch_since_says_so_when_the_log_does_not_reach_back(valkey_server: Emb
     assert "keys c" in shown
 
 
-def test_a_watch_since_nobody_knows_when_ends_with_2(in_this_process: InThisProcess) -> None:
+def test_a_watch_since_an_unknown_time_ends_with_2(in_this_process: InThisProcess) -> None:
     assert in_this_process("watch", "--since", "lunch") == (2, "", Containing("expected a time such as"))
 
 
@@ -251,7 +251,7 @@ def test_ctrl_c_ends_watch_with_130_and_no_traceback(redis_url: str) -> None:
         assert watch.end(signal.SIGINT) == (130, "")
 
 
-def test_watch_ends_when_nobody_reads_it_any_more_without_waiting_for_a_message(redis_url: str) -> None:
+def test_watch_ends_when_its_reader_is_gone_without_waiting_for_a_message(redis_url: str) -> None:
     with running("watch", "--redis-url", redis_url) as watch:
         watch.complain("watching")
         watch.stdout.close()
@@ -259,7 +259,7 @@ def test_watch_ends_when_nobody_reads_it_any_more_without_waiting_for_a_message(
 
 
 @pytest.mark.parametrize("printer", [TextPrinter, JsonPrinter])
-def test_a_message_that_nobody_reads_any_more_is_a_broken_pipe(
+def test_a_message_without_a_reader_is_a_broken_pipe(
     printer: type[TextPrinter | JsonPrinter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, writer = os.pipe()

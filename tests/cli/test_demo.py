@@ -113,7 +113,7 @@ class _BrokenFleet(Fleet):
 
 
 class _Silence:
-    """A screen that nobody looks at."""
+    """A screen that shows nothing."""
 
     def say(self, text: str) -> None: ...
 
@@ -152,5 +152,5 @@ def _read_to_end(screen: int) -> None:
     try:
         while os.read(screen, 65_536):
             pass
-    except OSError:  # Linux: nobody has the terminal open any more
+    except OSError:  # Linux: no process has the terminal open any more
         pass

@@ -257,7 +257,7 @@ class Replica:
         for task in self.own:
             task.cancel()
         self.loop.turn()
-        # Nobody answers any more: it stops trying to say that it leaves.
+        # No server answers any more: it stops trying to deregister.
         self.clock.now += 1.0
         self.loop.turn()
         self._patches.close()
@@ -278,7 +278,7 @@ class Replica:
             self.check_served()
         finally:
             self.close()
-        # A future that nobody waited for any more is no mistake.
+        # A future that no task awaits any more is no error.
         errors = [error for error in self.loop.errors if "never retrieved" not in error] + self.own_errors.texts
         if errors:
             raise PromiseBroken(f"expected no error of our own, got {errors}")
@@ -644,7 +644,7 @@ class Replica:
                 self.loop.turn()
 
     def black_hole(self, number: int) -> None:
-        """Nothing comes any more, and nobody is told; what was asked may still be done."""
+        """Nothing arrives any more, without an error; what was sent may still be executed."""
         if link := self.network.link:
             for _ in range(number % 3):
                 link.serve()

@@ -127,7 +127,7 @@ async def test_a_server_that_accepts_and_keeps_silent_is_given_up_in_time(own_se
             await Link.open(RedisAddress(proxy.url), client_name="test", timeout_seconds=0.2)
 
 
-async def test_nobody_listening_is_said_with_the_address() -> None:
+async def test_a_refused_connection_is_reported_with_the_address() -> None:
     with pytest.raises(LinkLost, match=r"cannot connect to redis://127\.0\.0\.1:1: .*111"):
         await Link.open(RedisAddress("redis://127.0.0.1:1"), client_name="test", timeout_seconds=5)
 

@@ -68,7 +68,7 @@ async def test_after_a_failover_everything_is_dropped_and_what_is_published_is_h
         assert (await publisher.publish(Keys("key"), id="order-7")).is_repeat
 
 
-async def test_a_failover_that_loses_writes_fools_nobody(servers: Watched) -> None:
+async def test_a_failover_that_loses_writes_leaves_no_replica_stale(servers: Watched) -> None:
     cache = new_cache()
     async with (
         Subscriber(servers.url, caches={"default": cache}, **FAST) as subscriber,
