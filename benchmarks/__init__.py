@@ -1,1 +1,1 @@
-"""Speed and memory beside peers and beside the floor, as ratios within one run: `python -m benchmarks`."""
+"""Speed and memory compared with peers and with the floor, as ratios within one run: `python -m benchmarks`."""

@@ -30,7 +30,7 @@ BENCHMARKS: Final = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure against peers and the floor.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run (all): {', '.join(BENCHMARKS)}")
-    parser.add_argument("--quick", action="store_true", help="little work: shows that all of it runs, not how fast")
+    parser.add_argument("--quick", action="store_true", help="little work: checks that everything runs, not how fast")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, too")
     arguments = parser.parse_args()
     names: list[str] = arguments.names or list(BENCHMARKS)
@@ -40,7 +40,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in names:
         began = time.perf_counter()
-        # One at a time, and only what was asked for: the children of a benchmark import this module, too.
+        # Only the requested ones, one at a time: the children of a benchmark import this module, too.
         rows += importlib.import_module(f"benchmarks.{name}").run(Effort(is_quick=arguments.quick))
         print(f"{name}: measured in {time.perf_counter() - began:.0f} s", file=sys.stderr)
 

@@ -1,12 +1,12 @@
 """How many `POST /invalidations` the API answers in a second, under 64 clients that keep their connections.
 
-Ours and two bare FastAPI routes, each a process of its own with the same uvicorn settings, take turns. The barest route
-publishes the body as it came, unread, with one `await redis.publish`; the other reads it into a pydantic model first,
-as one would. Ours checks the request, gives the invalidation an id, and logs and publishes it atomically. The clients
-are one more process, which does as little as HTTP/1.1 allows. A round is 3,000 requests each.
+Ours and two bare FastAPI routes, each in its own process with the same uvicorn settings, take turns. The barest route
+publishes the raw body with one `await redis.publish`; the other first parses it into a pydantic model. Ours checks the
+request, assigns an id, and logs and publishes the invalidation atomically. The clients are one more process, which does
+the minimum that HTTP/1.1 allows. A round is 3,000 requests each.
 
-On few cores server, clients and Redis compete: requests per second of the server process's own CPU time is the fair
-figure, the wall clock's stands beside it.
+On few cores server, clients and Redis compete: requests per second of the server process's CPU time is the fair figure;
+the wall-clock figure is shown beside it.
 """
 
 import asyncio

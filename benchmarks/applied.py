@@ -1,7 +1,7 @@
 """How many single-key invalidations one replica applies in a second.
 
-A round: three readers, each a process of its own, subscribe to one channel and then stand still, while 20,000 real
-frames are logged and published. Then one after the other is let go, and works off the same backlog at its own pace.
+A round: three readers, each in its own process, subscribe to one channel and then pause, while 20,000 real frames are
+logged and published. Then they resume one after the other, and each works off the same backlog at its own pace.
 Ours decodes, orders and applies each frame to a LocalCache over a TTLCache of 10,000 entries: half of the frames drop
 an entry, half name a key that is not there. The others only count: redis-py's asyncio `PubSub.listen()`, and a bare
 hiredis reader on a blocking socket, which is the floor.
@@ -27,7 +27,7 @@ from broadcache.subscriber import LocalCache, Subscriber
 ENTRIES: Final = 10_000
 FRAMES_PER_ENTRY: Final = 2
 _APPENDS_AT_ONCE: Final = 500
-# A reader that stands still must be neither cut off by the server nor take its own silence for a lost link.
+# The server must not cut off a paused reader, and the reader must not mistake its own pause for a lost link.
 _UNLIMITED_BUFFER: Final = ("--client-output-buffer-limit", "pubsub", "0", "0", "0")
 _STANDSTILL_SECONDS: Final = 300.0
 
@@ -108,7 +108,7 @@ async def read_with_subscriber(pipe: Connection, url: str, port: int, namespace:
         pipe.send("ready")
         pipe.recv()  # holds up the whole event loop, which is the point
         stopwatch = Stopwatch()
-        # A look every millisecond, so that counting costs the reader nothing.
+        # One check every millisecond, so that counting costs the reader nothing.
         while (position := subscriber.position(namespace)) is None or position.sequence < frames:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         taken = stopwatch.read()

@@ -1,12 +1,12 @@
-"""What it costs to know that every replica has applied it: a publish that waits for 1, 10 and 100 of them.
+"""The cost of confirmation: a publish that waits until 1, 10 and 100 replicas have applied it.
 
 One process holds the replicas, Subscribers with a cache each and echoes that never come due; another publishes, one
 message at a time. Ours is `await publisher.publish(..., confirm=Confirm())`, from before the call until it returns with
 every replica's report; the peer is a plain publish, from before the call until the last replica has applied it, by the
 system's monotonic clock that both processes share. They take turns, message by message. A round is 100 messages each.
 
-The two ends differ by the way back: a report from each replica to the server, and from there to the publisher. Messages
-are the `PUBLISH` commands that the server has carried out, those within scripts included.
+The difference is the way back: a report from each replica to the server, and from there to the publisher. Messages are
+the `PUBLISH` commands that the server has executed, including those within scripts.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _PATIENCE: Final = Confirm(timeout_seconds=30.0)
 
 
 class Taken(NamedTuple):
-    """What the messages of one round took.
+    """The measurements of one round's messages.
 
     Units: `latency_ms` has a figure for each message, `messages` is how many a publish caused, on average.
     """
@@ -100,7 +100,7 @@ async def _take_turns(url: str, pipe: Connection, rounds: int, messages: int) ->
 
 
 async def _make_registry_old(redis: Any) -> None:
-    """Let the replicas be registered since long ago: no confirmation is complete while the registry is new."""
+    """Make the registry old: no confirmation is complete while the registry is new."""
     registry = names_of(_NAMESPACE).registry
     await redis.execute_command("ZREMRANGEBYSCORE", registry, "9e15", "+inf")
     await redis.execute_command("ZADD", registry, "9e15", " since=0")

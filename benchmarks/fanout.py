@@ -1,12 +1,12 @@
-"""How long a broadcast to 10, 100 and 1,000 addresses takes, beside a bare aiohttp gather and httpx.
+"""How long a broadcast to 10, 100 and 1,000 addresses takes, compared with a bare aiohttp gather and httpx.
 
-One process answers at every address of 127.0.0.0/8 on one port, as barely as HTTP/1.1 allows. The contestants share the
-other and take turns: our broadcaster, with its checks, outcomes and slots; `asyncio.gather` over one aiohttp session
-that is as unlimited and keeps as few connections as ours; and the same with httpx, which is given 1,000 addresses once
-only, since it takes that long. Discovery is measured apart: a broadcast whose addresses come from a real DNS server, by
-way of both looks, beside the same one from a fixed list.
+One process responds at every address of 127.0.0.0/8 on one port, with the minimum that HTTP/1.1 allows. The contestants
+share another process and take turns: our broadcaster, with its checks, outcomes and slots; `asyncio.gather` over one
+aiohttp session, with the same limits and as few kept connections as ours; and the same with httpx, which calls 1,000
+addresses only once because of the time it needs. Discovery is measured separately: a broadcast whose addresses come
+from a real DNS server, with both look-ups, compared with the same one from a fixed list.
 
-Server and client share the cores, so wall-clock time is what there is to compare.
+Server and client share the cores, so only wall-clock time can be compared.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ def _wait_for_end(pipe: Connection) -> None:
 
 
 class _Bare(asyncio.Protocol):
-    """Takes whatever comes for one request once its body is there, and answers 200."""
+    """Treats any bytes up to the end of a body as one request, and responds with 200."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None

@@ -37,7 +37,7 @@ _NO_ECHO: Final = "ours, no echo"
 FLEETS: Final = ("ours", _NO_ECHO, PEER)
 _ECHO_INTERVAL_SECONDS: Final = 1.0  # the default
 _NEVER_SECONDS: Final = 3_600.0
-# A machine that is too busy is to be waited for: links given up for lost would be another benchmark.
+# Long, so that a busy machine loses no links: reconnecting would be another benchmark.
 _PATIENCE_SECONDS: Final = 60.0
 _NAMESPACE: Final = "products"
 _RAW_CHANNEL: Final = "raw"
@@ -48,12 +48,12 @@ _MILLISECONDS: Final = 1_000
 
 OnHeard: TypeAlias = Callable[[], None]
 Listening: TypeAlias = Callable[[OnHeard], AbstractAsyncContextManager[object]]
-"""One connection, which calls when it has heard a message."""
+"""One connection, which calls back when it has received a message."""
 Publish: TypeAlias = Callable[[int], Awaitable[object]]
 
 
 class Heard(NamedTuple):
-    """What one round measured.
+    """The measurements of one round.
 
     Units: `last_ms` is, for each message, how long until the last connection had it; `cpu_ms` is what one message took
            of all processes together.
@@ -141,7 +141,7 @@ async def _publish_raw(redis: Redis, number: int) -> None:
 
 
 async def listen(pipe: Connection, url: str, port: int, connections: int) -> None:
-    """Hold one fleet's connections after the other's; send back when the last of them has heard each message."""
+    """Hold the connections of one fleet at a time; send back when the last of them has received each message."""
     _allow_files(connections + _FILES_BESIDE_CONNECTIONS)
     loop = asyncio.get_running_loop()
     listeners: dict[str, Listening] = {
@@ -178,7 +178,7 @@ class _NotingCache(LocalCache):
     """Calls when an invalidation has been applied."""
 
     def __init__(self, on_heard: OnHeard) -> None:
-        # May stay coherent longer than any echo takes to come due: it is never read here.
+        # A bound longer than any echo interval: the cache is never read here.
         super().__init__(TTLCache(maxsize=100, ttl=300), max_staleness_seconds=2 * _NEVER_SECONDS)
         self._on_heard = on_heard
 
@@ -253,7 +253,7 @@ async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]
 
 
 def _allow_files(files: int) -> None:
-    """Raise this process's limit of open files to `files`, where there is one and it is lower."""
+    """Raise this process's limit of open files to `files`, if it has a lower limit."""
     try:
         import resource
     except ImportError:  # Windows has none

@@ -1,4 +1,4 @@
-"""What every benchmark shares: rounds in which the contestants take turns, the row they end up in, child processes."""
+"""Common parts of the benchmarks: rounds in which the contestants take turns, result rows, child processes."""
 
 import asyncio
 import importlib.util
@@ -38,12 +38,12 @@ Measure: TypeAlias = Literal["CPU", "wall", "memory", "count"]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much work a run is given: the full one is to be believed, the quick one only shows that all of it runs."""
+    """The amount of work: a full run gives reliable figures, a quick run only shows that everything works."""
 
     is_quick: bool = False
 
     def pick(self, *, full: int, quick: int) -> int:
-        """Return the number that goes with this effort."""
+        """Return the number for this effort."""
         return quick if self.is_quick else full
 
 
@@ -56,7 +56,7 @@ class Limit:
     of: Literal["ratio", "ours"] = "ratio"
 
     def is_met(self, row: "Row") -> bool:
-        """Whether the median of the rounds keeps to it."""
+        """Whether the median of the rounds meets the target."""
         figure = row.ratio if self.of == "ratio" else row.ours
         match self.sense:
             case "≥":
@@ -103,7 +103,7 @@ def compare(
     measure: Measure = "CPU",
     limit: Limit | None = None,
 ) -> Row:
-    """Make a row of what both measured in each round."""
+    """Create a row from both contestants' measurements of each round."""
     ratios = [mine / theirs if theirs else math.inf for mine, theirs in zip(ours, peer, strict=True)]
     low, ratio, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
     return Row(
@@ -112,7 +112,7 @@ def compare(
 
 
 def take_turns(contestants: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, list[float]]:
-    """Run each contestant once a round, another one first each time; return what each measured, round by round."""
+    """Run each contestant once a round, starting with another one each time; return the measurements by round."""
     figures: dict[Name, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     for number in range(rounds):
@@ -123,21 +123,21 @@ def take_turns(contestants: Mapping[Name, Callable[[], float]], rounds: int) -> 
 
 
 class Taken(NamedTuple):
-    """What some work took, in seconds."""
+    """The time that some work took, in seconds."""
 
     wall: float
     cpu: float
 
 
 class Stopwatch:
-    """Counts from when it is made. CPU time is the whole process's: on shared cores it is the fairer measure."""
+    """Counts from its creation. CPU time is that of the whole process: on shared cores it is the fairer measure."""
 
     def __init__(self) -> None:
         self._wall = time.perf_counter()
         self._cpu = time.process_time()
 
     def read(self) -> Taken:
-        """Return what has passed since."""
+        """Return the time since its creation."""
         cpu = time.process_time() - self._cpu
         return Taken(time.perf_counter() - self._wall, cpu)
 

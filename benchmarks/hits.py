@@ -1,4 +1,4 @@
-"""What a hit costs: an entry that is there, and may be served.
+"""The cost of a hit: a read of an entry that is cached and may be served.
 
 All contestants hold the same 100,000 entries, and are asked for the same 10,000 keys in the same shuffled order, in a
 plain loop; the loop is part of every figure. What is a coroutine is awaited in that loop, without an event loop's help.
@@ -61,7 +61,7 @@ def _local_cache(keys: list[str]) -> LocalCache:
 
 
 def _per_call(asked: list[str], began_ns: int) -> float:
-    # CPU time of this thread: what another process takes away is not counted.
+    # CPU time of this thread: time taken by other processes is not counted.
     return (time.thread_time_ns() - began_ns) / len(asked)
 
 

@@ -1,11 +1,11 @@
-"""What a replica costs while nothing happens: its commands, as the server counts them, and its share of a core.
+"""The cost of an idle replica: its commands, as the server counts them, and its share of a core.
 
 Each contestant has a server of its own and four processes on it, each with one connection: a Subscriber with one
-LocalCache and default settings; redis-py's `PubSub.listen()`, which says nothing and notices nothing; and the same with
-a `ping()` every second, the least that may notice a dead link. All idle side by side, through the same windows.
+LocalCache and default settings; redis-py's `PubSub.listen()`, which sends nothing and detects nothing; and the same
+with a `ping()` every second, the minimum that may detect a dead link. All idle side by side, in the same windows.
 
 Commands make two rows, because a server counts a script and each command that the script runs. CPU time is that of the
-whole process, the median of the four, and nobody asks them anything within a window.
+whole process, the median of the four; no process is queried within a window.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ Idler: TypeAlias = Callable[[str], Any]
 
 
 class Idled(NamedTuple):
-    """What one replica took, on average or in the middle of its fleet, through a window."""
+    """The cost of one replica in one window: the mean or the median of its fleet."""
 
     sent_per_second: float
     executed_per_second: float
@@ -75,7 +75,7 @@ def run(effort: Effort) -> list[Row]:
 
 
 def _idle(fleets: Mapping[str, "_Fleet"], window_seconds: float) -> dict[str, Idled]:
-    """Let all fleets idle through one window; return what a replica of each took."""
+    """Let all fleets idle for one window; return the cost of one replica of each."""
     for fleet in fleets.values():
         fleet.begin()
     time.sleep(window_seconds)
@@ -90,7 +90,7 @@ class _Commands(NamedTuple):
 
 
 class _Fleet:
-    """Four processes that idle alike, and a server of their own."""
+    """Four identical idle processes, and their own server."""
 
     def __init__(self, idler: Idler) -> None:
         self._idler = idler
@@ -120,7 +120,7 @@ class _Fleet:
         self._before = self._commands()
 
     def end(self) -> Idled:
-        """End the window; return what a replica took."""
+        """End the window; return the cost of one replica."""
         commands = self._commands()
         for pipe in self._pipes:
             pipe.send("end")
@@ -133,7 +133,7 @@ class _Fleet:
         )
 
     def _commands(self) -> _Commands:
-        # Each question is counted as well, before the next one is answered.
+        # Each INFO command is counted as well, before the next one is answered.
         info: Any = self._redis.info("commandstats", "stats")
         self._questions += 1
         sent = sum(info[f"cmdstat_{name}"]["calls"] for name in _SENT if f"cmdstat_{name}" in info)
@@ -141,7 +141,7 @@ class _Fleet:
 
 
 async def idle(pipe: Connection, url: str, idler: Idler) -> None:
-    """Idle, and tell what each window took."""
+    """Idle, and send back the CPU time of each window."""
     loop = asyncio.get_running_loop()
     async with idler(url):
         pipe.send("ready")

@@ -1,4 +1,4 @@
-"""What importing the subscriber adds to the start of a service, beside the libraries it will need anyway.
+"""The time that importing the subscriber adds to the start of a service, compared with libraries it needs anyway.
 
 Each import is timed in a fresh interpreter with warm bytecode: CPU time of the process, within the import statement.
 """

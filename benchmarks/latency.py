@@ -1,7 +1,7 @@
-"""How long an invalidation takes from `publish()` to having been applied, at one message at a time.
+"""How long an invalidation takes from `publish()` until it is applied, one message at a time.
 
 Two processes beside the server: one publishes, the other listens. All paths are open at once and take turns, message by
-message, with a millisecond's rest between: ours (`Publisher` → `Subscriber`, which logs and applies), redis-py's
+message, with pauses of a millisecond: ours (`Publisher` → `Subscriber`, which logs and applies), redis-py's
 (`await redis.publish` → asyncio `PubSub.listen()`, which only counts), and the floor (the same redis-py publish →
 asyncio stream → hiredis). All send a frame of the same form. Times are the system's monotonic clock, which both
 processes share, from before the call to after the frame was applied (or read). A round is 500 messages on each path.
@@ -87,7 +87,7 @@ async def _publish_raw(redis: Redis, path: str, number: int) -> None:
 
 
 class _TimedCache(LocalCache):
-    """Notes when each invalidation has been applied."""
+    """Records when each invalidation has been applied."""
 
     def __init__(self, heard_ns: list[int]) -> None:
         super().__init__(TTLCache(maxsize=10_000, ttl=3_600))
@@ -100,7 +100,7 @@ class _TimedCache(LocalCache):
 
 
 async def listen(pipe: Connection, url: str, port: int) -> None:
-    """Listen on all paths; for each number of messages that is asked for, send back when they were heard."""
+    """Listen on all paths; for each requested number of messages, send back when they were received."""
     heard_ns: dict[str, list[int]] = {path: [] for path in PATHS}
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
@@ -113,7 +113,7 @@ async def listen(pipe: Connection, url: str, port: int) -> None:
         with suppress(EOFError):
             while True:
                 messages = await loop.run_in_executor(None, pipe.recv)
-                # Seldom, so that looking does not delay what is measured.
+                # Rarely, so that the check does not delay the measured messages.
                 while any(len(times) < messages for times in heard_ns.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
                 pipe.send(heard_ns)

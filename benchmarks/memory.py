@@ -1,8 +1,8 @@
-"""The memory of 100,000 untagged entries: a LocalCache over a TTLCache beside the bare TTLCache.
+"""The memory of 100,000 untagged entries: a LocalCache over a TTLCache compared with the bare TTLCache.
 
-Each is filled in a fresh interpreter. The entries are keys such as `product:42`, all with one and the same value, so
-that nothing but the caches' own bookkeeping (and the keys) is compared: with values of any size the ratio is lower.
-Traced is what Python's allocator was asked for; resident is what the process grew by.
+Each is filled in a fresh interpreter. The entries have keys such as `product:42` and all the same value, so that only
+the caches' bookkeeping and the keys are compared: with values of any size the ratio is lower. Traced is the memory
+requested from Python's allocator; resident is the growth of the process.
 """
 
 import gc
@@ -26,7 +26,7 @@ _STATM: Final = Path("/proc/self/statm")
 
 
 class Size(NamedTuple):
-    """What filling a cache took, in bytes."""
+    """The memory that filling a cache took, in bytes."""
 
     traced: int
     resident: int
@@ -69,7 +69,7 @@ def _measured(fill: Callable[[int], object], entries: int, *, is_traced: bool) -
 def measure(pipe: Connection, fill: Callable[[int], object], entries: int, is_traced: bool) -> None:
     if is_traced:
         tracemalloc.start()
-    fill(10)  # what is made once
+    fill(10)  # allocations that happen only once
     gc.collect()
     before = _traced_bytes() if is_traced else _resident_bytes()
     filled = fill(entries)

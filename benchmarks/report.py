@@ -1,4 +1,4 @@
-"""The table of a run, and the circumstances without which its figures mean nothing."""
+"""The table of a run, and the environment that its figures depend on."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ _IS_RIGHT_ALIGNED = (False, False, True, True, False, True, True, False, False)
 
 
 def environment() -> dict[str, str]:
-    """Return what the figures depend on: interpreter, cores, parser and versions."""
+    """Return the environment of the figures: interpreter, cores, parser and versions."""
     return {
         "Python": f"{platform.python_implementation()} {platform.python_version()}, {platform.system()}",
         "CPUs": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),

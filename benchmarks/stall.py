@@ -1,13 +1,13 @@
 """How long the event loop is held when a prefix, a tag or everything drops 100,000 entries, or only counts them.
 
-A real Publisher and Subscriber on one loop, and beside them a ticker that does nothing but come round again: the
-longest time between two of its turns, from before the publish until the sweep has given all memory back, is how long
-anything else in the process would have had to wait. Ten of the entries are looked up as soon as the invalidation has
-been applied: none may be there. The peer is the naive way on a bare TTLCache: find what matches, delete it, in one go.
-A dry run is a question and its answer, over the same server; its peer counts what matches.
+A real Publisher and Subscriber share a loop with a ticker, a task that only reschedules itself. The longest time
+between two of its turns, from before the publish until the sweep has freed all memory, is how long any other task of
+the process would have waited. Ten of the entries are read as soon as the invalidation has been applied: none may be
+served. The peer is the naive way on a bare TTLCache: find the matching entries and delete them, in one go. A dry run is
+a question and its answer, over the same server; its peer counts the matching entries.
 
-CPU time of the thread shows what our code does; wall time has in it whatever else the machine did meanwhile, so the
-same ticker on an idle loop, for as long, stands beside it as the floor.
+CPU time of the thread measures our code; wall time includes other activity of the machine, so the same ticker on an
+idle loop, for the same time, is shown as the floor.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Held(NamedTuple):
 
 
 class Way(NamedTuple):
-    """One thing to do with all entries that match: ours, on the loop, and the naive one, in one go."""
+    """One operation on all matching entries: ours, on the loop, and the naive one, in one go."""
 
     name: str
     hold: Callable[[str, Target, str, int], Coroutine[Any, Any, tuple[Held, float]]]
@@ -66,7 +66,7 @@ def run(effort: Effort) -> list[Row]:
 
 
 def _take_turns(way: Way, url: str, target: Target, kind: str, entries: int) -> tuple[Held, Held, Held]:
-    """Return how long we held the loop, the naive way, and nothing at all."""
+    """Return how long our way, the naive way, and an idle loop held the loop."""
     ours, seconds = asyncio.run(way.hold(url, target, kind, entries))
     return ours, _held_by_scan(kind, entries, way.act), asyncio.run(_held_by_nothing(seconds))
 
@@ -93,7 +93,7 @@ def _rows(what: str, peer: str, ours: list[Held], naive: list[Held], idle: list[
 async def _held_by_us(url: str, target: Target, kind: str, entries: int) -> tuple[Held, float]:
     """Return the longest hold, and how many seconds publish and sweep took altogether."""
     async with _filled(url, kind, entries) as (publisher, subscriber, cache):
-        before = await publisher.head(_NAMESPACE)  # connects, which is none of the sweep's doing
+        before = await publisher.head(_NAMESPACE)  # connects before the measurement
         began = time.perf_counter()
         publishing = asyncio.create_task(publisher.publish(target, namespace=_NAMESPACE))
         ticker = Ticker()
@@ -112,7 +112,7 @@ async def _held_by_us(url: str, target: Target, kind: str, entries: int) -> tupl
 async def _held_by_a_dry_run(url: str, target: Target, kind: str, entries: int) -> tuple[Held, float]:
     """Return the longest hold, and how many seconds the question and its answer took altogether."""
     async with _filled(url, kind, entries) as (publisher, _, _):
-        await publisher.preview(Keys("none"), namespace=_NAMESPACE)  # connects, which is none of the counting's doing
+        await publisher.preview(Keys("none"), namespace=_NAMESPACE)  # connects before the measurement
         began = time.perf_counter()
         asking = asyncio.create_task(publisher.preview(target, namespace=_NAMESPACE))
         ticker = Ticker()
@@ -150,7 +150,7 @@ async def _held_by_nothing(seconds: float) -> Held:
 
 
 class Ticker:
-    """Takes turns on the event loop, and notes the longest time between two."""
+    """Takes turns on the event loop, and records the longest time between two."""
 
     def __init__(self) -> None:
         self._wall = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Change the source first, then tell every replica: in that order, or a load in between keeps the old value."""
+"""Change the source first, then publish the invalidation: in the other order a load in between caches the old value."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from broadcache.shared import Keys
 
 
 async def change_price(publisher: Publisher, product_id: int) -> None:
-    # Here the database commits. Only then:
+    # The database commits here. Then:
     receipt = await publisher.publish(Keys(f"product:{product_id}"), namespace="products", reason="price change")
     print(f"invalidation {receipt.id} is in the log: {receipt.is_logged}")
 

@@ -1,4 +1,4 @@
-"""A worker without an event loop (Flask, Django and Celery alike): `with` runs the subscriber in a thread."""
+"""A worker without an event loop (e.g. Flask, Django, Celery): `with` runs the subscriber in a thread."""
 
 import os
 

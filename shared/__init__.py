@@ -1,4 +1,4 @@
-"""What publisher and subscriber must agree on: the invalidation, its wire form, the log and channel, errors."""
+"""The vocabulary that publisher and subscriber share: invalidations, their wire form, the transport, errors."""
 
 from typing import TYPE_CHECKING, TypeAlias
 

@@ -1,4 +1,4 @@
-"""The replica's own clock: the only time that takes part in the promise."""
+"""The replica's monotonic clock: the only clock that the staleness bound depends on."""
 
 import time
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from functools import partial
 __all__ = ["Clock", "monotonic"]
 
 Clock = Callable[[], float]
-"""Seconds from an arbitrary start, never going back. An argument everywhere, so that tests tick a fake one."""
+"""Seconds from an arbitrary start, never going back. It is always an argument, so that tests can pass a fake clock."""
 
-# A laptop's or a virtual machine's sleep must count as silence: where the platform has a clock that runs on while the
-# machine is suspended it is used, otherwise the ordinary monotonic clock.
+# The suspension of a laptop or a virtual machine must count as silence. Where the platform has a clock that runs on
+# meanwhile, it is used; elsewhere, the ordinary monotonic clock.
 monotonic: Clock = (
     partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 )

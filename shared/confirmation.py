@@ -1,4 +1,4 @@
-"""Confirmation: what replicas report when they have applied an invalidation, and what a publisher makes of it."""
+"""Confirmation: the reports that replicas send after applying an invalidation, and the publisher's result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ CONFIRM_SECONDS_MAX: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Confirm:
-    """Have a publish wait until every replica that is there has applied it.
+    """Makes a publish wait until every registered replica has applied the invalidation.
 
-    Units:  `timeout_seconds` counts from when the log has accepted it; above 0, at most 60.
+    Units:  `timeout_seconds` counts from when the log has accepted the invalidation; above 0, at most 60.
     Raises: InvalidSettings.
     """
 
@@ -43,13 +43,14 @@ class Confirm:
 
 
 class ReplicaConfirmation(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of one replica and one invalidation.
+    """Whether one replica has confirmed one invalidation.
 
-    Shape:  `is_expected` is false for a replica that was not registered when it was published, and confirmed all the
-            same. `how` is `message` when it reported, `echo` when its proven position reaches it in the history of the
-            log, `http` when it answered to a fan-out; null when it is missing.
-            `dropped` counts entries dropped; null where that is not known: prefixes and large tags are swept later.
-    Units:  `latency_ms` is from before the log was asked until the publisher knew, on the publisher's clock.
+    Shape:  `is_expected` is false for a replica that confirmed without being registered at the time of the publish.
+            `how` is `message` when the replica sent a report, `echo` when its proven position reaches the invalidation
+            in the history of the log, `http` when it answered a fan-out request; null when it is missing.
+            `dropped` is the number of entries dropped; null where it is not known: prefixes and large tags are swept
+            later.
+    Units:  `latency_ms` is from before the call to the log until the publisher knew, on the publisher's clock.
     """
 
     replica: str
@@ -61,10 +62,10 @@ class ReplicaConfirmation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
-    """Which replicas have applied an invalidation, each by its own report.
+    """Which replicas have applied an invalidation.
 
-    Shape:  `replicas` has those that were expected and those that confirmed unasked, by name. `doubt` says why there
-            may be others, which were not expected and may serve what is to be dropped; None when there are none.
+    Shape:  `replicas` has the expected replicas and those that confirmed without being expected, by name. `doubt` says
+            why other replicas may exist, which were not expected and may serve old values; None when none can.
     """
 
     replicas: tuple[ReplicaConfirmation, ...]
@@ -72,7 +73,7 @@ class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """The replicas that were registered when it was published."""
+        """The replicas that were registered when the invalidation was published."""
         return tuple(each.replica for each in self.replicas if each.is_expected)
 
     @property
@@ -82,21 +83,21 @@ class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The replicas of which that is not known: they may serve what they were told to drop, up to their bound."""
+        """The expected replicas that have not confirmed: they may serve old values, up to their staleness bound."""
         return tuple(each.replica for each in self.replicas if each.outcome == "missing")
 
     @property
     def is_complete(self) -> bool:
-        """Whether no replica is missing, and there is no doubt about which ones there are."""
+        """Whether no replica is missing, and no unlisted replica can exist."""
         return not self.missing and self.doubt is None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One invalidation, or one part of it, that a replica has applied.
 
-    Shape:  `digest` is that of the whole frame: the report speaks of this frame, and of no other. `outcome` is a text
-            that later versions may add to; `dropped` is null where it is not known.
-    Units:  `lag_ms` is the replica's Unix clock less the sender's: for people, and wrong by what the clocks differ.
+    Shape:  `digest` is that of the whole frame: the report is about this frame and no other. Later versions may add
+            values of `outcome`. `dropped` is null where it is not known.
+    Units:  `lag_ms` is the replica's Unix clock minus the sender's: for people, and off by the clocks' difference.
     """
 
     id: str
@@ -109,7 +110,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Reports(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One message on the channel for confirmations: what one replica has applied, in that order, or what it answers."""
+    """One message on the confirmation channel: one replica's reports, in the order of applying, or its answers."""
 
     replica: str
     reports: tuple[Report, ...] = ()
@@ -128,7 +129,7 @@ def decode_reports(frame: bytes) -> Reports:
     """Read one message of that channel.
 
     Shape:  UTF-8 JSON object; unknown fields are skipped.
-    Raises: MalformedFrame and nothing else. It proves nothing then, and nothing is lost: who reported stays missing.
+    Raises: MalformedFrame and nothing else. The message then confirms nothing, and its sender stays missing.
     Source: docs/wire-format.md, Confirmations.
     """
     try:

@@ -1,7 +1,7 @@
-"""Every error broadcache raises, one class for each thing that can go wrong.
+"""The errors that broadcache raises, one class for each kind of failure.
 
-A text says what was expected, what came, where, and what to do. Users' mistakes raise when an object is built;
-what the world does wrong (Redis away, a broken frame) raises where it happens.
+A text says what was expected, what was found, where, and what to do. Mistakes of the user raise when an object is
+constructed; failures of the environment (Redis unreachable, a broken frame) raise where they happen.
 """
 
 from .fanout_report import FanoutReport
@@ -23,47 +23,60 @@ __all__ = [
 
 
 class BroadcacheError(Exception):
-    """The base of all of them: `except BroadcacheError` catches what broadcache raises and nothing else."""
+    """The base class: `except BroadcacheError` catches the errors of broadcache and no others."""
 
 
 class InvalidLoader(BroadcacheError, TypeError):
-    """A loader that cannot be used where it was given, such as an asynchronous one where a thread waits for it."""
+    """The loader cannot be used here, e.g. an asynchronous loader in a synchronous call."""
 
 
 class InvalidTarget(BroadcacheError, ValueError):
-    """A target, or a set of targets, that names nothing, too much, or something that cannot be sent."""
+    """A target or set of targets is empty or too large; or a name, reason, source or id is too long or not UTF-8."""
 
 
 class InvalidNamespace(BroadcacheError, ValueError):
-    """A namespace that is not 1 to 64 letters, digits, `.`, `_` or `-`."""
+    """The namespace is not 1 to 64 ASCII letters, digits, `.`, `_` or `-`, beginning with a letter or digit."""
 
 
 class InvalidSettings(BroadcacheError, ValueError):
-    """Settings that are of the wrong type, or that contradict each other."""
+    """A setting or argument is of the wrong type or out of bounds, or several contradict each other."""
 
 
 class MalformedFrame(BroadcacheError, ValueError):
-    """Bytes on a channel or in a log that are not a frame of the wire form. A replica then drops everything."""
+    """Bytes from a channel or log are not valid in the wire form.
+
+    A replica that receives such bytes on the channel of a namespace drops everything in it.
+    """
 
 
 class LinkLost(BroadcacheError, ConnectionError):
-    """Redis could not be reached, went away, or did not answer in time. Whether a command ran is not known."""
+    """Redis is unreachable, the connection was lost, or the answer did not arrive in time.
+
+    A command that was sent before may have run.
+    """
 
 
 class LogRefused(BroadcacheError):
-    """Redis answered, and refused: no right to a key, out of memory, a read-only replica. Nothing was logged."""
+    """Redis refused a command: a missing right, out of memory, a read-only server.
+
+    Of a publish, nothing was logged, with one exception: if only the right to the channel is missing, the invalidation
+    is in the log, and each replica applies it after its next echo.
+    """
 
 
 class NotPrimary(LogRefused):
-    """This server does not take it, but another one may, or this one soon: it was demoted, a slot moved, it is loading
-    its data. Find the primary anew, and try again."""
+    """This server refused the command, but another server may accept it, or this one soon.
+
+    The server was demoted, the slot moved, or it is loading its data. Find the primary again and retry.
+    """
 
 
 class NotDelivered(BroadcacheError):
-    """Neither did the log accept an invalidation, nor is every replica known to have taken it by HTTP.
+    """The log did not accept the invalidation, and not every replica is known to have applied it by HTTP.
 
-    Shape: `reasons` has the path that failed (`redis`, `fanout`, `retry_queue`) and why; `report` is that
-           of the fan-out; `is_pending` is whether it waits in the publisher's retry queue to be logged all the same.
+    Shape: `reasons` has, for each path that failed (`redis`, `fanout`, `retry_queue`), its name and why; `report` is
+           that of the fan-out, None when there was none; `is_pending` is whether the invalidation waits in the
+           publisher's retry queue, to be logged later.
     """
 
     def __init__(
@@ -76,8 +89,8 @@ class NotDelivered(BroadcacheError):
 
 
 class IdempotencyConflict(BroadcacheError):
-    """An invalidation with this id is in the log already, and it names other targets."""
+    """An invalidation with the same id, but other targets, was logged before."""
 
 
 class ServerBinaryNotFound(BroadcacheError):
-    """No Valkey or Redis server program to start was found on this machine."""
+    """No Valkey or Redis server program was found on this machine."""

@@ -1,4 +1,4 @@
-"""The report of a fan-out: which replicas were called, and what each of them answered."""
+"""The report of a fan-out: which replicas were called, and the result of each call."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -9,17 +9,17 @@ import msgspec
 __all__ = ["AddressOutcome", "FanoutReport"]
 
 _UNREACHED_SHOWN_MAX: Final = 5
-"""How many replicas that were not reached a text names: enough to look at one, few enough to read."""
+"""How many unreached replicas a text names: enough to investigate one, few enough to read."""
 
 
 class AddressOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the call of one address.
+    """The result of calling one address.
 
-    Shape:  `address` is the full URL that was called. `status_code` is None when there was no answer. `error` is None
-            when a replica has applied the invalidation, and otherwise says what was expected and what came.
-            `replica` and `outcome` are the answer's own: the name of the replica, and what it says it did, e.g.
-            `applied` or `not followed`. `dropped` is how many entries it dropped.
-    Units:  `latency_ms` is the time from the call to the answer; `attempts` counts the calls.
+    Shape:  `address` is the full URL that was called. `status_code` is None when there was no response. `error` is None
+            when a replica has applied the invalidation; otherwise it says what was expected and what was received.
+            `replica` and `outcome` are from the response: the replica's id, and e.g. `applied` or `not followed`.
+            `dropped` is how many entries the replica dropped.
+    Units:  `latency_ms` is the time from the call to the response; `attempts` counts the calls.
     """
 
     address: str
@@ -38,11 +38,12 @@ class AddressOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one fan-out.
+    """The result of one fan-out.
 
     Shape:  `complete` is whether discovery named every replica, `discovery` how it found them: `dns`, `srv` or `list`.
-            `problem` is why nobody was called: the service was not found, the resolver failed, it was not allowed.
-    Units:  `elapsed_ms` is the time from the look-up to the last answer.
+            `problem` is why no replica was called: the service was not found, the resolver failed, or the policy does
+            not allow the service.
+    Units:  `elapsed_ms` is the time from the look-up to the last response.
     """
 
     service: str
@@ -57,17 +58,17 @@ class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_delivered(self) -> bool:
-        """Whether every replica that there is has taken it. A fan-out that found nobody has reached nobody."""
+        """Whether every existing replica has applied the invalidation. False when no replica was found."""
         return self.total > 0 and self.failed == 0 and self.complete and self.problem is None
 
     def summary(self) -> str:
-        """Say in one line whom it reached, and whom it did not."""
+        """Return one line: how many replicas were reached, and which were not."""
         if self.problem is not None:
             return f"fan-out called no replica of {self.service}: {self.problem}"
         if self.total == 0:
             return f"fan-out found no replica of {self.service}"
         unreached = "".join(self._unreached())
-        unsure = "" if self.complete else "; discovery may not have named everybody"
+        unsure = "" if self.complete else "; discovery may not have named every replica"
         return f"fan-out reached {self.succeeded} of {self.total} replicas of {self.service}{unreached}{unsure}"
 
     def _unreached(self) -> Iterator[str]:

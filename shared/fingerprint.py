@@ -8,14 +8,14 @@ import msgspec
 __all__ = ["NO_FINGERPRINT", "fingerprint_of"]
 
 NO_FINGERPRINT: Final = ""
-"""That of a value which cannot be written as JSON: nothing can be said of it."""
+"""The fingerprint of a value that cannot be encoded as JSON. It cannot be compared."""
 _DIGEST_BYTES: Final = 8
 
 
 def fingerprint_of(value: Any) -> str:
-    """Return 16 hexadecimal digits of the value's JSON, its fields sorted; `NO_FINGERPRINT` when it has none.
+    """Return 16 hexadecimal digits, a hash of the value as JSON with sorted fields; else `NO_FINGERPRINT`.
 
-    It tells values apart. It hides none that can be guessed.
+    It tells values apart. It does not hide guessable values.
     """
     try:
         text = msgspec.json.encode(value, order="deterministic")

@@ -44,20 +44,20 @@ REASON_BYTES_MAX: Final = 1_024
 SOURCE_BYTES_MAX: Final = 128
 """The longest source, in bytes of UTF-8."""
 ID_BYTES_MAX: Final = 128
-"""The longest id of an invalidation, in bytes of UTF-8. Ids made here are ULIDs, of 26."""
+"""The longest id of an invalidation, in bytes of UTF-8. Generated ids are ULIDs, 26 bytes long."""
 SCOPE_BYTES_MAX: Final = 1_024
 """The longest scope of an id, in bytes of UTF-8."""
 DEFAULT_NAMESPACE: Final = "default"
 
 NAMESPACE_PATTERN: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""The whole of a namespace, as a regular expression."""
+"""A regular expression that matches a whole namespace."""
 
 _NAMESPACE = re.compile(NAMESPACE_PATTERN, re.ASCII)
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 class _Named:
-    """A target that names entries: immutable, never empty, equal to another of the same type and names."""
+    """A target with names: immutable, never empty, equal to another of the same type and names."""
 
     __slots__ = ("names",)
     __match_args__ = ("names",)
@@ -131,23 +131,23 @@ Target: TypeAlias = Keys | Tags | Prefixes | Everything
 
 
 class Position(NamedTuple):
-    """A place in a namespace's log. Sequences of different epochs say nothing about each other.
+    """A place in a namespace's log. Sequences of different epochs cannot be compared.
 
-    Source: the log's script in append.lua, which gives out both.
+    Source: the log's script in append.lua, which assigns both.
     """
 
     epoch: str
     sequence: int
 
     def reaches(self, other: "Position") -> bool:
-        """Whether this is the place of `other` or a later one, in the same epoch."""
+        """Whether this position is that of `other` or a later one of the same epoch."""
         return self.epoch == other.epoch and self.sequence >= other.sequence
 
 
 class Anchor(NamedTuple):
-    """A position, and the digest of the frame that stands there in the log: what two histories are told apart by.
+    """A position, and the digest of the log's frame at it: together they tell two histories apart.
 
-    Shape:  `digest` is `wire.digest_of` the frame; empty at sequence 0, where there is none; None when it is not known.
+    Shape:  `digest` is `wire.digest_of` the frame; empty at sequence 0, which has no frame; None when it is not known.
     """
 
     epoch: str
@@ -156,11 +156,11 @@ class Anchor(NamedTuple):
 
     @property
     def position(self) -> Position:
-        """The position alone."""
+        """The position without the digest."""
         return Position(self.epoch, self.sequence)
 
     def contradicts(self, other: "Anchor") -> bool:
-        """Whether both are of one position and not of one history. What is not known contradicts nothing."""
+        """Whether both have the same position but different digests. An unknown digest contradicts nothing."""
         return (
             self.position == other.position and None not in (self.digest, other.digest) and self.digest != other.digest
         )
@@ -170,13 +170,13 @@ class Anchor(NamedTuple):
 _Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
-# Without garbage collection, because it holds nothing but texts and numbers: nothing in it could refer back to it.
+# `gc=False`: it holds only texts and numbers, so no reference cycle can contain it.
 class Invalidation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The order to drop entries, as it travels. The field names are those of the wire form.
+    """The order to drop entries. The field names are those of the wire form.
 
     Shape:  at least one of `keys`, `tags`, `prefixes` is not empty, or `everything` is true.
     Units:  `sent_at_ms` is the sender's Unix clock in milliseconds: for lag, never for order.
-    Source: docs/wire-format.md, version 1. `epoch` and `seq` are given by the log; a foreign publisher sends neither.
+    Source: docs/wire-format.md, version 1. The log assigns `epoch` and `seq`; a foreign publisher sends neither.
     """
 
     v: _Natural = 1
@@ -192,12 +192,12 @@ class Invalidation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     sent_at_ms: _Natural | None = None
     reason: str = ""
     confirm: bool = False
-    # The one field that is left out when there is nothing to say: most frames are never traced.
+    # The only field that is omitted when unset: most frames are never traced.
     traceparent: str | msgspec.UnsetType | None = msgspec.UNSET
 
     @property
     def position(self) -> Position | None:
-        """Where the log holds it; None when a foreign publisher sent it past the log."""
+        """Its position in the log; None when a foreign publisher sent it past the log."""
         return None if self.epoch is None or self.seq is None else Position(self.epoch, self.seq)
 
 
@@ -210,7 +210,7 @@ def invalidation_of(
     id: str | None = None,
     confirm: bool = False,
 ) -> Invalidation:
-    """Make a new invalidation of these targets, with an id and the time of sending.
+    """Create an invalidation of these targets, with an id and the time of sending.
 
     Raises: InvalidTarget when there is no target, when Everything is mixed with others, or when a text is too long;
             InvalidNamespace.
@@ -260,7 +260,7 @@ def invalidation_of(
 
 
 def check_namespace(namespace: object) -> str:
-    """Return `namespace` if it is one. Raises: InvalidNamespace."""
+    """Return `namespace` if it is valid. Raises: InvalidNamespace."""
     if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
         raise InvalidNamespace(
             "expected a namespace of 1 to 64 ASCII letters, digits, '.', '_' or '-', the first a letter or digit, "
@@ -270,7 +270,7 @@ def check_namespace(namespace: object) -> str:
 
 
 def check_text(text: object, bytes_max: int, where: str, *, may_be_empty: bool = False) -> str:
-    """Return `text` if it is one that fits in a frame. Raises: InvalidTarget."""
+    """Return `text` if it is a string that fits in a frame. Raises: InvalidTarget."""
     if not isinstance(text, str):
         raise InvalidTarget(f"expected a string, got {type(text).__name__} at {where}")
     if not text and not may_be_empty:
@@ -285,6 +285,6 @@ def check_text(text: object, bytes_max: int, where: str, *, may_be_empty: bool =
 
 
 def new_id() -> str:
-    """Return a ULID: 26 characters that sort by the millisecond they were made in, with 80 random bits."""
+    """Return a ULID: 26 characters that sort by the millisecond of creation, with 80 random bits."""
     number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
     return "".join([_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5)])

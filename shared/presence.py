@@ -1,4 +1,4 @@
-"""Presence: which replicas there are, and what each said of itself with its last echo."""
+"""Presence: the status that a replica publishes with each echo."""
 
 from typing import Final
 
@@ -12,16 +12,16 @@ UNKNOWN_STATE: Final = "unknown"
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replica says of one of its namespaces with each echo. Fields that a reader does not know are skipped.
+    """The status of one replica in one namespace, published with each echo. Readers skip unknown fields.
 
-    Shape:  `state` is where the replica is in its life: `coherent` only if every cache of the namespace may be served;
-            `unknown` when it said nothing that could be read. `position` is the one that its last echo had proven, and
-            `digest` that of the frame that stands there. Counters are those of the namespace's caches together,
-            and of this replica's life; `clears` are counted by reason, `replays` are invalidations read from the log.
-    Units:  `staleness_seconds` is how long before the echo everything accepted had been proven applied; null when
-            never. `max_staleness_seconds` is the bound, the lowest of several caches'. `started_at_ms` is the replica's
-            Unix clock. `lag_ms` is that of the last invalidation that was to be confirmed. `lifetime_ms` is how long it
-            is kept.
+    Shape:  `state` is the replica's state: `coherent` only if every cache of the namespace may be served; `unknown`
+            when the presence could not be read. `position` is the position that the replica's last echo proved, and
+            `digest` is that of the frame there. Counters are sums over the namespace's caches since the replica
+            started; `clears` are counted by reason, `replays` are invalidations read from the log.
+    Units:  `staleness_seconds` is how long before the echo the replica was last proven to have applied every accepted
+            invalidation; null when never. `max_staleness_seconds` is the bound, the lowest of several caches'.
+            `started_at_ms` is the replica's Unix clock. `lag_ms` is that of the last invalidation that was to be
+            confirmed. `lifetime_ms` is how long Redis keeps the presence.
     """
 
     replica: str = ""
@@ -49,12 +49,12 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplicaPresence(Presence, frozen=True, kw_only=True):
-    """A replica as a reader sees it: its presence, and what has become of it since.
+    """A replica's presence, with its age and its distance from the head of the log.
 
-    Shape:  `behind` is how many invalidations the log had more than the replica at its last echo; null when it was
-            in another epoch, or its position is not known.
-    Units:  `staleness_seconds` is as of now. `seen_ms_ago` is how long ago the last echo reached Redis, on the clock of
-            that server; null when the replica did not say how long it is kept.
+    Shape:  `behind` is how many invalidations the log has beyond the replica's position at its last echo; null when
+            the position is unknown or of another epoch.
+    Units:  `staleness_seconds` is as of now. `seen_ms_ago` is how long ago the last echo reached Redis, on that
+            server's clock; null when the presence has no `lifetime_ms`.
     """
 
     seen_ms_ago: int | None = None
@@ -62,7 +62,7 @@ class ReplicaPresence(Presence, frozen=True, kw_only=True):
 
     @property
     def is_coherent(self) -> bool:
-        """Whether it was coherent when it was last heard, and its proof still holds."""
+        """Whether the replica was coherent at its last echo, and its staleness is still below the bound."""
         bound_seconds, staleness_seconds = self.max_staleness_seconds, self.staleness_seconds
         if self.state != "coherent" or bound_seconds is None or staleness_seconds is None:
             return False
@@ -70,11 +70,11 @@ class ReplicaPresence(Presence, frozen=True, kw_only=True):
 
     @property
     def hit_ratio(self) -> float | None:
-        """The share of reads that were served locally; None when there was none."""
+        """The share of reads that were served from the cache; None without any read."""
         reads = self.hits + self.misses + self.bypassed
         return self.hits / reads if reads else None
 
     @property
     def clears_total(self) -> int:
-        """How often everything was dropped."""
+        """How often the replica dropped everything."""
         return sum(self.clears.values())

@@ -1,4 +1,4 @@
-"""Questions to all replicas of a namespace: what is asked of them, and what each answers for itself."""
+"""Questions that a publisher sends to all replicas of a namespace, and each replica's answer."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -11,15 +11,15 @@ from .invalidation import Invalidation, Position, new_id
 __all__ = ["Question", "ReplicaAnswer", "counting", "decode_question", "encode_question", "looking_up"]
 
 _NAMES_MAX: Final = 500
-"""How many names a question has at most, so that no replica is held by one: more of them are several questions."""
+"""The most names in one question, so that none blocks a replica for long; more names become several questions."""
 _NAMES_BYTES_MAX: Final = 48 * 1_024
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What every replica is asked. Nothing is dropped for it. Fields that a reader does not know are skipped.
+    """A question to every replica. It drops nothing. Readers skip unknown fields.
 
-    Shape:  how many entries `keys`, `tags`, `prefixes` and `everything` name, as in an invalidation; and what is stored
-            under each of `entries`, which are keys. Either may be empty.
+    Shape:  it asks how many entries `keys`, `tags`, `prefixes` and `everything` match, as in an invalidation; and for
+            the fingerprint of the value under each key of `entries`. Either part may be empty.
     """
 
     id: str
@@ -31,18 +31,18 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def counted(self) -> Invalidation | None:
-        """What would be dropped, if it were an order; None when nothing is to be counted."""
+        """The invalidation whose entries are to be counted; None when there is nothing to count."""
         if not (self.keys or self.tags or self.prefixes or self.everything):
             return None
         return Invalidation(keys=self.keys, tags=self.tags, prefixes=self.prefixes, everything=self.everything)
 
 
 class ReplicaAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What one replica answers to one question.
+    """One replica's answer to one question.
 
-    Shape:  `count` is how many entries of its caches the question names, `is_estimate` whether that was scaled up from
-            a part. `fingerprints` has, for each of the question's `entries`, one of each cache: null when a read would
-            be served nothing, "" when the value has none.
+    Shape:  `count` is how many entries of the replica's caches the question matches, `is_estimate` whether it was
+            extrapolated from a sample. `fingerprints` has, for each of the question's `entries`, one item for each
+            cache: null when a read would not be served from it, "" when the value has no fingerprint.
     """
 
     id: str
@@ -56,7 +56,7 @@ _decoder = msgspec.json.Decoder(Question)
 
 
 def counting(invalidation: Invalidation) -> list[Question]:
-    """Return the questions, one or more, how many entries an invalidation would drop."""
+    """Return the questions, one or more, that count the entries an invalidation would drop."""
     keys, tags, prefixes = invalidation.keys, invalidation.tags, invalidation.prefixes
     if len(list(_parts((*keys, *tags, *prefixes)))) <= 1:
         return [Question(id=new_id(), keys=keys, tags=tags, prefixes=prefixes, everything=invalidation.everything)]
@@ -68,7 +68,7 @@ def counting(invalidation: Invalidation) -> list[Question]:
 
 
 def looking_up(keys: Sequence[str]) -> list[Question]:
-    """Return the questions, one or more, what is stored under these keys."""
+    """Return the questions, one or more, for the fingerprints of the values under these keys."""
     return [Question(id=new_id(), entries=tuple(part)) for part in _parts(keys)]
 
 
@@ -81,7 +81,7 @@ def decode_question(frame: bytes) -> Question:
     """Read one message of that channel.
 
     Shape:  UTF-8 JSON object; unknown fields are skipped.
-    Raises: MalformedFrame and nothing else. It is not answered then.
+    Raises: MalformedFrame and nothing else. The replica then does not answer.
     Source: docs/wire-format.md, Questions.
     """
     try:

@@ -10,14 +10,14 @@ __all__ = ["Receipt"]
 
 
 class Receipt(NamedTuple):
-    """What became of a publish.
+    """The result of a publish.
 
     Shape:  `position` is that of the last frame, when the invalidation was split; None when it is not in the log.
-            `receivers` is what PUBLISH counted: connections that were subscribed, no proof that a replica applied it.
+            `receivers` is the count that PUBLISH returned: subscribed connections, no proof that a replica applied it.
             `is_repeat` is true when this id had been logged before, and nothing was logged now.
-            `fanout` is which replicas heard it by HTTP, when they were called.
-            `pending` is true when it waits in the publisher's retry queue to be logged.
-            `confirmation` says which replicas have applied it, if that was asked for.
+            `fanout` is the report of the HTTP fan-out; None when no replica was called.
+            `pending` is true when the invalidation waits in the publisher's retry queue, to be logged later.
+            `confirmation` lists the replicas that have applied it; None when the publish did not wait for them.
     """
 
     id: str
@@ -31,5 +31,5 @@ class Receipt(NamedTuple):
 
     @property
     def is_logged(self) -> bool:
-        """Whether the log has accepted it. If not, every replica has heard it by HTTP."""
+        """Whether the log has accepted it. If not, every replica has applied it by HTTP."""
         return self.position is not None

@@ -1,4 +1,4 @@
-"""The wire form: one UTF-8 JSON object per message. docs/wire-format.md is the text, wire.schema.json the schema."""
+"""The wire form: one UTF-8 JSON object per message. Specified in docs/wire-format.md and wire.schema.json."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ __all__ = [
 
 FRAME_BYTES_MAX: Final = 65_536
 _VERSION: Final = 1
-# What the log's script puts in front of a tail: version, an epoch of 26 characters and a sequence of up to 16 digits.
+# The log's script prepends the head to a tail: version, an epoch of 26 characters and a sequence of up to 16 digits.
 _HEAD_BYTES_MAX: Final = len('{"v":1,"epoch":"","seq":,') + 26 + 16
 
 _UNSEQUENCED_HEAD: Final = b'{"v":1,'
@@ -35,7 +35,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class _Tail(msgspec.Struct, frozen=True):
-    """A frame without its head (`v`, `epoch`, `seq`), which only the log can give."""
+    """A frame without its head (`v`, `epoch`, `seq`), which only the log can assign."""
 
     id: str
     namespace: str
@@ -51,7 +51,7 @@ class _Tail(msgspec.Struct, frozen=True):
 
 
 def decode(frame: bytes, namespace: str | None) -> Invalidation:
-    """Read one frame that came on the channel, or from the log, of `namespace`; None when no channel says which.
+    """Read one frame from the channel or the log of `namespace`; None accepts any namespace.
 
     Shape:  UTF-8 JSON object of at most FRAME_BYTES_MAX (65_536) bytes; unknown fields are skipped.
     Raises: MalformedFrame and nothing else, whatever the bytes. The subscriber then drops everything.
@@ -74,12 +74,12 @@ def decode(frame: bytes, namespace: str | None) -> Invalidation:
 
 
 def _flaw_of(invalidation: Invalidation, namespace: str | None) -> MalformedFrame:
-    """Say what is wrong with what could be read."""
+    """Return the error for a frame that is valid JSON but no valid invalidation."""
     if invalidation.v != _VERSION:
         return MalformedFrame(f"invalid frame: expected version {_VERSION}, got {invalidation.v} at $.v")
     if invalidation.namespace and namespace is not None and invalidation.namespace != namespace:
         return MalformedFrame(
-            f"invalid frame: expected namespace {namespace!r}, as its channel has, "
+            f"invalid frame: expected namespace {namespace!r}, that of its channel, "
             f"got {invalidation.namespace!r:.100} at $.namespace"
         )
     if (invalidation.seq is None) != (invalidation.epoch is None):
@@ -88,24 +88,24 @@ def _flaw_of(invalidation: Invalidation, namespace: str | None) -> MalformedFram
 
 
 def encode(invalidation: Invalidation) -> bytes:
-    """Write an invalidation that has its position, or that is sent past the log. The inverse of `decode`."""
+    """Encode an invalidation that has its position, or that is sent past the log. The inverse of `decode`."""
     return _encoder.encode(invalidation)
 
 
 def digest_of(frame: bytes) -> str:
-    """Return the digest of a whole frame, as the log's scripts compute it: the SHA-1 in hex."""
+    """Return the digest of a whole frame, as the log's scripts compute it: its SHA-1 in hex."""
     return hashlib.sha1(frame, usedforsecurity=False).hexdigest()
 
 
 def frame_at(position: Position, tail: bytes) -> bytes:
-    """Return the frame that the log's script makes of a tail at `position`, byte for byte."""
+    """Return the frame that the log's script builds from a tail at `position`, byte for byte."""
     return b'{"v":1,"epoch":"%s","seq":%d,%s' % (position.epoch.encode(), position.sequence, tail)
 
 
 def parts_of(invalidation: Invalidation) -> list[Invalidation]:
     """Return the invalidation itself or, when it is too large for one message, its parts in order.
 
-    Shape: the parts name all targets between them, and their ids end in `.1`, `.2`, …
+    Shape: together the parts name all targets; their ids end in `.1`, `.2`, …
     """
     if len(_encode_tail(invalidation)) + _HEAD_BYTES_MAX <= FRAME_BYTES_MAX:
         return [invalidation]
@@ -113,7 +113,7 @@ def parts_of(invalidation: Invalidation) -> list[Invalidation]:
 
 
 def encode_tails(invalidation: Invalidation) -> list[bytes]:
-    """Write an invalidation that the log has still to give a position, as one tail or, when it is too large, several.
+    """Encode an invalidation that has no position yet, as one tail or, when it is too large, several.
 
     Shape: each tail is a frame without its opening brace and head; with its head it is at most FRAME_BYTES_MAX bytes.
            A split invalidation has one for each of `parts_of` it.
@@ -125,9 +125,9 @@ def encode_tails(invalidation: Invalidation) -> list[bytes]:
 
 
 def encode_unsequenced(invalidation: Invalidation) -> list[bytes]:
-    """Write an invalidation that is sent past the log, as one frame or, when it is too large, several.
+    """Encode an invalidation that is sent past the log, as one frame or, when it is too large, several.
 
-    Shape: as `encode_tails` splits it, so that a part has the same id whichever way a replica hears it.
+    Shape: split as by `encode_tails`, so that a part has the same id whichever way it reaches a replica.
     """
     return [_UNSEQUENCED_HEAD + tail for tail in encode_tails(invalidation)]
 

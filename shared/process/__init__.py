@@ -1,1 +1,1 @@
-"""What every process of broadcache needs: settings, logs, tokens, and closing in order."""
+"""Parts that every broadcache process uses: settings, logs, tokens, orderly closing."""

@@ -1,4 +1,4 @@
-"""What is entered with `async with`, and closed when that is left."""
+"""A base class for async context managers that close on exit."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -8,7 +8,7 @@ __all__ = ["Closing"]
 
 
 class Closing(ABC):
-    """Leaving it is closing it, whatever was raised. Whoever has something to start on entering says so itself."""
+    """Calls `close()` on exit, whatever was raised. A subclass that starts something overrides `__aenter__`."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -20,4 +20,4 @@ class Closing(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of everything. Closing twice is harmless."""
+        """Release all resources. Closing twice is harmless."""

@@ -1,4 +1,4 @@
-"""How the processes of `broadcache` log: lines for people, or JSON for machines."""
+"""Logging of the `broadcache` commands: lines for people, or JSON for machines."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ _OWN_FIELDS: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "as
 
 
 class LogSettings(Settings, frozen=True, kw_only=True):
-    """How a process logs."""
+    """The settings of a process's logs."""
 
     log_format: Annotated[
         LogFormat, Meta(description="text for people, json for machines: one object a line, on standard error.")
@@ -26,12 +26,12 @@ class LogSettings(Settings, frozen=True, kw_only=True):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time` (RFC 3339, UTC), `level`, `logger`, `message`, `error` with its traceback if there
-    is one, and whatever was given as `extra`.
+    """One JSON object a line: `time` (RFC 3339, UTC), `level`, `logger`, `message`, the fields of `extra`, and `error`
+    with the traceback when there is an exception.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write one record."""
+        """Return one record as a line of JSON."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line: dict[str, object] = {
             **{name: value for name, value in vars(record).items() if name not in _OWN_FIELDS},
@@ -46,7 +46,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(log_format: LogFormat) -> None:
-    """Log from INFO on, to standard error, unless this process has been told otherwise already."""
+    """Log INFO and above to standard error, unless the root logger of this process has handlers already."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

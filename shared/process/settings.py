@@ -1,9 +1,9 @@
-"""Settings: from arguments or from the environment, checked once, their secrets never printed."""
+"""Settings: read from arguments or the environment, checked once, secrets never printed."""
 
 import difflib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -16,17 +16,17 @@ VARIABLE_PREFIX: Final = "BROADCACHE_"
 
 logger = logging.getLogger("broadcache.settings")
 
-# For a Service called `broadcache` or `broadcache-…`, Kubernetes puts such variables into every pod of its namespace.
-# Nobody who deploys us chose them, so they are no mistakes to warn of. It is also why no setting of ours may have a
-# name of this form: `BROADCACHE_PORT` would be read as a port number, and hold `tcp://10.0.0.1:8000`.
+# For a Service called `broadcache` or `broadcache-…`, Kubernetes sets such variables in every pod of its namespace.
+# The user did not choose them, so there is no warning. For the same reason no setting may have a name of this form:
+# `BROADCACHE_PORT` would be read as a port number, and hold `tcp://10.0.0.1:8000`.
 _SERVICE_LINK_NAME = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_.+)?)")
 _SERVICE_LINK_VALUES: Final = ("tcp://", "udp://", "sctp://")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The base of each role's settings. A field's `Meta` says its bounds and, in `description`, its unit and why.
+    """The base of each role's settings. A field's `Meta` has its bounds and, in `description`, its unit and purpose.
 
-    A field marked `Meta(extra={"secret": True})` is shown nowhere: not in `repr`, not in an error.
+    The value of a field marked `Meta(extra={"secret": True})` is never shown: not in `repr`, not in an error.
     Raises: InvalidSettings, at construction.
     """
 
@@ -58,13 +58,16 @@ _MASKED: Final = _Masked()
 S = TypeVar("S", bound=Settings)
 
 
-def read_settings(kind: type[S], environ: Mapping[str, str], **overrides: object) -> S:
-    """Make settings of this kind: `overrides` first, then the environment, then the defaults.
+def read_settings(
+    kind: type[S], environ: Mapping[str, str], *, read_elsewhere: Collection[str] = (), **overrides: object
+) -> S:
+    """Create settings of this kind: from `overrides` first, then the environment, then the defaults.
 
-    Shape:  `max_staleness_seconds` is read from `BROADCACHE_MAX_STALENESS_SECONDS`; a tuple's items stand between
-            commas. An empty variable counts as unset, as compose files write it; so does an override of None, as a
-            command line's option that was not given.
-    Raises: InvalidSettings. A variable that no settings know is logged as a warning, with the nearest that is known.
+    Shape:  `max_staleness_seconds` is read from `BROADCACHE_MAX_STALENESS_SECONDS`; commas separate a tuple's items.
+            An empty variable counts as unset, since compose files write unset variables so. An override of None also
+            counts as unset, since it is an option missing on the command line. `read_elsewhere` names the variables
+            that other parts of this process read.
+    Raises: InvalidSettings. An unknown `BROADCACHE_` variable is logged as a warning, with the most similar name.
     """
     values: dict[str, object] = {name: value for name, value in overrides.items() if value is not None}
     for field in msgspec.structs.fields(kind):
@@ -73,7 +76,7 @@ def read_settings(kind: type[S], environ: Mapping[str, str], **overrides: object
             values[field.name] = _converted(field, text)
         if field.required and field.name not in values:
             raise InvalidSettings(f"{variable_of(field.name)}: expected a value, got none; set it")
-    _warn_of_unknown(environ)
+    _warn_of_unknown(environ, read_elsewhere)
     return kind(**values)
 
 
@@ -99,13 +102,13 @@ def _invalid(
     field: msgspec.structs.FieldInfo, name: str, error: msgspec.ValidationError, got: object
 ) -> InvalidSettings:
     problem, _, place = str(error).partition(" - at ")
-    # The second half, "got `str`", is true of every variable: what the variable holds says more.
+    # The second half, "got `str`", is true of every variable: its value is more useful.
     expected = problem.partition(", got")[0].replace("`", "").replace("Expected", "expected")
     expected = expected.replace("bool", "true or false")
     choices = _choices(field.type)
     if choices:
         expected = f"expected one of {', '.join(map(str, choices))}"
-    got_text = "a value that is not shown, since it is secret" if _is_secret(field) else repr(got)
+    got_text = "a secret value, which is not shown" if _is_secret(field) else repr(got)
     index = re.search(r"\d+", place)
     where = f" as item {int(index[0]) + 1}" if index else ""
     return InvalidSettings(f"{name}: {expected}{where}, got {got_text}; {_remedy(field)}")
@@ -133,17 +136,19 @@ def _is_tuple(annotation: Any) -> bool:
     return get_origin(annotation) is tuple
 
 
-def _warn_of_unknown(environ: Mapping[str, str]) -> None:
-    known = {variable_of(field.name) for kind in _kinds(Settings) for field in msgspec.structs.fields(kind)}
+def _warn_of_unknown(environ: Mapping[str, str], read_elsewhere: Collection[str]) -> None:
+    known = {*read_elsewhere} | {
+        variable_of(field.name) for kind in _kinds(Settings) for field in msgspec.structs.fields(kind)
+    }
     for name in sorted(environ):
         if name.startswith(VARIABLE_PREFIX) and name not in known and not _is_service_link(name, environ[name]):
             nearest = difflib.get_close_matches(name, known, n=1)
             advice = f"did you mean {nearest[0]}?" if nearest else f"the known ones are {', '.join(sorted(known))}"
-            logger.warning("%s is set, and is no setting: it has no effect; %s", name, advice)
+            logger.warning("%s is not a known setting and has no effect; %s", name, advice)
 
 
 def _kinds(kind: type[Settings]) -> Iterator[type[Settings]]:
-    """All roles that this process has loaded: a variable of another role's, in a shared environment, is no mistake."""
+    """Yield the settings of all loaded roles: in a shared environment, a variable of another role is no mistake."""
     yield kind
     for narrower in kind.__subclasses__():
         yield from _kinds(narrower)

@@ -1,4 +1,4 @@
-"""What asyncio does not tell in one word."""
+"""asyncio helpers."""
 
 import asyncio
 
@@ -6,6 +6,6 @@ __all__ = ["is_cancelled"]
 
 
 def is_cancelled() -> bool:
-    """Whether the caller itself is being cancelled, and not just something that it waits for."""
+    """Whether the current task is being cancelled, and not just an operation that it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""Bearer tokens: several at a time, so that they can be rotated, each with the right to read or to read and write."""
+"""Bearer tokens: several at a time, for rotation, each with the right to read or to read and write."""
 
 import hashlib
 import hmac
@@ -11,9 +11,9 @@ from ..errors import InvalidSettings
 __all__ = ["Authorization", "Right", "Tokens"]
 
 Right: TypeAlias = Literal["ro", "rw"]
-"""`ro` may only read (GET, HEAD), `rw` may also write."""
+"""`ro` permits reading (GET, HEAD), `rw` permits every request."""
 
-# The characters of RFC 6750's b64token. There is no colon among them, so that `ro:` can be nothing but a right.
+# The characters of RFC 6750's b64token. None of them is a colon, so `ro:` can only be a right.
 _GRAMMAR: Final = re.compile(r"(?:(?P<right>ro|rw):)?(?P<token>[A-Za-z0-9._~+/-]+=*)", re.ASCII)
 
 
@@ -29,10 +29,10 @@ class Authorization(NamedTuple):
 
 
 class Tokens:
-    """The tokens that are valid.
+    """The valid tokens.
 
-    Shape:  each is `TOKEN` or `rw:TOKEN` (may read and write) or `ro:TOKEN` (may only read); without `has_rights`, each
-            is `TOKEN`. `variable` is the setting that they come from, for errors to name.
+    Shape:  each is `TOKEN` or `rw:TOKEN` (read and write) or `ro:TOKEN` (read only); without `has_rights`, each is
+            `TOKEN`. `variable` is the setting that they come from; errors name it.
     Raises: InvalidSettings, which never shows a token.
     """
 
@@ -43,13 +43,13 @@ class Tokens:
             match = _GRAMMAR.fullmatch(text)
             if match is None or (match["right"] and not has_rights):
                 raise InvalidSettings(
-                    f"{variable}: expected {forms} of letters, digits and ._~+/-, got "
-                    f"something else as number {number} (not shown, since it is secret); correct it"
+                    f"{variable}: expected {forms} of letters, digits and ._~+/-, but number {number} is different "
+                    "(it is secret and not shown); correct it"
                 )
             digest = _digest(match["token"].encode())
             if digest in self._rights:
                 raise InvalidSettings(
-                    f"{variable}: expected each token once, got number {number} twice; leave one of them out"
+                    f"{variable}: expected different tokens, but number {number} repeats an earlier one; remove it"
                 )
             self._rights[digest] = "ro" if match["right"] == "ro" else "rw"
 
@@ -66,14 +66,14 @@ class Tokens:
         return Authorization(None if digest is None else self._rights[digest], len(given))
 
     def right_of(self, token: bytes) -> Right | None:
-        """Return what `token` may do; None when it is not valid."""
+        """Return the right of `token`; None when it is not valid."""
         digest = self._valid(token)
         return None if digest is None else self._rights[digest]
 
     def digest_of_header(self, authorization: bytes) -> bytes | None:
-        """Return the digest of the token in `Bearer TOKEN`; None when there is none in it, or no valid one.
+        """Return the digest of the token in `Bearer TOKEN`; None without a valid token.
 
-        It is as secret as the token: a short token can be guessed from it.
+        The digest is as secret as the token: a short token can be guessed from it.
         """
         scheme, _, token = authorization.partition(b" ")
         return self._valid(token.strip()) if scheme.lower() == b"bearer" else None
@@ -81,7 +81,7 @@ class Tokens:
     def _valid(self, token: bytes) -> bytes | None:
         """Return the digest of `token`; None when it is not valid.
 
-        All tokens are compared, as digests and each in constant time: how long it takes tells nothing about them.
+        All tokens are compared, as digests and each in constant time, so that the duration reveals nothing about them.
         """
         digest = _digest(token)
         found: bytes | None = None

@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them. The only module that asks whether its client library is installed."""
+"""The Prometheus exposition of metrics. Only this module checks whether prometheus_client is installed."""
 
 import importlib.util
 import logging
@@ -17,10 +17,10 @@ _log = logging.getLogger("broadcache.metrics")
 
 
 def can_expose(where: str) -> bool:
-    """Whether prometheus_client is installed; if it is not, log that there is no GET /metrics at `where`."""
+    """Whether prometheus_client is installed; if not, log that `where` has no GET /metrics."""
     if importlib.util.find_spec("prometheus_client") is not None:
         return True
-    _log.info("%s has no GET /metrics: prometheus_client is not installed; to have it, %s", where, INSTALL)
+    _log.info("%s has no GET /metrics: prometheus_client is not installed; to enable it: %s", where, INSTALL)
     return False
 
 
@@ -30,7 +30,7 @@ def check_can_expose(what: str) -> None:
 
 
 def exposed(registry: "CollectorRegistry", accept: str | None) -> tuple[bytes, str]:
-    """Return all metrics of `registry`, in the form that the header Accept asks for, and its media type."""
+    """Return all metrics of `registry` in the format that the Accept header requests, and its media type."""
     from prometheus_client.exposition import choose_encoder
 
     encode, media_type = choose_encoder(accept or "")

@@ -1,4 +1,4 @@
-"""A histogram that costs a few hundred nanoseconds to fill, and that any metrics library can be given."""
+"""A histogram that any metrics library can export. Observing a value takes a few hundred nanoseconds."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ LATENCY_SECONDS_BOUNDS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
-"""From what a local network takes to what an outage takes."""
+"""From the latency of a local network to the length of an outage."""
 
 
 class Histogram:
-    """How often a value was at most each of some bounds, and the sum of all values.
+    """Counts of the values up to each bound, and the sum of all values.
 
-    It may be read while another thread fills it: then the sum may be a value ahead of the buckets.
+    Another thread may read it while it is filled: sum and buckets may then differ by a value.
     """
 
     __slots__ = ("_bounds", "_counts", "total")
@@ -32,7 +32,7 @@ class Histogram:
         self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Return (upper bound, how many values were at most that), the bounds as Prometheus writes them."""
+        """Return pairs (upper bound as Prometheus writes it, number of values up to it)."""
         count, buckets = 0, []
         for bound, of_bound in zip((*map(str, self._bounds), "+Inf"), self._counts.copy(), strict=True):
             count += of_bound

@@ -1,7 +1,7 @@
-"""Traces: what links a publish to the applies that it causes, in a process that has set up OpenTelemetry.
+"""Traces that link a publish to the applies it causes, in a process that has set up OpenTelemetry.
 
-OpenTelemetry is never imported here first. Whoever has set a tracer provider has loaded it, and then it is used; where
-nobody has, a publish only asks whether there is one, and an apply does not look at all.
+This module never imports OpenTelemetry first: a process that has set a tracer provider has loaded it already. Without
+a provider a publish only checks for one, and an apply checks only whether OpenTelemetry is loaded.
 """
 
 import logging
@@ -28,24 +28,24 @@ _log = logging.getLogger("broadcache.tracing")
 def is_set_up() -> bool:
     """Whether this process has a tracer provider.
 
-    That OpenTelemetry is loaded says little: redis-py loads it wherever it is installed.
+    A loaded OpenTelemetry is not enough: redis-py loads it wherever it is installed.
     """
     if (api := sys.modules.get(_API)) is None:
         return False
     try:
-        # What stands in while there is none makes spans that nobody sees, and each takes its time.
+        # The proxy stands in until a provider is set. Its spans are never exported, but cost time.
         return not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider)
-    except Exception:  # noqa: BLE001  (one that the environment names and that cannot be made: a publish must not fail by it)
-        _log.debug("the tracer provider cannot be had", exc_info=True)
+    except Exception:  # noqa: BLE001  (a provider that the environment names and that fails must not fail a publish)
+        _log.debug("cannot get the tracer provider", exc_info=True)
         return False
 
 
 @contextmanager
 def publishing(invalidation: Invalidation) -> Iterator[Invalidation]:
-    """Cover a publish with a span, and give the invalidation that carries it to the replicas.
+    """Wrap a publish in a span, and yield the invalidation with the span's traceparent.
 
-    Shape:  the very same invalidation when there is no tracer provider, or it does not sample this span: what is sent
-            is then byte for byte what would be sent without OpenTelemetry.
+    Shape:  the same object when there is no tracer provider, or it does not sample this span: the frame is then byte
+            for byte what it would be without OpenTelemetry.
     """
     span = _publish_span(invalidation) if is_set_up() else None
     if span is None:
@@ -58,9 +58,9 @@ def publishing(invalidation: Invalidation) -> Iterator[Invalidation]:
 
 
 def trace_applied(invalidation: Invalidation, began_at_ns: int) -> None:
-    """Note an apply that has just ended, as a span in the trace of its publish, and linked to it.
+    """Record an apply that has just ended as a span in the trace of its publish, linked to the publish's span.
 
-    To be called after the apply: nothing that goes wrong here may keep a replica from forgetting.
+    Call it after the apply, so that no failure here can keep a replica from dropping entries.
 
     Units:  `began_at_ns` is the Unix clock's time in nanoseconds.
     Raises: nothing.
@@ -68,13 +68,13 @@ def trace_applied(invalidation: Invalidation, began_at_ns: int) -> None:
     if _API not in sys.modules:
         return
     try:
-        _note_applied(invalidation, began_at_ns)
-    except Exception:  # noqa: BLE001  (somebody else's exporter or sampler must not end the subscription)
-        _log.debug("the apply of %s could not be traced", invalidation.id, exc_info=True)
+        _record_applied(invalidation, began_at_ns)
+    except Exception:  # noqa: BLE001  (the application's exporter or sampler must not end the subscription)
+        _log.debug("cannot trace the apply of %s", invalidation.id, exc_info=True)
 
 
 def _publish_span(invalidation: Invalidation) -> "Span | None":
-    """Begin the span of a publish; None when nobody will see it."""
+    """Begin the span of a publish; None when it is not sampled, or cannot be created."""
     from opentelemetry.trace import SpanKind, get_tracer
 
     try:
@@ -82,19 +82,19 @@ def _publish_span(invalidation: Invalidation) -> "Span | None":
             f"publish {invalidation.namespace}", kind=SpanKind.PRODUCER, attributes=_attributes_of(invalidation, "send")
         )
         return span if span.is_recording() and span.get_span_context().trace_flags.sampled else None
-    except Exception:  # noqa: BLE001  (as above: a publish must not fail by it)
-        _log.debug("the publish of %s could not be traced", invalidation.id, exc_info=True)
+    except Exception:  # noqa: BLE001  (as above: it must not fail a publish)
+        _log.debug("cannot trace the publish of %s", invalidation.id, exc_info=True)
         return None
 
 
-def _note_applied(invalidation: Invalidation, began_at_ns: int) -> None:
+def _record_applied(invalidation: Invalidation, began_at_ns: int) -> None:
     from opentelemetry.trace import Link, SpanKind, get_current_span, get_tracer
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     carried = TraceContextTextMapPropagator().extract({"traceparent": str(invalidation.traceparent)})
     publish = get_current_span(carried).get_span_context()
     if not publish.is_valid:
-        return  # another publisher has a use of its own for this field
+        return  # another publisher uses this field for something else
     span = get_tracer(_SCOPE).start_span(
         f"apply {invalidation.namespace}",
         context=carried,
@@ -116,7 +116,7 @@ def _traceparent_of(span: "Span") -> str:
 
 
 def _attributes_of(invalidation: Invalidation, operation: str) -> dict[str, str | int | bool]:
-    """Say what it is, without its names: there may be thousands, and they may be private."""
+    """Return the span's attributes: counts instead of names, which may be thousands, and private."""
     attributes: dict[str, str | int | bool] = {
         "messaging.system": "broadcache",
         "messaging.operation.type": operation,

@@ -1,1 +1,1 @@
-"""How invalidations travel: one folder for each broker."""
+"""The transport of invalidations: one folder for each broker."""

@@ -1,8 +1,8 @@
 """Cache invalidation across replicas: one publish, every replica forgets.
 
-`broadcache.publisher` says which entries to drop, `broadcache.subscriber` hears it and drops them, and
-`broadcache.shared` holds what both agree on. This module imports none of them, so that a program pays only for
-the side it uses.
+`broadcache.publisher` publishes invalidations, `broadcache.subscriber` receives and applies them, and
+`broadcache.shared` has their common vocabulary. This module imports none of them, so that a program imports only the
+side it uses.
 """
 
 __all__ = ["__version__"]

@@ -115,7 +115,7 @@ async def test_addresses_can_be_named_instead_of_a_service_in_dns(pods: Pods, dn
     [
         (("127.1", "80"), 2, "can be read as an IP address"),
         (("web.test", "0"), 2, "port"),
-        (("nobody.test", "80"), 1, "expected addresses for nobody.test"),
+        (("missing.test", "80"), 1, "expected addresses for missing.test"),
         (("web.test", "80", "no-slash"), 2, "expected a percent-encoded path"),
         (("web.test", "80", "-H", "nothing"), 2, "expected NAME: VALUE"),
         (("web.test", "80", "-d", "@/does/not/exist"), 2, "expected a file that can be read"),
@@ -123,7 +123,7 @@ async def test_addresses_can_be_named_instead_of_a_service_in_dns(pods: Pods, dn
         (("web.test", "80", "--nameserver", "dns.example"), 2, "BROADCACHE_FANOUT_NAMESERVERS: expected an IP address"),
     ],
 )
-async def test_what_cannot_be_done_is_said_and_nobody_is_called(
+async def test_what_cannot_be_done_is_reported_and_no_address_is_called(
     pods: Pods, dns: DnsServer, arguments: tuple[str, ...], code: int, problem: str
 ) -> None:
     run = await fanout(dns, *arguments)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import pytest
 from tests.support.child_replica import KEY, ChildReplica, child_replica
@@ -9,6 +10,7 @@ from tests.support.command_line import run
 from tests.support.registry import make_registry_old
 from tests.support.replicas import FAST
 from tests.support.topologies import asked
+from tests.support.waiting import until, wait_until
 
 from broadcache.publisher import Publisher
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
@@ -31,10 +33,17 @@ async def child(server: EmbeddedServer) -> AsyncIterator[ChildReplica]:
     # Bypassed for long after it was frozen, and listed meanwhile.
     async with child_replica(server.url, NAMESPACE, "web-1", **{**FAST, "echo_timeout_seconds": 30.0}) as running:
         async with Publisher(server.url) as publisher:
-            while not all(each.is_coherent for each in await publisher.replicas(NAMESPACE)):
-                pass
+            await until(partial(_are_coherent, publisher), "a coherent replica")
         await make_registry_old(server.url, NAMESPACE)
         yield running
+
+
+async def _are_coherent(publisher: Publisher) -> bool:
+    return all(each.is_coherent for each in await publisher.replicas(NAMESPACE))
+
+
+async def _are_overdue(publisher: Publisher) -> bool:
+    return not await _are_coherent(publisher)
 
 
 def command(server: EmbeddedServer, *arguments: str) -> tuple[int, str, str]:
@@ -43,7 +52,7 @@ def command(server: EmbeddedServer, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_no_replica_is_no_success(server: EmbeddedServer) -> None:
-    assert command(server, "replicas") == (1, "no replica of products is there\n", "")
+    assert command(server, "replicas") == (1, "no replica of products is registered\n", "")
     assert command(server, "replicas", "--json") == (1, "", "")
 
 
@@ -64,8 +73,7 @@ async def test_a_replica_that_has_proven_nothing_for_too_long_is_no_success(
 ) -> None:
     child.freeze()
     async with Publisher(server.url) as publisher:
-        while all(each.is_coherent for each in await publisher.replicas(NAMESPACE)):
-            pass
+        await until(partial(_are_overdue, publisher), "a replica that is overdue")
     code, output, _ = command(server, "replicas")
     assert (code, output.splitlines()[1].split()[:2]) == (1, ["web-1", "overdue"])
 
@@ -111,8 +119,7 @@ async def test_a_registry_that_was_lost_meanwhile_is_no_success_although_every_r
     code, output, _ = command(server, "publish", "--key", KEY, "--confirm-seconds", "20")
     assert (code, output.splitlines()[-1]) == (0, "confirmed by 1 of 1 replicas")
     asked(server.port, "DEL", names_of(NAMESPACE).registry)
-    while not asked(server.port, "EXISTS", names_of(NAMESPACE).registry):
-        pass
+    wait_until(lambda: asked(server.port, "EXISTS", names_of(NAMESPACE).registry), "the registry")
     code, output, _ = command(server, "publish", "--key", KEY, "--confirm-seconds", "20")
     assert (code, output.splitlines()[-1]) == (1, "confirmed by 1 of 1 replicas; there may be others")
     assert "has existed for only" in output

@@ -47,7 +47,7 @@ def test_one_publish_makes_every_replica_serve_the_new_value_but_not_the_naive_o
 
     status, answer = ask("PUT", f"{urls[0]}/products/1", {"price": 19.9})
     assert (status, answer["price"], answer["replica"]) == (200, 19.9, "replica-1")
-    # Nobody was told, not even the replica that wrote.
+    # Nothing was invalidated, not even in the replica that wrote.
     assert [_read(url, 1) for url in urls] == [(24.9, True)] * 4
 
     sent_at_ns = time.monotonic_ns()
@@ -101,7 +101,7 @@ def test_a_request_that_cannot_be_answered_gets_a_problem(
         assert complaint in problem["detail"]
 
 
-def test_a_source_is_made_and_filled_once_by_whoever_comes_first(tmp_path: Path) -> None:
+def test_a_source_is_created_and_filled_once_by_the_first_process(tmp_path: Path) -> None:
     path = tmp_path / "catalogue.sqlite"
     with ThreadPoolExecutor(8) as threads:
         sources = list(threads.map(lambda _: CatalogueSource(path), range(8)))
@@ -112,7 +112,7 @@ def test_a_source_is_made_and_filled_once_by_whoever_comes_first(tmp_path: Path)
 
 def test_a_source_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
-    path.write_text("not a database, but somebody's notes\n" * 100)
+    path.write_text("not a database, but some notes\n" * 100)
     with pytest.raises(InvalidSettings, match=r"notes\.txt"):
         CatalogueSource(path)
     assert path.read_text().startswith("not a database")

@@ -16,8 +16,9 @@ from tests.faults import failovers, foreign
 from tests.faults.fault import BOTH, NAIVE, SOME_WRITES, Fault, Inject
 from tests.faults.ledger import NAMESPACE
 from tests.faults.messages import Command
-from tests.faults.stage import PATIENCE_SECONDS, POLL_SECONDS, OneServerStage, StageSettings
+from tests.faults.stage import PATIENCE_SECONDS, OneServerStage, StageSettings
 from tests.support.tcp_proxy import Directions
+from tests.support.waiting import until
 
 from broadcache.publisher import Publisher
 from broadcache.shared.errors import BroadcacheError
@@ -72,7 +73,7 @@ async def delay(stage: OneServerStage) -> None:
 
 
 async def buffer_overflow(stage: OneServerStage) -> None:
-    """Nobody reads, so the server's buffer fills up, and it kills the subscriptions."""
+    """The readers stall, so the server's buffer fills up, and it kills the subscriptions."""
     await stage.admin(("CONFIG", "SET", "client-output-buffer-limit", "pubsub 32kb 16kb 1"))
     stage.front.stall("to_client")
     filler = Keys(*(f"filler:{number:0240d}" for number in range(240)))
@@ -199,9 +200,11 @@ async def promoted(stage: OneServerStage) -> None:
 async def _become_copy(stage: OneServerStage, copy: EmbeddedServer) -> None:
     await stage.admin(("CONFIG", "SET", "repl-diskless-sync-delay", 0))
     await _call(copy, "REPLICAOF", "127.0.0.1", stage.server.port)
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while b"master_link_status:up" not in await _call(copy, "INFO", "replication"):
-            await asyncio.sleep(POLL_SECONDS)
+
+    async def is_connected() -> bool:
+        return b"master_link_status:up" in await _call(copy, "INFO", "replication")
+
+    await until(is_connected, "replication")
 
 
 async def _call(server: EmbeddedServer, *command: str | int) -> bytes:
@@ -214,7 +217,7 @@ async def _call(server: EmbeddedServer, *command: str | int) -> bytes:
 
 
 def while_cut_off(inject: Inject) -> Inject:
-    """Nobody hears what is published, and then it cannot be read in the log either."""
+    """No replica receives what is published, and then it cannot be read in the log either."""
 
     async def both(stage: OneServerStage) -> None:
         await cut(stage)

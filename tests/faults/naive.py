@@ -1,4 +1,4 @@
-"""The negative controls: what everybody writes. redis-py's PubSub in a loop, dropping keys from a TTLCache."""
+"""The negative controls: the usual hand-written code. redis-py's PubSub in a loop, dropping keys from a TTLCache."""
 
 import asyncio
 import contextlib

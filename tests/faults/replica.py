@@ -161,9 +161,9 @@ class Reader:
             await asyncio.sleep(PAUSE_SECONDS)
 
     def read_all(self) -> None:
-        """Read every key once, without giving anybody else a turn."""
+        """Read every key once, without yielding to other tasks."""
         if self._block_seconds:
-            # Whoever blocks the loop reads on before anybody else has a turn.
+            # The task that blocks the loop also reads before any other task runs.
             time.sleep(self._block_seconds)
             self._block_seconds = 0.0
         monotonic, get, superseded_at = time.monotonic, self._subject.get, self._ledger.superseded_at
@@ -257,7 +257,7 @@ _wall_clock: Final = time.time
 
 
 def _move_wall_clock(seconds: float) -> None:
-    """Let this process believe that it is later. The machine's clock is everybody's, and stays as it is."""
+    """Move this process's wall clock. The machine's clock is not changed."""
     time.time = lambda: _wall_clock() + seconds
     time.time_ns = lambda: int((_wall_clock() + seconds) * 1e9)
 

@@ -20,6 +20,7 @@ from tests.faults.messages import Command, ForgerSettings, Kind, ReplicaSettings
 from tests.support.hiding_proxy import HidingProxy
 from tests.support.servers import Server, ServerName
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import until
 
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.link import Link, RedisAddress
@@ -167,12 +168,10 @@ class Stage(ABC):
     async def writes(self, count: int) -> None:
         """Wait until so many more changes have been accepted."""
         goal = self.ledger.accepted + count
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while self.ledger.accepted < goal:
-                await asyncio.sleep(POLL_SECONDS)
+        await until(lambda: self.ledger.accepted >= goal, f"{count} accepted changes")
 
     async def outlast_bound(self) -> None:
-        """Wait until what has been accepted until now may not be served stale by anybody."""
+        """Wait until what has been accepted until now may not be served stale by any replica."""
         await asyncio.sleep(self.bound_seconds + 0.5)
 
     async def admin(self, *commands: tuple[str | int, ...]) -> list[Any]:

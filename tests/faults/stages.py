@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from tests.faults.ledger import NAMESPACE
 from tests.faults.stage import PATIENCE_SECONDS, POLL_SECONDS, OneServerStage, Stage, StageSettings
 from tests.support.topologies import ClusterOfSix, Watched, asked, cluster_of_six, watched
+from tests.support.waiting import until
 
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
@@ -45,9 +46,7 @@ class FailoverStage(Stage):
 
     async def whole(self) -> None:
         """Wait until every server is there, and takes part."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await asyncio.to_thread(self._is_whole_now):
-                await asyncio.sleep(POLL_SECONDS)
+        await until(lambda: asyncio.to_thread(self._is_whole_now), "a topology that is whole")
 
     def _is_whole_now(self) -> bool:
         with suppress(RedisError):

@@ -128,7 +128,7 @@ class Writer:
             await fresh.close()
 
     async def _kill_and_change(self, count: int) -> None:
-        """Kill every subscription and at once change keys: the server does both before anybody has come back."""
+        """Kill every subscription and at once change keys: the server does both before any replica reconnects."""
         try:
             link = await Link.open(self._address, client_name="faults", timeout_seconds=PUBLISH_TIMEOUT_SECONDS)
         except LinkLost:

@@ -148,9 +148,7 @@ async def test_without_a_tracer_provider_frames_are_what_they_were(redis_url: st
         assert traced is invalidation
 
 
-async def test_where_nobody_has_set_up_a_provider_no_span_is_made(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_a_provider_no_span_is_made(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
 
     def start_span(*arguments: object, **named: object) -> trace.Span:
@@ -159,13 +157,13 @@ async def test_where_nobody_has_set_up_a_provider_no_span_is_made(
 
     monkeypatch.setattr(trace.NoOpTracer, "start_span", start_span)
     trace.get_tracer("test").start_span("any")
-    assert len(made) == 1, "expected the stand-in to make spans that nobody sees"
+    assert len(made) == 1, "expected the stand-in to make spans that are not exported"
     async with Publisher(redis_url) as publisher:
         await publisher.publish(Keys("a"))
     assert len(made) == 1
 
 
-async def test_a_provider_that_cannot_be_had_keeps_nobody_from_publishing(
+async def test_a_provider_that_cannot_be_created_does_not_prevent_a_publish(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing() -> None:
@@ -200,9 +198,7 @@ async def test_a_traceparent_that_is_none_is_no_span_and_no_error(
     assert spans.get_finished_spans() == ()
 
 
-async def test_a_provider_that_fails_keeps_nobody_from_forgetting(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_provider_that_fails_does_not_prevent_an_apply(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(SpanProcessor):
         def on_start(self, span: Span, parent_context: object = None) -> None:
             raise RuntimeError("the exporter is broken")

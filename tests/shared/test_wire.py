@@ -114,7 +114,7 @@ def test_unknown_fields_are_skipped() -> None:
         (b'{"v":2,"keys":["a"]}', "expected version 1, got 2 at $.v"),
         (b'{"keys":[7]}', "Expected `str`, got `int` - at `$.keys[0]`"),
         (b'{"keys":[]}', "expected at least one of keys, tags, prefixes or everything, got none"),
-        (b'{"keys":["a"],"namespace":"orders"}', "expected namespace 'products', as its channel has, got 'orders'"),
+        (b'{"keys":["a"],"namespace":"orders"}', "expected namespace 'products', that of its channel, got 'orders'"),
         (b'{"keys":["a"],"seq":1}', "expected epoch and seq together, got one of them"),
         (b"x" * (FRAME_BYTES_MAX + 1), "expected at most 65536 bytes, got 65537"),
         (b"now", "it begins b'now'"),

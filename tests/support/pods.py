@@ -127,7 +127,7 @@ class Pods:
             try:
                 for pod in self.all:
                     await self._listen(pod)
-            except OSError:  # somebody else has this port at one of the addresses
+            except OSError:  # another process has this port at one of the addresses
                 await self._close()
                 continue
             return self

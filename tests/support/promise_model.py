@@ -29,7 +29,8 @@ from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
 import msgspec
-from tests.support.promise_model_loop import FakeClock, ScheduledLoop
+from tests.support.fake_clock import FakeClock
+from tests.support.promise_model_loop import ScheduledLoop
 from tests.support.promise_model_mapping import MappingBroken, RaisingMapping
 from tests.support.promise_model_server import Accepted, ModelLink, Network, Push
 
@@ -257,7 +258,7 @@ class Replica:
         for task in self.own:
             task.cancel()
         self.loop.turn()
-        # Nobody answers any more: it stops trying to say that it leaves.
+        # No server answers any more: it stops trying to deregister.
         self.clock.now += 1.0
         self.loop.turn()
         self._patches.close()
@@ -278,7 +279,7 @@ class Replica:
             self.check_served()
         finally:
             self.close()
-        # A future that nobody waited for any more is no mistake.
+        # A future that no task awaits any more is no error.
         errors = [error for error in self.loop.errors if "never retrieved" not in error] + self.own_errors.texts
         if errors:
             raise PromiseBroken(f"expected no error of our own, got {errors}")
@@ -644,7 +645,7 @@ class Replica:
                 self.loop.turn()
 
     def black_hole(self, number: int) -> None:
-        """Nothing comes any more, and nobody is told; what was asked may still be done."""
+        """Nothing arrives any more, without an error; what was sent may still be executed."""
         if link := self.network.link:
             for _ in range(number % 3):
                 link.serve()

@@ -7,17 +7,11 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TypeVarTuple
 
+from tests.support.fake_clock import FakeClock
+
 Ts = TypeVarTuple("Ts")
 
 _TURNS_MAX = 10_000
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class ScheduledLoop(asyncio.BaseEventLoop):

@@ -411,14 +411,8 @@ class ModelLink:
     async def call_all(self, commands: Iterable[Sequence[Argument]]) -> list[object]:
         return list(await asyncio.gather(*[self._send(tuple(command)) for command in commands]))
 
-    async def subscribe(self, *channels: str) -> None:
-        await self._send(("SUBSCRIBE", *channels))
-
-    async def unsubscribe(self, *channels: str) -> None:
-        await self._send(("UNSUBSCRIBE", *channels))
-
     async def publish(self, channel: str, message: bytes) -> object:
-        return await self.call("PUBLISH", channel, message)
+        return await self.call(self.publish_command, channel, message)
 
     @asynccontextmanager
     async def within(self, seconds: float) -> AsyncIterator[None]:
@@ -426,7 +420,13 @@ class ModelLink:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            raise LinkLost(f"the model did not answer within {seconds:g} s") from None
+            raise LinkLost(f"no answer within {seconds:g} s") from None
+
+    async def subscribe(self, *channels: str) -> None:
+        await self._send(("SUBSCRIBE", *channels))
+
+    async def unsubscribe(self, *channels: str) -> None:
+        await self._send(("UNSUBSCRIBE", *channels))
 
     async def close(self) -> None:
         self.lose("it was closed")

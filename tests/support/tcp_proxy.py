@@ -68,7 +68,7 @@ class TcpProxy:
             await self._discarded.wait()
 
     def black_hole(self, directions: Directions = "both") -> None:
-        """Discard what is sent in these directions, and do not pass on that an end closed: nobody is told.
+        """Discard what is sent in these directions, and do not pass on that an end closed: neither end detects it.
 
         Connections stay open and new ones are taken. `heal()` aborts those that lost bytes.
         """
@@ -89,7 +89,7 @@ class TcpProxy:
             flow.open()
 
     async def __aenter__(self) -> Self:
-        # Bound and never listening: with the listener closed, a connect to the port is refused, and nobody takes it.
+        # Bound and never listening: while the listener is closed, connects are refused and the port stays reserved.
         self._reservation = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._reservation.bind(("127.0.0.1", 0))

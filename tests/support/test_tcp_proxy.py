@@ -183,8 +183,8 @@ async def test_a_slow_link_delivers_everything_at_its_pace(echo_port: int, calle
 
 
 async def test_a_server_that_is_away_ends_the_connection(callers: list[Caller]) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # Bound and not listening: connections are refused.
-        async with TcpProxy("127.0.0.1", nobody.getsockname()[1]) as proxy:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # Bound and not listening: connections are refused.
+        async with TcpProxy("127.0.0.1", unused.getsockname()[1]) as proxy:
             callers.append(await Caller.dial(proxy.port))
             assert await callers[0].is_dropped()

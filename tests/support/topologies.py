@@ -4,8 +4,7 @@ import contextlib
 import itertools
 import secrets
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +17,11 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 from tests.support.servers import Server, ServerName, binary_of
+from tests.support.waiting import wait_until
 
 from broadcache.shared.transport.redis.embedded import EmbeddedServer, ServerStartFailed, dying_with_us
 from broadcache.shared.transport.redis.names import names_of
 
-PATIENCE_SECONDS = 30.0
 SERVICE = "orders"
 SLOTS = 16_384
 # Away from the ports that embedded servers choose from, and from those lent to outgoing connections.
@@ -342,13 +341,3 @@ def asked(port: int, *command: str | int | bytes, password: str = "", timeout_se
     with Redis(port=port, password=password or None, socket_timeout=timeout_seconds or 5, protocol=2, **once) as client:
         client.response_callbacks.clear()
         return client.execute_command(*command)
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(RedisError):
-            if condition():
-                return
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not come in {PATIENCE_SECONDS:g} s")

@@ -1,1 +1,1 @@
-"""Redis and Valkey: addresses, the link, the log and its channel, and an embedded server."""
+"""The transport over Redis or Valkey: address, link, log, channel, registry, and an embedded server."""

@@ -1,4 +1,4 @@
-"""Where Redis is: one server, a primary that sentinels know, or a cluster. Checked once, and shown without secrets."""
+"""The address of Redis: one server, a primary known to sentinels, or a cluster. Checked once, shown without secrets."""
 
 import copy
 import functools
@@ -24,18 +24,18 @@ _FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SHARDED_SINCE_VERSION: Final = 7
 _TRUTHS: Final = {"true": True, "false": False}
 _SENTINELS_WANT_TLS: Final = (
-    "; they are asked over TLS: check that their ports of the URL take it, with certificates for the hosts of the URL; "
-    "docs/redis.md has what to do where they cannot"
+    "; they are queried over TLS: check that their ports in the URL accept TLS, with certificates for the URL's hosts; "
+    "docs/redis.md says what to do where they cannot"
 )
 
 _log = logging.getLogger("broadcache.redis")
 
 
 class Connected(NamedTuple):
-    """An open connection to a primary, what to call it in errors and logs, and whether its channels are sharded.
+    """An open connection to a primary, its label for errors and logs, and whether its channels are sharded.
 
-    In a cluster a sharded message reaches who is subscribed at the primary of the channel's slot, and any other one
-    costs every server of the cluster.
+    In a cluster, a sharded message stays within the shard of the channel's slot; an ordinary message is sent to every
+    server of the cluster.
     """
 
     connection: "AbstractConnection"
@@ -44,7 +44,7 @@ class Connected(NamedTuple):
 
 
 class RedisAddress:
-    """Where a Redis or Valkey server is, checked once and kept without showing its password.
+    """The address of a Redis or Valkey server, checked once; its password is never shown.
 
     Shape:  `redis://[[user]:password@]host[:port][/db]`, `rediss://…` with TLS, or `unix://path`;
             `redis+sentinel://[[user]:password@]sentinel[:port],…/service[/db]`;
@@ -62,7 +62,7 @@ class RedisAddress:
                 self._read_many(parts, scheme=kind[1], kind=kind[2])
             else:
                 self._connection_class, self._arguments = _read_one(url)
-            self._new_connection("checks the arguments")
+            self._new_connection("check of the arguments")
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidSettings(
                 f"expected a URL such as redis://127.0.0.1:6379/0, got {self.label!r}: {error}"
@@ -73,16 +73,16 @@ class RedisAddress:
 
     @property
     def is_cluster(self) -> bool:
-        """Whether each namespace may be at another server, and needs a link of its own."""
+        """Whether each namespace may be on a different server, and needs its own link."""
         return isinstance(self._topology, Cluster)
 
     @property
     def is_tls(self) -> bool:
-        """Whether the data nodes are expected to take TLS."""
+        """Whether connections to the data servers use TLS."""
         return self.label.startswith("rediss")
 
     def of(self, namespace: str) -> Self:
-        """Return where `namespace` is: here, or in a cluster wherever its slot is."""
+        """Return the address of `namespace`: this one, or in a cluster that of the namespace's slot."""
         if not isinstance(self._topology, Cluster):
             return self
         other = copy.copy(self)
@@ -90,7 +90,7 @@ class RedisAddress:
         return other
 
     async def connect(self, client_name: str) -> Connected:
-        """Find the primary, connect to it and say hello, with every automatism of the client library off.
+        """Find the primary, connect to it and send HELLO, with every automatism of the client library off.
 
         Raises: LinkLost, OSError, or an error of the client library.
         """
@@ -108,7 +108,7 @@ class RedisAddress:
             raise
         if isinstance(self._topology, Sentinels) and hello["role"] != "master":
             await connection.disconnect(nowait=True)
-            raise LinkLost(f"expected the sentinels to name a primary, got {node}, which is a {hello['role']}")
+            raise LinkLost(f"expected the sentinels to name a primary, got {node}, whose role is {hello['role']}")
         version = int(hello["version"].partition(".")[0])
         return Connected(connection, label, hello["mode"] == "cluster" and version >= _SHARDED_SINCE_VERSION)
 
@@ -124,13 +124,13 @@ class RedisAddress:
         }
         is_asked_over_tls = kind == "sentinel" and _is_asked_over_tls(scheme, options)
         if kind == "sentinel" and (not 1 <= len(places) <= 2 or not places[0]):
-            raise ValueError("after the sentinels comes /service, the name they have for the primary, and perhaps /db")
+            raise ValueError("after the sentinels comes /service, their name for the primary, and optionally /db")
         if kind == "cluster" and places not in ([], [""], ["0"]):
-            raise ValueError("a cluster has one database: leave out what comes after the servers")
+            raise ValueError("a cluster has one database: leave out the path after the servers")
         database = places[1] if len(places) == 2 else "0"
         if not database.isdecimal():
             raise ValueError("the database is not a number")
-        # The first server stands in for the one that is found each time.
+        # The first server is a placeholder for the primary, which is found for each connection.
         self._connection_class, self._arguments = _read_one(
             f"{scheme}://{user}{at}{nodes[0]}/{database}?{urlencode(options)}"
         )
@@ -141,7 +141,7 @@ class RedisAddress:
 
         connection_class: type[AbstractConnection] = Connection
         if is_asked_over_tls:
-            # A sentinel decides who is sent the password of the data servers, so it is checked as they are.
+            # A sentinel decides which server receives the password, so its certificate is checked like the servers'.
             connection_class = self._connection_class
             sentinel_options |= {name: value for name, value in self._arguments.items() if name.startswith("ssl_")}
         elif scheme == "rediss":
@@ -165,12 +165,12 @@ class RedisAddress:
 def _split(url: str) -> SplitResult:
     """Split `url`. Raises: ValueError."""
     many = _URL_OF_MANY.fullmatch(url)
-    # The standard library takes no server in brackets that is one of several; since when depends on its patch level.
+    # Newer patch levels of the standard library refuse a bracketed host that is one of several.
     return SplitResult(*many.groups(default="")) if many else urlsplit(url)
 
 
 def _checked_parts(url: str) -> SplitResult:
-    """Split `url`. Raises: ValueError that does not repeat it, for a part may be a password in the wrong place."""
+    """Split `url`. Raises: ValueError that does not repeat any part, since it may be a misplaced password."""
     parts = _split(url)
     if not _OF_MANY.fullmatch(parts.scheme):
         try:
@@ -181,13 +181,13 @@ def _checked_parts(url: str) -> SplitResult:
 
 
 def _read_one(url: str) -> "tuple[type[AbstractConnection], dict[str, Any]]":
-    # The client library takes a third of a second to import: only those who connect pay for it.
+    # Importing the client library takes a third of a second: only a process that connects pays for it.
     from redis.asyncio.connection import Connection, parse_url
 
     arguments: dict[str, Any] = dict(parse_url(url))
     for name in _FILES:
         if name in arguments and not Path(arguments[name]).is_file():
-            raise ValueError(f"{name} names no file: {arguments[name]}")
+            raise ValueError(f"the file of {name} does not exist: {arguments[name]}")
     return arguments.pop("connection_class", Connection), arguments
 
 
@@ -199,14 +199,14 @@ def _node_of(text: str, default_port: int) -> Node:
 
 
 def _is_asked_over_tls(scheme: str, options: dict[str, str]) -> bool:
-    """Take `sentinel_tls` out of `options`, and return whether sentinels are asked over TLS. Raises: ValueError."""
+    """Remove `sentinel_tls` from `options`; return whether sentinels are queried over TLS. Raises: ValueError."""
     written = options.pop("sentinel_tls", None)
     if written is None:
         return scheme == "rediss"
     if scheme != "rediss":
-        raise ValueError("sentinel_tls belongs to rediss+sentinel: write rediss+sentinel, or leave sentinel_tls out")
+        raise ValueError("sentinel_tls needs rediss+sentinel: write rediss+sentinel, or leave sentinel_tls out")
     if written not in _TRUTHS:
-        raise ValueError("sentinel_tls is true or false")
+        raise ValueError("sentinel_tls must be true or false")
     return _TRUTHS[written]
 
 
@@ -214,9 +214,8 @@ def _is_asked_over_tls(scheme: str, options: dict[str, str]) -> bool:
 def _warn_of_sentinels_in_clear(label: str) -> None:
     """Warn once for each address, however many publishers and subscribers use it."""
     _log.warning(
-        "the sentinels of %s are asked without TLS (sentinel_tls=false): another host of their network can name a "
-        "server of its own as the primary, and be sent the password; enable TLS on the sentinels, then leave "
-        "sentinel_tls out",
+        "the sentinels of %s are queried without TLS (sentinel_tls=false): an attacker in their network can name its "
+        "own server as the primary and receive the password; enable TLS on the sentinels, then leave sentinel_tls out",
         label,
     )
 
@@ -227,14 +226,14 @@ def _automatisms_off() -> dict[str, Any]:
     from redis.maint_notifications import MaintNotificationsConfig
 
     return {
-        "protocol": 3,  # replies and pushes share one connection, in one order
+        "protocol": 3,  # replies and pushes arrive on one connection, in one order
         "decode_responses": False,
         "health_check_interval": 0,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         "retry": Retry(NoBackoff(), 0),
         "retry_on_error": [],
         "retry_on_timeout": False,
-        "socket_timeout": None,  # deadlines are the link's owner's
+        "socket_timeout": None,  # the link's owner sets deadlines
     }
 
 
@@ -243,7 +242,7 @@ def _text(value: object) -> str:
 
 
 def _without_password(url: object) -> str:
-    """Name an address in errors and logs without giving its secrets away."""
+    """Return the address for errors and logs, without its secrets."""
     if not isinstance(url, str):
         return repr(url)
     try:
@@ -251,9 +250,9 @@ def _without_password(url: object) -> str:
     except ValueError:
         return "a URL that cannot be read"
     user, at, hosts = parts.netloc.rpartition("@")
-    # What stands where a port should and is no number may be the password of a user whose host was forgotten.
+    # A port that is no number may be a password, of a URL without a host.
     hosts = re.sub(r":(?![0-9]{1,5}(?:,|$)|[0-9A-Fa-f:.]*\])[^,]*", ":…", hosts)
     shown = f"{user.partition(':')[0]}{':…' if ':' in user else ''}{at}{hosts}"
-    if parts.scheme == "unix":  # which the standard library does not know to have a host, if an empty one
+    if parts.scheme == "unix":  # geturl() would drop the empty host
         return f"unix://{shown}{parts.path}"
     return parts._replace(netloc=shown, query="").geturl()

@@ -1,13 +1,13 @@
--- Log one invalidation and publish it: the one atomic step that "accepted" means.
+-- Log one invalidation and publish it, in one atomic step. Then it is accepted.
 --
 -- KEYS  head      hash {epoch, seq, digest, digest_seq} of the namespace; `digest` is the SHA-1 of the frame at
 --                 `digest_seq`. The two sequences differ only after a writer that does not keep the digest.
 --       log       stream; the id of an entry is <seq>-0, its one field `f` is the frame as it was published
---       receipt   what this script answered for this id of this scope, kept a while so that a retry is logged once
+--       receipt   the result of this script for this id and scope, kept for a while so that a retry is logged once
 -- ARGV  channel
---       epoch     taken only when the namespace has none: it lives and dies with the sequence
+--       epoch     used only when the namespace has none: an epoch and its sequence begin and end together
 --       log length (about this many entries are kept), receipt lifetime in ms
---       fingerprint of the targets: the same id with other targets is a mistake, not a retry
+--       fingerprint of the targets: the same id with other targets is an error, not a retry
 --       PUBLISH, or in a cluster SPUBLISH
 --       tails     one or more frames without their head, `"id":…}`
 --
@@ -32,7 +32,7 @@ if at.err and not at.err:find('WRONGTYPE') then
   return redis.error_reply(at.err)
 end
 local epoch, seq = at[1], at[2]
--- What a foreign hand has put there, and is no place in a log, is no head.
+-- A value that another program wrote, and that is no position in a log, is not a head.
 local is_head = epoch and epoch:match('^[%w._-]+$') and seq and seq:match('^%d+$') and tonumber(seq) < 2 ^ 53 - 1
 seq = is_head and tonumber(seq)
 if not is_head then
@@ -40,7 +40,7 @@ if not is_head then
     redis.call('DEL', head)
   end
   epoch, seq = ARGV[2], 0
-  -- The first write of a script decides whether a server without memory refuses it: one that needs memory comes first.
+  -- A server out of memory refuses a script at its first write only: so the first write is one that needs memory.
   redis.call('HSET', head, 'epoch', epoch, 'seq', 0)
   -- Entries of a lost epoch must not be taken for entries of this one: sequences begin again at 1.
   redis.call('DEL', log)
@@ -57,14 +57,14 @@ for i = 7, #ARGV do
     return redis.error_reply(added.err)
   end
   if is_refused then
-    -- The log has an entry of another writer at this place or beyond, or is no stream; or the head was moved back, and
-    -- this sequence has been given out before. Begin a new log, with an epoch of its own: replicas drop everything.
+    -- The log has an entry of another writer at this sequence or beyond, or is no stream; or the head was moved back,
+    -- and this sequence was assigned before. Begin a new log with a new epoch: replicas drop everything.
     epoch, seq, number = ARGV[2], 1, '1'
     frame = frame_at(epoch, seq, ARGV[i])
     redis.call('DEL', log)
     redis.call('XADD', log, 'MAXLEN', '~', log_length, '1-0', 'f', frame)
   end
-  -- Before the message: should that be refused, replicas find with their next echo that they are behind the head.
+  -- Before the message: if PUBLISH is refused, replicas find with their next echo that they are behind the head.
   redis.call('HSET', head, 'epoch', epoch, 'seq', number, 'digest', redis.sha1hex(frame), 'digest_seq', number)
   receivers = redis.call(publish, channel, frame)
 end

@@ -1,15 +1,15 @@
 -- One echo: register the replica, read the heads, and send the replica a probe through the publish path.
 --
--- It writes, so that only a primary carries it out: a server that was demoted refuses, and the replica learns of it.
+-- It writes, so that only a primary runs it: a server that was demoted refuses, and the replica learns of that.
 --
 -- KEYS  for each namespace three:
---       head      hash {epoch, seq, digest, digest_seq, lease_ms}. It is created where there is none, so that "never
---                 published to" and "lost" are told apart. `lease_ms` is the longest lifetime of a presence so far: for
---                 that long after a loss of the registry, a replica may serve that is not in it.
---       presence  kept longer than until the next echo, and until no proof of before can count any more: a replica
---                 that is gone disappears by itself
---       registry  sorted set of the replicas that have a presence, by when it ends on this server's clock in ms. One
---                 member tells since when it exists: ` since=<ms>`, with a score that never comes.
+--       head      hash {epoch, seq, digest, digest_seq, lease_ms}. It is created if missing, to tell "never published
+--                 to" from "lost". `lease_ms` is the longest lifetime of a presence so far: for that long after a loss
+--                 of the registry, an unlisted replica may serve from its caches.
+--       presence  expires after the next echo is due and after every earlier proof has run out: a replica that has
+--                 stopped disappears by itself
+--       registry  sorted set of the replicas that have a presence; the score is when it ends, on this server's clock in
+--                 ms. One more member, ` since=<ms>`, is the time of creation; its score is never reached.
 -- ARGV  channel of the probe, the probe
 --       PUBLISH, or in a cluster SPUBLISH
 --       replica, lifetime of its presences in ms
@@ -23,7 +23,7 @@ local EXPIRED_MAX, DAY_MS, NEVER_MS = 16, 86400000, 9e15
 local replica, lifetime_ms = ARGV[4], tonumber(ARGV[5])
 
 local complaint = ''
--- To be listed is a courtesy. That it fails must not cost a replica its proof.
+-- A failure to register the replica must not cost it its proof.
 local function try(...)
   local answer = redis.pcall(...)
   if type(answer) == 'table' and answer.err then
@@ -41,7 +41,7 @@ for i = 1, #KEYS, 3 do
     return redis.error_reply(head.err)
   end
   local epoch, seq = head[1], head[2]
-  -- What a foreign hand has put there, and is no place in a log, is no head.
+  -- A value that another program wrote, and that is no position in a log, is not a head.
   if not (epoch and epoch:match('^[%w._-]+$') and seq and seq:match('^%d+$') and tonumber(seq) < 2 ^ 53 - 1) then
     if head.err or epoch then
       redis.call('DEL', KEYS[i])
@@ -69,7 +69,7 @@ if time then
         try('ZADD', KEYS[i], string.format('%.0f', NEVER_MS), string.format(' since=%.0f', now_ms))
       end
     end
-    -- A few at a time: each echo adds one at most, so that none is left over for long.
+    -- A few at a time: each echo adds one at most, so expired members do not accumulate.
     local expired = try('ZRANGEBYSCORE', KEYS[i], '-inf', string.format('%.0f', now_ms), 'LIMIT', 0, EXPIRED_MAX)
     if expired and #expired > 0 then
       try('ZREM', KEYS[i], unpack(expired))
@@ -78,7 +78,7 @@ if time then
   end
 end
 
--- A user without the right to INFO learns no replication id, and its replicas clear with each new subscription.
+-- A user without the right to INFO gets no replication id; its replicas then clear with each new subscription.
 local info = redis.pcall('INFO', 'replication')
 local answer = {type(info) == 'string' and info:match('master_replid:(%x+)') or '', complaint}
 for i = 1, #heads do

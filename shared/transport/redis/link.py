@@ -1,9 +1,8 @@
 """One connection to Redis: commands out, replies and pushes back, in the order in which the server sent them.
 
-Only this module, responses.py and those that find the server (address.py, topology.py) touch the Redis client library.
-What a link does not do is the point: it never retries and never reconnects by itself, so that whoever owns it knows of
-every gap. All of a link's replies and pushes pass through one reader in one order; that a reply has come therefore
-proves that every push the server sent before it has been handled.
+Only this module, responses.py, address.py and topology.py use the Redis client library. A link never retries and never
+reconnects by itself, so its owner learns of every gap. One reader handles all replies and pushes of a link in order: a
+reply that has arrived therefore proves that every push the server sent before it has been handled.
 """
 
 import asyncio
@@ -19,28 +18,28 @@ from .responses import Refused, packer_of, responses_of
 __all__ = ["Argument", "Link", "OnMessage", "RedisAddress", "Refused"]
 
 Argument: TypeAlias = str | bytes | int | float
-"""What a command is made of."""
+"""One argument of a command."""
 OnMessage: TypeAlias = Callable[[bytes, bytes], None]
-"""Called by the reader with the channel and the frame of each message. It must not block nor raise."""
+"""Called by the reader with the channel and the frame of each message. It must neither block nor raise."""
 
 _MESSAGES: Final = (b"message", b"smessage")
 _CALLS_MAX: Final = 10_000
-"""The most commands that wait for their replies on one link."""
+"""The most commands that may await their replies on one link."""
 
 
 class _Awaited(NamedTuple):
-    """The confirmations that a subscription, or the end of one, still waits for."""
+    """The confirmations that a SUBSCRIBE or UNSUBSCRIBE still awaits."""
 
     kind: bytes
     channels: set[bytes]
 
 
 class Link:
-    """One open connection. Made by `Link.open`; once lost it stays lost.
+    """One open connection. Created by `Link.open`; once lost it stays lost.
 
-    Every method raises LinkLost when the connection is gone, and `lost` is set to the reason as soon as it is noticed.
+    Every method raises LinkLost when the connection is lost. `lost` is set to the reason as soon as that is detected.
 
-    Shape: `is_sharded` is whether the server is one of a cluster in which a channel has a slot, as a key has.
+    Shape: `is_sharded` is whether the server belongs to a cluster with sharded channels: each has a slot, like a key.
     """
 
     @classmethod
@@ -52,7 +51,7 @@ class Link:
         timeout_seconds: float,
         on_message: OnMessage | None = None,
     ) -> "Link":
-        """Connect, authenticate and say hello, all within `timeout_seconds`.
+        """Connect, authenticate and send HELLO, all within `timeout_seconds`.
 
         Raises: LinkLost.
         """
@@ -63,11 +62,11 @@ class Link:
                 connected = await address.connect(client_name)
         except TimeoutError:
             raise LinkLost(
-                f"expected an answer from {address.label} within {timeout_seconds:g} s, got none; "
-                f"check the address, and that the server runs{' and takes TLS' if address.is_tls else ''}"
+                f"no answer from {address.label} within {timeout_seconds:g} s; "
+                f"check the address, and that the server runs{' and accepts TLS' if address.is_tls else ''}"
             ) from None
         except (RedisError, OSError) as error:
-            raise LinkLost(f"expected a connection to {address.label}, got: {error}") from error
+            raise LinkLost(f"cannot connect to {address.label}: {error}") from error
         return cls(connected, on_message or _ignore)
 
     def __init__(self, connected: Connected, on_message: OnMessage) -> None:
@@ -86,16 +85,16 @@ class Link:
 
     @property
     def is_open(self) -> bool:
-        """Whether the link is not known to be lost."""
+        """Whether no loss of the link has been detected."""
         return not self.lost.done()
 
     @property
     def received_bytes(self) -> int:
-        """How many bytes have arrived so far, also of a response that is not whole yet."""
+        """How many bytes have arrived so far, including those of an incomplete response."""
         return self._responses.received_bytes()
 
     async def call(self, *command: Argument) -> Any:
-        """Send one command and return its reply. Concurrent calls share writes, and so round trips.
+        """Send one command and return its reply. Concurrent calls share writes and round trips.
 
         Raises: LinkLost; Refused when the reply is an error.
         """
@@ -104,7 +103,7 @@ class Link:
     async def call_all(self, commands: Iterable[Sequence[Argument]]) -> list[Any]:
         """Send several commands in one write and return their replies.
 
-        Raises: LinkLost; Refused for the first reply that is an error, when all have come.
+        Raises: LinkLost; Refused for the first error reply, after all replies have arrived.
         """
         replies = await asyncio.gather(*[self._send(tuple(command)) for command in commands], return_exceptions=True)
         for reply in replies:
@@ -114,11 +113,11 @@ class Link:
 
     @property
     def publish_command(self) -> Literal["PUBLISH", "SPUBLISH"]:
-        """The command that publishes here: in a cluster, a channel has a slot, as a key has."""
+        """The command that publishes on this link: SPUBLISH where channels are sharded."""
         return "SPUBLISH" if self.is_sharded else "PUBLISH"
 
     async def publish(self, channel: str, message: bytes) -> int:
-        """Publish one message; return how many connections of this server were subscribed.
+        """Publish one message; return the number of subscribed connections that the server reports.
 
         Raises: LinkLost; Refused when the user has no right to the channel.
         """
@@ -127,43 +126,43 @@ class Link:
 
     @asynccontextmanager
     async def within(self, seconds: float) -> AsyncIterator[None]:
-        """Give the server some seconds to answer what is awaited inside. Raises: LinkLost when they have passed."""
+        """Limit the time for the replies awaited inside to `seconds`. Raises: LinkLost when it is exceeded."""
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            raise LinkLost(f"expected an answer from {self.label} within {seconds:g} s, got none") from None
+            raise LinkLost(f"no answer from {self.label} within {seconds:g} s") from None
 
     async def subscribe(self, *channels: str) -> None:
-        """Subscribe, and return when the server has confirmed each channel. In a cluster, they share one slot.
+        """Subscribe; return when the server has confirmed each channel. In a cluster, all must be of one slot.
 
         Raises: LinkLost; Refused when the user has no right to a channel.
         """
         await self._confirmed("SSUBSCRIBE" if self.is_sharded else "SUBSCRIBE", channels)
 
     async def unsubscribe(self, *channels: str) -> None:
-        """Take back a subscription to each channel, and return when the server has confirmed it.
+        """Unsubscribe; return when the server has confirmed each channel.
 
         Raises: LinkLost; Refused when the user has no right to the command.
         """
         await self._confirmed("SUNSUBSCRIBE" if self.is_sharded else "UNSUBSCRIBE", channels)
 
     async def close(self) -> None:
-        """Close the connection. Calls that still wait raise LinkLost. Closing twice is harmless."""
+        """Close the connection. Pending calls raise LinkLost. Closing twice is harmless."""
         self._lose(LinkLost(f"the link to {self.label} was closed"))
         current = asyncio.current_task()
         tasks = [task for task in (self._reader, self._writer) if task is not current]
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            # Also when whoever closes it is cancelled meanwhile.
+            # Also when the closing task is cancelled meanwhile.
             await self._connection.disconnect(nowait=True)
 
     def _send(self, command: tuple[Argument, ...]) -> asyncio.Future[Any]:
         if self.lost.done():
             raise LinkLost(str(self.lost.result()))
         if len(self._waiting) >= _CALLS_MAX:
-            raise LinkLost(f"{_CALLS_MAX} commands wait for {self.label} already; it is too slow, or stopped")
+            raise LinkLost(f"{_CALLS_MAX} commands await replies from {self.label} already: it is too slow, or hangs")
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(reply)
         self._unsent.append(command)
@@ -172,7 +171,7 @@ class Link:
 
     async def _confirmed(self, command: str, channels: Sequence[str]) -> None:
         confirmed = self._send((command, *channels))
-        # Confirmations are pushes, a refusal is a reply: this call keeps its place in the queue until either has come.
+        # Confirmations are pushes, a refusal is a reply: this call keeps its place in the queue until one arrives.
         self._confirmations[confirmed] = _Awaited(command.lower().encode(), {each.encode() for each in channels})
         await confirmed
 
@@ -186,7 +185,7 @@ class Link:
                 await self._connection.send_packed_command(pack(commands), check_health=False)
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001  (whatever it is, the link is of no use any more, and says why)
+        except Exception as error:  # noqa: BLE001  (any error ends the link, and becomes its reason)
             self._lose(LinkLost(f"the link to {self.label} was lost while writing: {error}"))
 
     async def _read(self) -> None:
@@ -208,15 +207,15 @@ class Link:
                         _settle(self._waiting.popleft(), response)
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001  (the same)
+        except Exception as error:  # noqa: BLE001  (any error ends the link, and becomes its reason)
             self._lose(LinkLost(f"the link to {self.label} was lost: {error}"))
 
     def _on_control(self, kind: bytes, channel: bytes) -> None:
         confirmed = self._waiting[0] if self._waiting else None
         awaited = self._confirmations.get(confirmed) if confirmed else None
         if confirmed is None or awaited is None or awaited.kind != kind or channel not in awaited.channels:
-            # E.g. the slot of a channel has moved to another server: this one has stopped telling us something.
-            raise LinkLost(f"the server sent {kind.decode(errors='replace')!r}, which was not asked for")
+            # E.g. the slot of a channel has moved to another server, and this one has ended the subscription.
+            raise LinkLost(f"the server sent {kind.decode(errors='replace')!r} without a request for it")
         awaited.channels.remove(channel)
         if not awaited.channels:
             del self._confirmations[confirmed]
@@ -231,7 +230,7 @@ class Link:
         waiting, self._waiting = self._waiting, deque()
         self._unsent.clear()
         for reply in waiting:
-            # One error object each: a shared one would gather the tracebacks of all its raisers.
+            # One error object each: a shared one would collect the tracebacks of all raisers.
             _settle(reply, error=LinkLost(str(reason)))
 
 

@@ -1,4 +1,4 @@
-"""The log and the channel of a namespace: their names in Redis, and the commands that write and read them."""
+"""The log of a namespace: the commands that append to it, read it, and echo its head."""
 
 import hashlib
 import re
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 LOG_LENGTH: Final = 10_000
-"""How many invalidations a namespace's log keeps, about: how far back a replica that was away can catch up."""
+"""About how many invalidations a namespace's log keeps: how far back a replica that was away can catch up."""
 
 
 class _Script(NamedTuple):
@@ -52,10 +52,11 @@ _ECHO: Final = _Script.read("echo.lua")
 
 
 class Identity(NamedTuple):
-    """Which server answers, and which history of writes it continues. Either changes when writes may have been lost:
-    with a restart, a failover, a promotion.
+    """Which server answers, and which history of writes it continues.
 
-    Shape: a text is empty when the server does not tell it.
+    One of them changes whenever writes may have been lost: with a restart, a failover, a promotion.
+
+    Shape: a text is empty when the server does not report it.
     """
 
     run_id: str
@@ -63,16 +64,16 @@ class Identity(NamedTuple):
 
     @property
     def is_known(self) -> bool:
-        """Whether the server has told both. An identity that is not known is equal to none, not even to itself."""
+        """Whether the server reported both. An unknown identity must not be treated as equal to any, even itself."""
         return bool(self.run_id and self.replication_id)
 
 
 class Heads(NamedTuple):
-    """What an echo answered: the head of each namespace, and the server's replication id, at one moment.
+    """The reply to an echo: the head of each namespace and the server's replication id, at one moment.
 
-    Shape: the digest of a head is None when it is that of an earlier sequence: a writer that keeps no digest has moved
-           it. When it is that of a later one, the head was moved back, and its digest is one that no frame has.
-           `complaint` is what kept this replica from being listed with the others; empty when nothing did.
+    Shape: the digest of a head is None when the stored digest is that of an earlier sequence: a writer that keeps no
+           digest has moved the head on. When it is that of a later sequence, the head was moved back, and the digest
+           is one that no frame has. `complaint` is the error that kept this replica from being registered, or empty.
     """
 
     replication_id: str
@@ -83,7 +84,7 @@ class Heads(NamedTuple):
 class Entry(NamedTuple):
     """One entry of a log.
 
-    Shape: `frame` is what stands there. `invalidation` is None when that is no frame: another writer put it there.
+    Shape: `frame` is the bytes of the entry. `invalidation` is None when they are no frame: another writer added them.
     """
 
     sequence: int
@@ -92,7 +93,7 @@ class Entry(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The digest of what stands there."""
+        """The digest of the entry's bytes."""
         return digest_of(self.frame)
 
 
@@ -104,13 +105,13 @@ async def append(
     log_length: int = LOG_LENGTH,
     receipt_seconds: float = 60.0,
 ) -> Receipt:
-    """Log `invalidation` and publish it, in one atomic step. Calling again with the same id logs nothing more.
+    """Log `invalidation` and publish it, in one atomic step. A repeat with the same id logs nothing more.
 
-    Shape:  `scope` is whose id it is, the invalidation's source when it is left out. The same id of another scope is
-            another invalidation. Only its hash is written to Redis.
-    Units:  `receipt_seconds` is how long the id is remembered, and a retry is safe.
+    Shape:  `scope` is the owner of the id; by default the invalidation's source. The same id in another scope is
+            another invalidation. Only a hash of the scope is written to Redis.
+    Units:  `receipt_seconds` is how long the id is remembered, and so how long a retry is safe.
     Raises: LinkLost when it is not known whether it was logged: call again with the same invalidation.
-            LogRefused when Redis refused, and NotPrimary when another server may not;
+            LogRefused when Redis refused; NotPrimary, a LogRefused, when another server may accept it;
             IdempotencyConflict when the id was used for other targets.
     """
     names = names_of(invalidation.namespace)
@@ -131,7 +132,7 @@ async def append(
     epoch, sequence, receivers, is_repeat, fingerprint_before = answer
     if fingerprint_before.decode() != fingerprint:
         raise IdempotencyConflict(
-            f"expected id {invalidation.id!r} to be new or to name the same targets as before, got other targets; "
+            f"the id {invalidation.id!r} was used before for other targets; "
             "use a new id, or repeat the first request unchanged"
         )
     return Receipt(
@@ -141,7 +142,7 @@ async def append(
 
 def _receipt_key(names: Names, invalidation: Invalidation, scope: str | None) -> str:
     whose = invalidation.source if scope is None else scope
-    # Of one length, so that where the id begins is no question, whatever is in it.
+    # Of fixed length, so that it is unambiguous where the id begins.
     digest = hashlib.blake2b(whose.encode(), digest_size=16).hexdigest()
     return f"{names.receipt_prefix}{digest}:{invalidation.id}"
 
@@ -149,7 +150,7 @@ def _receipt_key(names: Names, invalidation: Invalidation, scope: str | None) ->
 async def head(link: Link, namespace: str) -> Position | None:
     """Return the position of the newest invalidation of `namespace`; None when there is no log.
 
-    Shape:  sequence 0 where replicas follow the namespace, and nothing has been logged yet.
+    Shape:  sequence 0 when replicas follow the namespace and nothing has been logged yet.
     Raises: LinkLost; LogRefused.
     """
     newest = await read_head(link, namespace)
@@ -157,9 +158,9 @@ async def head(link: Link, namespace: str) -> Position | None:
 
 
 async def read_head(link: Link, namespace: str) -> Anchor | None:
-    """Return the position of the newest invalidation, as `head` does, with the digest of what stands there.
+    """Return the position of the newest invalidation, as `head` does, with the digest of its frame.
 
-    Shape:  None also where what stands there is no head: the next echo or publish begins a new log.
+    Shape:  None also when the stored head is not valid: the next echo or publish then begins a new log.
     Raises: LinkLost; LogRefused.
     """
     try:
@@ -167,7 +168,7 @@ async def read_head(link: Link, namespace: str) -> Anchor | None:
     except Refused as refusal:
         if refusal.code == "WRONGTYPE":
             return None  # the next echo or publish begins a new log
-        raise _refused(f"tell the head of {namespace!r}", refusal) from refusal
+        raise _refused(f"return the head of {namespace!r}", refusal) from refusal
     try:
         return None if fields[0] is None else _anchor_of(fields)
     except ValueError:
@@ -175,16 +176,16 @@ async def read_head(link: Link, namespace: str) -> Anchor | None:
 
 
 async def identity(link: Link) -> Identity:
-    """Return which server answers on this link. Raises: LinkLost; LogRefused."""
+    """Return the identity of the server on this link. Raises: LinkLost; LogRefused."""
     try:
         server, replication = await link.call_all([("INFO", "server"), ("INFO", "replication")])
     except Refused as refusal:
-        raise _refused("tell its run id and replication id", refusal) from refusal
+        raise _refused("report its run id and replication id", refusal) from refusal
     return Identity(_field_of(server, b"run_id"), _field_of(replication, b"master_replid"))
 
 
 def echo_channel_of(namespace: str, replica_id: str) -> str:
-    """Return the channel on which a replica hears its own probes."""
+    """Return the channel on which a replica receives its own probes."""
     return f"{{{names_of(namespace).channel}}}:echo:{replica_id}"
 
 
@@ -198,12 +199,12 @@ async def echo(
     presences: Sequence[bytes],
     presence_seconds: float,
 ) -> Heads:
-    """Have the server, which has to be a primary, publish `probe` to this replica and tell the heads.
+    """Have the server, which must be a primary, publish `probe` to this replica and return the heads.
 
-    Shape:  `probe_channel` is that of one of the namespaces (`echo_channel_of`). `presences` is what others can read of
-            this replica, one for each namespace, for `presence_seconds`. A namespace without a head gets one, at
-            sequence 0.
-    Raises: LinkLost; LogRefused, also by a server that was demoted.
+    Shape:  `probe_channel` is that of one of the namespaces (`echo_channel_of`). `presences` are this replica's
+            encoded presences, one for each namespace, kept for `presence_seconds`. A namespace without a head gets one,
+            at sequence 0.
+    Raises: LinkLost; LogRefused, e.g. NotPrimary by a server that was demoted.
     """
     keys: list[str] = []
     for names in map(names_of, namespaces):
@@ -248,12 +249,12 @@ async def read_from(link: Link, namespace: str, *, sequence: int, count: int) ->
 
 
 async def read_at(link: Link, namespace: str, sequences: Iterable[int]) -> dict[int, Entry]:
-    """Return what the log has at these sequences, in one round trip; those that it does not have are left out.
+    """Return the log's entries at these sequences, in one round trip; missing ones are left out.
 
     Raises: LinkLost; LogRefused, also when the log is no stream.
     """
     log = names_of(namespace).log
-    # From the newest to the oldest, because that is the right that a publisher has.
+    # XREVRANGE, because a publisher has no right to XRANGE.
     commands = [("XREVRANGE", log, f"{last}-0", f"{first}-0") for first, last in _runs_of(sequences)]
     try:
         answers = await link.call_all(commands)
@@ -286,7 +287,7 @@ async def _run(link: Link, script: _Script, keys: Sequence[str], arguments: Sequ
 
 
 def _runs_of(sequences: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the first and the last of each run of sequences that follow each other."""
+    """Return the first and last of each run of consecutive sequences."""
     runs: list[tuple[int, int]] = []
     for sequence in sorted({*sequences}):
         if runs and runs[-1][1] == sequence - 1:
@@ -319,16 +320,16 @@ def _anchor_of(fields: Sequence[bytes | None]) -> Anchor:
         raise ValueError(f"expected a sequence of 0 or more, got {number}")
     digest_number = int(digest_sequence) if digest_sequence is not None and digest_sequence.isdigit() else -1
     if digest is None or digest_number < number:
-        known = None  # a writer that keeps no digest has moved it
+        known = None  # a writer that keeps no digest has moved the head on
     elif digest_number > number:
-        known = f"of {digest_number}"  # it was moved back: no frame has this digest
+        known = f"of {digest_number}"  # the head was moved back: no frame has this digest
     else:
         known = digest.decode()
     return Anchor((epoch or b"").decode(), number, known)
 
 
 def _fingerprint_of(invalidation: Invalidation) -> str:
-    """Tell two invalidations apart by what they drop; not by their reason, source or time."""
+    """Return a hash of the targets, and of nothing else: not of the reason, source or time."""
     digest = hashlib.blake2b(digest_size=12)
     for part in (invalidation.keys, invalidation.tags, invalidation.prefixes):
         digest.update(b"%d\0" % len(part))

@@ -1,4 +1,4 @@
-"""What a namespace is called in Redis."""
+"""The names of a namespace's keys and channels in Redis."""
 
 from typing import Final, NamedTuple
 
@@ -10,9 +10,11 @@ _CHANNEL: Final = "cache-invalidation"
 
 
 class Names(NamedTuple):
-    """What a namespace is called in Redis. All keys carry the channel as their hash tag, so a cluster keeps them,
-    and the channel if it is sharded, in one slot. So do the channels on which replicas confirm and are
-    asked."""
+    """The names of one namespace's keys and channels.
+
+    The keys and the channels for confirmations and questions have `channel` as their hash tag, so that a cluster keeps
+    them in one slot, and `channel` too where channels are sharded.
+    """
 
     channel: str
     head: str
@@ -25,7 +27,7 @@ class Names(NamedTuple):
 
 
 def names_of(namespace: str) -> Names:
-    """Return what `namespace` is called in Redis."""
+    """Return the names of `namespace` in Redis."""
     channel = _CHANNEL if namespace == DEFAULT_NAMESPACE else f"{_CHANNEL}:{namespace}"
     tag = f"{{{channel}}}"
     return Names(

@@ -1,4 +1,4 @@
-"""The registry: which replicas follow a namespace, and what each published about itself with its last echo."""
+"""The registry: which replicas follow a namespace, and the presence that each published with its last echo."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from .refusals import refused
 
 __all__ = ["Registries", "Registry", "presences", "registered", "replicas_of", "withdraw"]
 
-# A member of the registry that is no replica: ids of replicas have no spaces.
+# A member of the registry that is not a replica: ids of replicas have no spaces.
 _SINCE = re.compile(rb" since=(\d{1,16})")
 
 
@@ -25,9 +25,9 @@ _decoder = msgspec.json.Decoder(Presence)
 class Registry(NamedTuple):
     """The replicas that are registered for a namespace, and whether the list is complete.
 
-    Shape:  `left_ms` has each replica, by name, and in how many milliseconds its registration ends. `age_ms` is how
-            long the registry has existed, and None when it does not tell. `lease_ms` is the longest lifetime of a
-            registration that any replica has had; None when the head does not tell.
+    Shape:  `left_ms` has, for each replica by name, in how many milliseconds its registration ends. `age_ms` is how
+            long the registry has existed; None when it has no record of that. `lease_ms` is the longest lifetime that
+            any replica's registration has had; None when the head has no record of that.
     """
 
     namespace: str
@@ -38,7 +38,7 @@ class Registry(NamedTuple):
 
     @property
     def doubt(self) -> str | None:
-        """Why a replica that is not listed may still serve from its caches; None when no replica can."""
+        """Why an unlisted replica may still serve from its caches; None when none can."""
         name, lease_ms = f"the registry of {self.namespace!r}", self.lease_ms
         if not self.is_there:
             lease = "the longest lease of its replicas" if lease_ms is None else f"{lease_ms / 1_000:g} s"
@@ -49,12 +49,12 @@ class Registry(NamedTuple):
             )
         if self.age_ms is None:
             return (
-                f"{name} does not tell since when it exists, as one that replicas of an older version have created: a "
-                "replica that was lost from it may serve old values; upgrade every replica, then restart one of them"
+                f"{name} has no creation time, so replicas of an older version created it: a replica that was lost "
+                "from it may serve old values; upgrade every replica, then restart one of them"
             )
         if lease_ms is None:
             return (
-                f"the head of {self.namespace!r} does not tell the longest lease of the replicas: a replica that the "
+                f"the head of {self.namespace!r} does not have the longest lease of the replicas: a replica that the "
                 "registry does not list may serve old values; expected replicas to write `lease_ms` with each echo: "
                 "upgrade them, and grant them the right to HSET"
             )
@@ -83,7 +83,7 @@ async def registered(link: Link, namespace: str) -> Registry:
             ]
         )
     except Refused as refusal:
-        raise refused(f"tell the replicas of {namespace!r}", refusal) from refusal
+        raise refused(f"list the replicas of {namespace!r}", refusal) from refusal
     now_ms = int(time[0]) * 1_000 + int(time[1]) // 1_000
     births_ms: list[int] = []
     left_ms: dict[str, int] = {}
@@ -97,13 +97,13 @@ async def registered(link: Link, namespace: str) -> Registry:
         is_there=bool(rows),
         left_ms=left_ms,
         age_ms=now_ms - max(births_ms) if births_ms else None,
-        # A foreign hand may have written anything there.
+        # Another program may have written anything there.
         lease_ms=int(lease_ms) if lease_ms and lease_ms.isdigit() else None,
     )
 
 
 async def presences(link: Link, namespace: str, replicas: Sequence[str]) -> dict[str, Presence]:
-    """Return what these replicas said with their last echo; those that are gone are left out.
+    """Return the last presences of these replicas; expired ones are left out.
 
     Raises: LinkLost; LogRefused.
     """
@@ -113,20 +113,20 @@ async def presences(link: Link, namespace: str, replicas: Sequence[str]) -> dict
     try:
         texts: Iterable[Any] = await link.call("MGET", *[prefix + replica for replica in replicas])
     except Refused as refusal:
-        raise refused(f"tell what the replicas of {namespace!r} say", refusal) from refusal
+        raise refused(f"return the presences of the replicas of {namespace!r}", refusal) from refusal
     return {replica: _read(text, replica) for replica, text in zip(replicas, texts, strict=True) if text is not None}
 
 
 async def replicas_of(link: Link, namespace: str) -> list[ReplicaPresence]:
-    """Return the replicas that there are, by name. Raises: LinkLost; LogRefused."""
+    """Return the registered replicas that have a presence, by name. Raises: LinkLost; LogRefused."""
     newest = await head(link, namespace)
     left_ms = (await registered(link, namespace)).left_ms
-    said = await presences(link, namespace, list(left_ms))
-    return [_as_of_now(presence, left_ms[replica], newest) for replica, presence in said.items()]
+    found = await presences(link, namespace, list(left_ms))
+    return [_as_of_now(presence, left_ms[replica], newest) for replica, presence in found.items()]
 
 
 async def withdraw(link: Link, namespaces: Iterable[str], replica_id: str) -> None:
-    """Remove a replica from where `replicas_of` finds it: it is about to leave. Raises: LinkLost; LogRefused."""
+    """Remove a replica that is about to stop from the registry. Raises: LinkLost; LogRefused."""
     commands: list[tuple[str, ...]] = []
     for names in map(names_of, namespaces):
         commands += [("ZREM", names.registry, replica_id), ("DEL", names.presence_prefix + replica_id)]
@@ -137,7 +137,7 @@ async def withdraw(link: Link, namespaces: Iterable[str], replica_id: str) -> No
 
 
 def _read(text: bytes, replica: str) -> Presence:
-    """Read what a replica of any version has said. What cannot be read says that it is there, and no more."""
+    """Decode the presence of a replica of any version. One that cannot be decoded gives only the replica's id."""
     try:
         presence = _decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -157,14 +157,14 @@ def _behind(presence: Presence, head: Position | None) -> int | None:
     position = presence.position
     if position is None or head is None:
         return 0 if position is head and presence.state == "coherent" else None
-    # It may have gone on between the two looks.
+    # The replica may have advanced after the head was read.
     return max(0, head.sequence - position.sequence) if head.epoch == position.epoch else None
 
 
 class Registries:
-    """Reads registries, and remembers the longest lease that it has seen in each namespace.
+    """Reads registries, and remembers the longest lease seen in each namespace.
 
-    A loss of the registry may take the log's own record of the longest lease with it.
+    When Redis loses the registry, it may also lose the record of the longest lease in the head.
     """
 
     def __init__(self) -> None:
@@ -173,7 +173,7 @@ class Registries:
     async def read(self, link: Link, namespace: str) -> Registry:
         """Return the registry of `namespace`. Raises: LinkLost; LogRefused."""
         registry = await registered(link, namespace)
-        # What is left of a registration is never more than its lifetime.
+        # The time left of a registration is never longer than its lifetime.
         seen_ms = (self._leases_ms.get(namespace, 0), registry.lease_ms or 0, *registry.left_ms.values())
         longest_ms = max(seen_ms)
         if longest_ms:

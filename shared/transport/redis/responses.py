@@ -1,7 +1,7 @@
-"""What goes over one connection: commands as bytes, and responses in slices that leave the event loop to others.
+"""Packing commands, and reading responses in slices between which other tasks of the event loop run.
 
-With hiredis installed it is read straight from the stream, which is several times as fast as asking the client library
-for each response. Without it, or if the client library no longer has its stream where it had it, the library is asked.
+With hiredis installed, responses are parsed straight from the stream, several times as fast as through the client
+library. Without it, or if the client library no longer exposes its stream, the library reads each response.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Packer", "Refused", "Responses", "packer_of", "responses_of"]
 
 _SLICE_RESPONSES: Final = 128
-"""How many responses are handed over before the rest of the event loop runs: a flood never starves it."""
+"""How many responses are returned before other tasks run, so that a flood never starves the event loop."""
 _READ_BYTES: Final = 65_536
 _NOT_ENOUGH: Final = object()
 
@@ -34,9 +34,9 @@ Packer: TypeAlias = Callable[[Sequence[tuple[Any, ...]]], list[bytes]]
 class Responses(NamedTuple):
     """How to read the responses of a connection.
 
-    Shape:  `next_slice` returns at least one. A push is of type `push_type`, a refusal is a `Refused`, whatever else
-            comes is a reply. `received_bytes` tells how much has arrived so far, also of a response that is not whole.
-    Raises: OSError, or an error of the client library, when the connection is gone.
+    Shape:  `next_slice` returns at least one response. A push is of type `push_type`, a refusal is a `Refused`, and
+            anything else is a reply. `received_bytes` counts the bytes received so far, also of an incomplete response.
+    Raises: OSError, or an error of the client library, when the connection is lost.
     """
 
     next_slice: Callable[[], Awaitable[Sequence[Any]]]
@@ -45,7 +45,7 @@ class Responses(NamedTuple):
 
 
 def responses_of(connection: "AbstractConnection") -> Responses:
-    """Return the fastest way to read from a connection that has said hello, and on which nothing is under way."""
+    """Return the fastest way to read from a connection that has completed HELLO and is idle."""
     stream = getattr(connection, "_reader", None)
     if isinstance(stream, asyncio.StreamReader):
         try:
@@ -61,7 +61,7 @@ def responses_of(connection: "AbstractConnection") -> Responses:
 
 
 def packer_of(connection: "AbstractConnection") -> Packer:
-    """Return the fastest way to put commands into bytes: the library's own takes several times as long as hiredis'."""
+    """Return the fastest way to encode commands: the library's own takes several times as long as hiredis'."""
     try:
         from hiredis import pack_command
     except ImportError:
@@ -102,7 +102,7 @@ class _FromLibrary:
         self._handed_over = 0
         stream = getattr(connection, "_reader", None)
         if isinstance(stream, asyncio.StreamReader):
-            # The library reads a response as a whole: only the stream sees it coming.
+            # The library returns only complete responses: only the stream sees partial ones arrive.
             feed_data = stream.feed_data
 
             def count_and_feed(data: Any) -> None:
@@ -126,10 +126,10 @@ class _FromLibrary:
                 )
             ]
         except ResponseError as error:
-            # The library takes the first word off errors that it knows.
+            # The library removes the first word of errors that it knows.
             return [Refused(f"{error.status_code} {error}" if error.status_code else str(error))]
 
 
 async def _as_tuple(push: Sequence[Any]) -> tuple[Any, ...]:
-    """Tell pushes from replies: the library's parsers make lists of both, and a reply is never a tuple."""
+    """Mark a push by its type: the library's parsers return lists for pushes and replies, never tuples."""
     return tuple(push)

@@ -1,4 +1,4 @@
-"""Which server is the primary: asked of sentinels, or of a cluster, each time a link is opened."""
+"""Finds the primary by querying sentinels, or the servers of a cluster, each time a link is opened."""
 
 import asyncio
 import binascii
@@ -17,12 +17,12 @@ __all__ = ["Cluster", "Node", "Nodes", "Sentinels", "query"]
 T = TypeVar("T")
 
 _ANSWER_SECONDS: Final = 0.5
-"""How long one server is waited for: there are others to ask, and all of it happens within one connect timeout."""
+"""How long to wait for one server: the others must be queried within the same connect timeout."""
 _SLOTS: Final = 16_384
 
 
 class Node(NamedTuple):
-    """Where one server listens."""
+    """The host and port of one server."""
 
     host: str
     port: int
@@ -32,9 +32,9 @@ class Node(NamedTuple):
 
 
 class Nodes:
-    """Servers any one of which can answer. One that did not is asked last the next time.
+    """Servers any one of which can answer. One that does not is queried last the next time.
 
-    Shape: `advice` ends the error when none of them answered.
+    Shape: `advice` is appended to the error when none of them answers.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class Nodes:
     async def query(
         self, *command: str | int, wanted: str, answer_of: Callable[[Any, Node], T | None], first: Node | None = None
     ) -> T:
-        """Return the first answer that is one, of `first` and then of the others.
+        """Query `first`, then the others; return the first result of `answer_of` that is not None.
 
-        Raises: LinkLost, with what each of them answered.
+        Raises: LinkLost, with the problem of each server.
         """
         problems = []
         for node in dict.fromkeys([first, *self._nodes] if first else self._nodes):
@@ -63,7 +63,7 @@ class Nodes:
             else:
                 if answer is not None:
                     return answer
-                problem = "knows none"
+                problem = "knows no primary"
             finally:
                 await connection.disconnect(nowait=True)
             problems.append(f"{node} ({problem})")
@@ -74,14 +74,14 @@ class Nodes:
 
 
 class Sentinels:
-    """The sentinels that watch over a primary, by the name they have for it."""
+    """The sentinels that monitor a primary, and the name they have for it."""
 
     def __init__(self, nodes: Nodes, service: str) -> None:
         self._nodes = nodes
         self._service = service
 
     async def find_primary(self) -> Node:
-        """Return the primary as a sentinel knows it: it may be one of yesterday. Raises: LinkLost."""
+        """Return the primary that a sentinel names. The answer may be outdated. Raises: LinkLost."""
         return await self._nodes.query(
             "SENTINEL",
             "GET-MASTER-ADDR-BY-NAME",
@@ -111,7 +111,7 @@ class Cluster:
             "SLOTS",
             wanted=f"a server of the cluster to name the primary of namespace {self.namespace!r} (slot {self._slot})",
             answer_of=self._primary_in,
-            # Who had the slot last knows best where it went; others learn it later.
+            # The last owner of the slot knows first where it moved to.
             first=self._last,
         )
         return self._last
@@ -119,13 +119,13 @@ class Cluster:
     def _primary_in(self, reply: Sequence[Any], asked: Node) -> Node | None:
         for first, last, (host, port, *_), *_ in reply:
             if first <= self._slot <= last and host != b"?":
-                # No host means: the one at which you have asked.
+                # An empty host means the host that was queried.
                 return Node(host.decode() if host else asked.host, port)
         return None
 
 
 async def query(connection: "AbstractConnection", *command: str | int) -> Any:
-    """Send one command over a connection on which nothing is under way, and return its reply.
+    """Send one command over an idle connection and return its reply.
 
     Raises: OSError, or an error of the client library.
     """

@@ -1,4 +1,4 @@
-"""The commands, put together. Each imports what it needs when it runs, so that `--help` is quick."""
+"""The command line's application. Each command imports its dependencies when it runs, so that `--help` is quick."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ __all__ = ["app"]
 app = typer.Typer(
     name="broadcache",
     help="Cache invalidation across replicas: one publish, every replica forgets.",
-    epilog="Exit codes: 0 done, 1 not done, 2 typed wrongly or a package is missing, 130 interrupted.",
+    epilog="Exit codes: 0 success, 1 failure, 2 wrong usage or a missing package, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

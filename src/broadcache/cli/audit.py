@@ -1,4 +1,4 @@
-"""`broadcache audit`: whether replicas serve what they should, by asking them."""
+"""`broadcache audit`: samples invalidations and queries the replicas whether they honour them."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,21 +22,25 @@ def audit(
     *,
     namespace: Namespace = DEFAULT_NAMESPACE,
     seconds: Annotated[float, typer.Option(help="How long to audit.")] = 60.0,
-    sample: Annotated[float, typer.Option(help="The share of invalidations that is looked into.")] = 0.1,
+    sample: Annotated[float, typer.Option(help="The share of invalidations to audit, up to 1.")] = 0.1,
     within: Annotated[
         list[float] | None,
-        typer.Option(help="How many seconds after an invalidation to ask. May be repeated. [default: 1, 10, 60]"),
+        typer.Option(
+            help="Seconds after an invalidation at which to query the replicas. May be repeated.",
+            show_default="1, 10, 60",
+        ),
     ] = None,
     source_url: Annotated[
-        str | None, typer.Option(help="Where the source answers with a value as JSON, e.g. 'http://…/{key}'.")
+        str | None,
+        typer.Option(help="URL at which the source returns the value of a key as JSON, e.g. 'http://…/{key}'."),
     ] = None,
     timeout_seconds: Annotated[float, typer.Option(help="How long to try to reach Redis.")] = 5.0,
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
-    """Sample invalidations, and ask every replica whether it keeps to them.
+    """Sample invalidations, and query every replica for entries that it should have dropped.
 
-    The exit code is 1 when one does not, and when it was never known that every replica was asked.
+    The exit code is 1 when a replica is inconsistent, and when no query is known to have reached every replica.
     """
     source = None if source_url is None else _source_at(source_url, namespace)
     stats, findings = asyncio.run(
@@ -66,7 +70,7 @@ async def _audited(
         auditor = Auditor(
             publisher, namespace, sample=sample, source=source, timescales_seconds=within or TIMESCALES_SECONDS
         )
-        await publisher.head(namespace)  # a Redis that is away from the start is no audit
+        await publisher.head(namespace)  # fails at once when Redis is unreachable from the start
         await auditor.run(seconds)
         return auditor.stats(), auditor.findings
 
@@ -102,13 +106,13 @@ def _print_text(stats: "AuditStats", findings: "tuple[Inconsistency, ...]", seco
     for finding in findings:
         print(printable(f"  ✗ {finding}"))
     if stats.unasked:
-        print(f"  not asked: {stats.unasked}, when no replica was there or the registry may not have listed every one")
+        print(f"  not queried: {stats.unasked}, no replica was registered or the registry may have been incomplete")
     if stats.undecided:
-        print(f"  undecided: {stats.undecided}, of keys that were invalidated all the time")
+        print(f"  undecided: {stats.undecided}, the keys were invalidated again too often")
 
 
 def _share_of(within: "Within") -> str:
-    share = "not asked" if within.share is None else f"{within.share:.4%}"
-    # All of them is no number of nines: it says more of how many were asked about.
+    share = "not queried" if within.share is None else f"{within.share:.4%}"
+    # No "nines" are shown for 100 %: the number would only reflect the size of the sample.
     nines = "" if within.nines is None else f", {within.nines:.1f} nines"
     return f"{share} ({within.consistent} of {within.judged}{nines})"

@@ -1,4 +1,4 @@
-"""`broadcache doctor`: look at Redis, at the logs and at the replicas, and say what is wrong and what to do."""
+"""`broadcache doctor`: checks Redis, the logs and the replicas, and prints problems and remedies."""
 
 import asyncio
 import os
@@ -30,24 +30,24 @@ def doctor(
     namespace: Annotated[
         list[str] | None,
         typer.Option(
-            "--namespace", "-n", help=f"The family of caches. May be repeated. [default: {DEFAULT_NAMESPACE}]"
+            "--namespace", "-n", help="The namespace to check. May be repeated.", show_default=DEFAULT_NAMESPACE
         ),
     ] = None,
-    role: Annotated[_Role, typer.Option(help="Whose rights the user of the URL is to have.")] = _Role.BOTH,
+    role: Annotated[_Role, typer.Option(help="The role whose rights the URL's user needs.")] = _Role.BOTH,
     away_seconds: Annotated[
-        float, typer.Option(help="How long a replica may be away, and still catch up from the log.")
+        float, typer.Option(help="How long a replica may be disconnected and still catch up from the log.")
     ] = 60.0,
     fanout_service: Annotated[
-        str, typer.Option(envvar="BROADCACHE_FANOUT_SERVICE", help="service:port of the fan-out, to look it up.")
+        str, typer.Option(envvar="BROADCACHE_FANOUT_SERVICE", help="service:port of the fan-out; checks its look-up.")
     ] = "",
     timeout_seconds: Annotated[float, typer.Option(help="How long to wait for each answer.")] = 5.0,
-    strict: Annotated[bool, typer.Option("--strict", help="End with 1 for warnings as well.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings as well.")] = False,
     redis_url: RedisUrl = REDIS_URL,
-    json: Annotated[bool, typer.Option("--json", help="JSON for scripts: one object, with all findings.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts: one object with all findings.")] = False,
 ) -> None:
-    """Look at Redis, the logs and the replicas; say what is wrong, why it matters and what to do. Changes nothing.
+    """Check Redis, the logs and the replicas; print what is wrong, why it matters and what to do. Changes nothing.
 
-    Ends with 0 when there is no problem (with --strict: and no warning), otherwise with 1.
+    The exit code is 0 without problems (with --strict: without problems and warnings), otherwise 1.
     """
     from ..publisher.doctor.diagnosis import Diagnosis
     from ..publisher.doctor.rights import ROLES
@@ -75,7 +75,7 @@ async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds
 
 
 async def _discovered(destination: str) -> "Discovered":
-    """Look up `service:port` as the fan-out of these settings would. Raises: BroadcacheError."""
+    """Look up `service:port` as the fan-out with these settings would. Raises: BroadcacheError."""
     from ..publisher.api.settings import FanoutSettings
     from ..shared.process.settings import read_settings
 

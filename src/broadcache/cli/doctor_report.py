@@ -1,4 +1,4 @@
-"""What `broadcache doctor` prints: findings under what they are about, or one JSON object."""
+"""The output of `broadcache doctor`: findings grouped by subject, or one JSON object."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ _SEVERITY_WIDTH: Final = max(map(len, SEVERITIES))
 def print_json(label: str, findings: Sequence[Finding]) -> None:
     """Print one object.
 
-    Shape:  `worst` is the worst severity there is, `counts` says how many there are of each.
+    Shape:  `worst` is the worst severity found, `counts` the number of findings of each severity.
     """
     counts = _counts(findings)
     print(
@@ -46,7 +46,7 @@ def print_json(label: str, findings: Sequence[Finding]) -> None:
 
 
 def print_text(label: str, findings: Sequence[Finding], console: Console | None = None) -> None:
-    """Print them for a person, wrapped to the width and in colour on a terminal."""
+    """Print the findings as text, on a terminal in colour and wrapped to its width."""
     console = console or Console(highlight=False)
     for subject, group in groupby(findings, key=lambda finding: finding.subject):
         console.print(Text(printable(subject), "bold"))

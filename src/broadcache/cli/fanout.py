@@ -1,4 +1,4 @@
-"""`broadcache fanout`: send one request to every address of a service, and show what each made of it."""
+"""`broadcache fanout`: sends one request to every address of a service and shows each response."""
 
 import asyncio
 import os
@@ -25,38 +25,44 @@ _ANSWER_CHARACTERS_SHOWN: Final = 60
 def fanout(
     *,
     service: Annotated[str, typer.Argument(help="The service's name in DNS, e.g. of a headless service.")],
-    port: Annotated[str, typer.Argument(help="A port number, or the name of one that SRV records know.")],
+    port: Annotated[str, typer.Argument(help="A port number, or a port name of the service's SRV records.")],
     path: Annotated[
-        str, typer.Argument(help="Path and query, percent-encoded as they are to arrive.", show_default=True)
+        str, typer.Argument(help="Path and query, already percent-encoded.", show_default=True)
     ] = _REPLICA_PATH,
     method: Annotated[
-        str | None, typer.Option("--method", "-X", help="Any method. [default: GET, or POST when there is a body]")
+        str | None, typer.Option("--method", "-X", help="The HTTP method.", show_default="GET, or POST with a body")
     ] = None,
-    body: Annotated[str | None, typer.Option("--data", "-d", help="The body; @FILE reads it, @- from stdin.")] = None,
-    header: Annotated[list[str] | None, typer.Option("--header", "-H", help="NAME: VALUE. May be repeated.")] = None,
+    body: Annotated[
+        str | None, typer.Option("--data", "-d", help="The body; @FILE reads it from a file, @- from stdin.")
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help="A header, NAME: VALUE. May be repeated.")
+    ] = None,
     address: Annotated[
-        list[str] | None, typer.Option(help="HOST:PORT to call instead of asking DNS. May be repeated.")
+        list[str] | None, typer.Option(help="HOST:PORT to call instead of the DNS addresses. May be repeated.")
     ] = None,
     network: Annotated[
         list[str] | None,
         typer.Option(
-            help="CIDR that addresses may lie in; loopback and the like only when named. May be repeated. "
-            "[default: BROADCACHE_FANOUT_NETWORKS]"
+            help="CIDR of permitted addresses; loopback and other special ranges need to be listed. May be repeated.",
+            show_default="BROADCACHE_FANOUT_NETWORKS",
         ),
     ] = None,
     nameserver: Annotated[
         list[str] | None,
-        typer.Option(help="HOST:PORT of a name server. May be repeated. [default: BROADCACHE_FANOUT_NAMESERVERS]"),
+        typer.Option(help="HOST:PORT of a name server. May be repeated.", show_default="BROADCACHE_FANOUT_NAMESERVERS"),
     ] = None,
     timeout_seconds: Annotated[
-        float | None, typer.Option(help="How long one address may take. [default: BROADCACHE_FANOUT_TIMEOUT_SECONDS]")
+        float | None,
+        typer.Option(help="How long to wait for each address.", show_default="BROADCACHE_FANOUT_TIMEOUT_SECONDS"),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Call every address of a service at once. Done (0) means that each answered 200 to 299; otherwise it exits with 1.
+    """Call every address of a service at once. Exits with 0 when each responded with 200 to 299, otherwise with 1.
 
-    Without PATH each replica's own status is asked for; with -d, or -X POST and no body, replicas are made to forget.
-    A replica's token is taken from BROADCACHE_REPLICA_TOKEN.
+    Without PATH it requests each replica's status.
+    With -d, or with -X POST and no body, replicas drop entries.
+    The replica token is read from BROADCACHE_REPLICA_TOKEN.
     """
     from ..publisher.api.settings import FanoutSettings
     from ..shared.process.settings import read_settings
@@ -98,7 +104,7 @@ def _request(
         given.append((b"Content-Type", b"application/json"))
     if (authorization := _authorization(path)) and b"authorization" not in names:
         given.append((b"Authorization", authorization))
-    is_ours = path.partition("?")[0] == _REPLICA_PATH  # a replica knows the id of what it has applied
+    is_ours = path.partition("?")[0] == _REPLICA_PATH  # replicas recognise the id of an applied invalidation
     return Request(
         method=method,
         destination=settings.fanout_policy().check(method, service, port),
@@ -128,7 +134,7 @@ def _header(text: str) -> tuple[bytes, bytes]:
 
 
 def _authorization(path: str) -> bytes:
-    """Return what a replica wants to see, and nobody else gets to see."""
+    """Return the Authorization header for a replica's path; empty for every other path, to keep the token secret."""
     token = os.environ.get("BROADCACHE_REPLICA_TOKEN", "").partition(",")[0].strip()
     return f"Bearer {token}".encode() if token and path.partition("?")[0] == _REPLICA_PATH else b""
 
@@ -142,7 +148,7 @@ async def _broadcast(settings: "FanoutSettings", request: "Request", service: st
 
 
 def _as_json(broadcast: "Broadcast") -> str:
-    """The same fields as the answer of `ANY /{service}/{port}/{rest}`, and each answer's body."""
+    """Return the fields of the response to `ANY /{service}/{port}/{rest}`, plus the body of each response."""
     import msgspec
 
     from ..publisher.api.documents.broadcast import answer_of
@@ -177,7 +183,7 @@ def _as_table(broadcast: "Broadcast") -> str:
         console.print(table)
         for note in broadcast.notes:
             console.print(Text(note, "dim" if broadcast.is_complete else "yellow"))
-    complete = "" if broadcast.is_complete else ", and there may be more of them"
+    complete = "" if broadcast.is_complete else ", and there may be more addresses"
     return (
         f"{capture.get()}{broadcast.succeeded} of {len(broadcast.outcomes)} succeeded{complete} "
         f"({broadcast.how}, {broadcast.elapsed_ms:.0f} ms)"
@@ -185,7 +191,7 @@ def _as_table(broadcast: "Broadcast") -> str:
 
 
 def _shown(outcome: "CallOutcome") -> str:
-    """What fits on a line of an answer, or why there is none; nothing that a terminal would obey."""
+    """Return the part of a response that fits on a line, or its error, without control characters."""
     text = outcome.error or outcome.body.decode(errors="replace")
     text = "".join(char if char.isprintable() else " " for char in text)
     return text if len(text) <= _ANSWER_CHARACTERS_SHOWN else f"{text[:_ANSWER_CHARACTERS_SHOWN]}…"

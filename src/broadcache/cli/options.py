@@ -4,8 +4,6 @@ from typing import Annotated, Final
 
 import typer
 
-from ..shared.invalidation import DEFAULT_NAMESPACE
-
 __all__ = ["REDIS_URL", "Json", "Namespace", "RedisUrl"]
 
 REDIS_URL: Final = "redis://127.0.0.1:6379"
@@ -14,10 +12,8 @@ RedisUrl = Annotated[
     str,
     typer.Option(
         envvar="BROADCACHE_REDIS_URL",
-        help="Where Redis or Valkey is. A password is safer in the environment, where others cannot list it.",
+        help="The URL of Redis or Valkey. A password is safer in the environment: process lists show arguments.",
     ),
 ]
-Namespace = Annotated[
-    str, typer.Option("--namespace", "-n", help=f"The family of caches. [default: {DEFAULT_NAMESPACE}]")
-]
-Json = Annotated[bool, typer.Option("--json", help="JSON for scripts, one object a line.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The namespace of the caches.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, one object a line.")]

@@ -1,4 +1,4 @@
-"""`broadcache publish`: log one invalidation in Redis, without a running publisher."""
+"""`broadcache publish`: publishes one invalidation directly through Redis."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
@@ -27,25 +27,25 @@ def publish(
         list[str] | None, typer.Option(help="Drop the entries whose key begins with this. May be repeated.")
     ] = None,
     everything: Annotated[bool, typer.Option("--everything", help="Drop every entry of the namespace.")] = False,
-    reason: Annotated[str, typer.Option(help="Why, for readers of the log.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; stored in the log.")] = "",
     confirm: Annotated[
-        bool, typer.Option("--confirm", help="Wait for every replica, and list which have applied it.")
+        bool, typer.Option("--confirm", help="Wait for the replicas, and list which have applied it.")
     ] = False,
     confirm_seconds: Annotated[
-        float | None, typer.Option(help="How long to wait for replicas; implies --confirm. [default: 1]")
+        float | None, typer.Option(help="How long to wait for the replicas; implies --confirm.", show_default="1")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Drop nothing: query the replicas for the number of matching entries.")
+        bool, typer.Option("--dry-run", help="Drop nothing; query the replicas how many entries would be dropped.")
     ] = False,
-    timeout_seconds: Annotated[float, typer.Option(help="How long to try to publish.")] = 5.0,
+    timeout_seconds: Annotated[float, typer.Option(help="How long to try to reach Redis.")] = 5.0,
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
-    """Publish one invalidation: every replica drops these entries. Exit code 0: Redis has logged it; otherwise 1.
+    """Publish an invalidation. Exits with 0 when Redis has logged it, otherwise with 1.
 
-    With --confirm, exit code 0 also means that every registered replica has applied it. If the registry is new or was
-    lost, and may not list every replica, the exit code is 1. With --dry-run, nothing is dropped, and exit code 0 means
-    that every registered replica has answered.
+    With --confirm, 0 also means that every registered replica has applied it.
+    It exits with 1 if the registry, new or lost, may not list every replica.
+    With --dry-run, 0 means that every registered replica has answered.
     """
     targets = _targets(key or [], tag or [], prefix or [], everything=everything)
     if not targets:
@@ -105,7 +105,7 @@ async def _previewed(targets: list[Target], redis_url: str, namespace: str, time
 
 
 def _print_preview(preview: "Preview", *, json: bool) -> None:
-    """Print a preview: as the response to `POST /invalidations/preview`, or a line for each replica."""
+    """Print what would be dropped: as the response of `POST /invalidations/preview`, or a line for each replica."""
     import msgspec
 
     from .printable import printable
@@ -116,7 +116,7 @@ def _print_preview(preview: "Preview", *, json: bool) -> None:
     for each in preview.by_replica:
         print(f"  {printable(each.replica)}  {'about ' if each.is_estimate else ''}{each.entries}")
     for replica in preview.missing:
-        print(f"  {printable(replica)}  no answer in time, or of an older version")
+        print(f"  {printable(replica)}  no answer in time, or its version does not support the query")
     about = "about " if preview.is_estimate else ""
     if preview.doubt is not None:
         print(f"  there may be other replicas: {printable(preview.doubt)}")
@@ -128,7 +128,7 @@ def _as_text(receipt: "Receipt") -> str:
     epoch, sequence = receipt.position
     return (
         f"published {receipt.id} to {receipt.namespace} at {sequence} of epoch {epoch}; "
-        f"receivers: {receipt.receivers} (subscribed connections; not a proof)"
+        f"receivers: {receipt.receivers} (subscribed connections; no proof that they applied it)"
     )
 
 
@@ -160,7 +160,7 @@ def _print_confirmation(confirmation: Confirmation) -> None:
             unexpected = "" if each.is_expected else ", was not registered"
             line.append(f"  {each.latency_ms:.1f} ms by {each.how}{dropped}{unexpected}", "dim")
         else:
-            line.append("  missing: it may serve the dropped entries until its staleness bound")
+            line.append("  missing: it may serve old values, up to its staleness bound")
         console.print(line, soft_wrap=True)
     if confirmation.doubt is not None:
         console.print(

@@ -1,4 +1,4 @@
-"""`broadcache replicas`: who is there, and how stale each can be."""
+"""`broadcache replicas`: lists the registered replicas, and how stale each can be."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +22,7 @@ def replicas(
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
-    """List the replicas of a namespace. 0: some are there, all coherent. 1: one is not, or none is there."""
+    """List the registered replicas of a namespace. Exits with 0 when all are coherent, with 1 if not or if none is."""
     found = asyncio.run(_found(redis_url, namespace, timeout_seconds))
     if json:
         _print_json(found)
@@ -39,7 +39,7 @@ async def _found(redis_url: str, namespace: str, timeout_seconds: float) -> "lis
 
 
 def _print_json(found: "list[ReplicaPresence]") -> None:
-    """Print one object a line, with what the replica said and what follows from it."""
+    """Print one object a line: the replica's presence, and the values derived from it."""
     import msgspec
 
     for replica in found:
@@ -60,7 +60,7 @@ def _print_table(found: "list[ReplicaPresence]", namespace: str) -> None:
     from .printable import printable
 
     if not found:
-        print(f"no replica of {namespace} is there")
+        print(f"no replica of {namespace} is registered")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("replica", "state", "stale", "bound", "sequence", "behind", "entries", "hit ratio", "clears"):
@@ -68,7 +68,7 @@ def _print_table(found: "list[ReplicaPresence]", namespace: str) -> None:
     for heading in ("replays", "seen", "where"):
         table.add_column(heading, justify="left" if heading == "where" else "right", no_wrap=True)
     for each in found:
-        # What has been coherent, and has not proven it for longer than its bound, is not.
+        # The last presence said coherent, but its proof is older than the bound.
         state = each.state if each.is_coherent or each.state != "coherent" else "overdue"
         table.add_row(
             Text(printable(each.replica)),

@@ -1,4 +1,4 @@
-"""`broadcache serve`: the publisher's HTTP API."""
+"""`broadcache serve`: runs the publisher's HTTP API."""
 
 import os
 from contextlib import ExitStack
@@ -11,22 +11,22 @@ __all__ = ["serve"]
 
 def serve(
     *,
-    host: Annotated[str | None, typer.Option(help="The address to listen on. [default: 127.0.0.1]")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="The port; 0 takes a free one. [default: 8000]")
+        int | None, typer.Option(min=0, max=65_535, help="The port; 0 chooses a free one.", show_default="8000")
     ] = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="Where Redis or Valkey is. [default: redis://127.0.0.1:6379]")
+        str | None, typer.Option(help="The URL of Redis or Valkey.", show_default="redis://127.0.0.1:6379")
     ] = None,
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Start a Valkey server on this machine instead; it keeps no data.")
+        bool, typer.Option("--embedded", help="Start a Valkey server on this machine instead; it persists nothing.")
     ] = False,
     token: Annotated[
         list[str] | None,
-        typer.Option(help="TOKEN, rw:TOKEN or ro:TOKEN (only GET). May be repeated. Safer in BROADCACHE_TOKENS."),
+        typer.Option(help="TOKEN, rw:TOKEN or ro:TOKEN (GET only). May be repeated. Safer in BROADCACHE_TOKENS."),
     ] = None,
     fanout_only: Annotated[
-        bool, typer.Option("--fanout-only", help="Serve the HTTP fan-out alone: no Redis, no invalidations.")
+        bool, typer.Option("--fanout-only", help="Serve only the HTTP fan-out: no Redis, no invalidations.")
     ] = False,
     allow_open: Annotated[bool, typer.Option("--allow-open", help="Listen beyond loopback without a token.")] = False,
 ) -> None:
@@ -39,9 +39,7 @@ def serve(
     if embedded and redis_url is not None:
         raise InvalidSettings("expected --redis-url or --embedded, got both; leave one out")
     if fanout_only and (embedded or redis_url is not None):
-        raise InvalidSettings(
-            "--fanout-only uses no Redis, so --redis-url and --embedded have no effect; leave them out"
-        )
+        raise InvalidSettings("--fanout-only uses no Redis: leave out --redis-url and --embedded")
     with ExitStack() as stack:
         if embedded:
             from ..shared.transport.redis.embedded import EmbeddedServer

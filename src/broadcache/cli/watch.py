@@ -1,4 +1,4 @@
-"""`broadcache watch`: show what is published for a namespace, as it comes, and what was before."""
+"""`broadcache watch`: shows the invalidations of a namespace live, and optionally earlier ones."""
 
 import asyncio
 import os
@@ -24,12 +24,12 @@ def watch(
     since: Annotated[
         str | None,
         typer.Option(
-            help="Begin with what the log has since then: 15m, 2h, 1d, a number of seconds, or 2025-06-30T12:00:00Z."
+            help="Also show logged invalidations since: 15m, 2h, 1d, a number of seconds, or 2025-06-30T12:00:00Z."
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Follow what is published, live, until Ctrl-C. What is logged while the link is lost is shown when it is back."""
+    """Show invalidations as they are published, until Ctrl-C. After a lost link, missed ones are read from the log."""
     from ..publisher.history.since import since_ms_of
     from .watch_printer import JsonPrinter, TextPrinter
 
@@ -40,7 +40,7 @@ def watch(
 
 
 async def _watch(namespace: str, redis_url: str, since_ms: int | None, printer: "FeedObserver") -> None:
-    """Follow the namespace until nobody reads what is printed."""
+    """Follow the namespace until the reader of standard output is gone."""
     from ..publisher.history.feed import Feed
 
     following = asyncio.create_task(Feed(redis_url, namespace, since_ms=since_ms).follow(printer))
@@ -59,20 +59,20 @@ async def _watch(namespace: str, redis_url: str, since_ms: int | None, printer: 
 
 
 async def _stdout_closed() -> None:
-    """Return when the pipe that standard output is has lost its reader; never return for anything else.
+    """Return when standard output is a pipe and its reader has closed it; otherwise never return.
 
-    Without it, `broadcache watch | head -1` would stay until the next message, which may never come.
+    Without this, `broadcache watch | head -1` would run until the next message, which may never arrive.
     """
     closed = asyncio.Event()
     mode = os.fstat(sys.stdout.fileno()).st_mode
     if stat.S_ISFIFO(mode):
-        # A pipe's writing end becomes readable when its reader has gone, and at no other time.
+        # The writing end of a pipe becomes readable when its reader closes it, and at no other time.
         asyncio.get_running_loop().add_reader(sys.stdout.fileno(), closed.set)
     await closed.wait()
 
 
 def _discard_unwritten_output() -> None:
-    """Keep the interpreter from failing at exit over output that nobody reads any more."""
+    """Keep the interpreter from failing at exit when it flushes output to a closed pipe."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

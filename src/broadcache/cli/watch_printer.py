@@ -1,4 +1,4 @@
-"""What `broadcache watch` prints: a line for each message on standard output, the state of the link on the other."""
+"""The output of `broadcache watch`: each message on standard output, the link's state on standard error."""
 
 import json
 import sys
@@ -23,29 +23,29 @@ _FRAME_SHOWN_BYTES_MAX: Final = 200
 
 
 class _LinkPrinter:
-    """Says on standard error when the link is there, lost and regained."""
+    """Reports on standard error when the link is connected, missing and reconnected."""
 
     def __init__(self, namespace: str) -> None:
         self._channel = names_of(namespace).channel
         self._has_lost = False
 
     def on_link(self, label: str) -> None:
-        """Say that messages arrive from now on."""
+        """Report that messages arrive from now on."""
         text = f"watching {self._channel} at {label}"
         if self._has_lost:
-            text += ": the link is there again; what was logged meanwhile comes first"
-        _say(text)
+            text += ": reconnected; invalidations logged meanwhile come first"
+        _report(text)
 
     def on_lost(self, error: LinkLost) -> None:
-        """Say that no messages arrive."""
+        """Report that no messages arrive."""
         self._has_lost = True
-        _say(f"no link, trying again until there is one: {error}")
+        _report(f"no link to Redis, retrying: {error}")
 
 
 class JsonPrinter(_LinkPrinter):
     """One JSON object a line; `kind` is `invalidation`, `unreadable` or `gap`.
 
-    Shape:  an invalidation has the fields of its wire form, with `seq` called `sequence` as in the API's answers;
+    Shape:  an invalidation has the fields of its wire form, with `seq` called `sequence` as in the API's responses;
             `epoch` and `sequence` are null when it was published past the log.
     Units:  `received_at_ms` is this machine's Unix clock in milliseconds.
     """
@@ -53,17 +53,17 @@ class JsonPrinter(_LinkPrinter):
     def on_invalidation(self, invalidation: Invalidation) -> None:
         """Print an invalidation."""
         fields = {name: getattr(invalidation, name) for name in invalidation.__struct_fields__ if name != "seq"}
-        said = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
-        self._print("invalidation", {**said, "sequence": invalidation.seq})
+        present = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+        self._print("invalidation", {**present, "sequence": invalidation.seq})
 
     def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
-        """Print what came, as far as it can be shown, and what is wrong with it."""
+        """Print the beginning of the frame, and what is wrong with it."""
         shown = frame[:_FRAME_SHOWN_BYTES_MAX].decode(errors="replace")
         place = {} if position is None else position._asdict()
         self._print("unreadable", {"frame": shown, "error": str(error), **place})
 
     def on_gap(self, gap: Gap) -> None:
-        """Print that something is missing here, and why nobody can tell what."""
+        """Print that invalidations may be missing here, and why."""
         self._print("gap", gap._asdict())
 
     def _print(self, kind: str, fields: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ class JsonPrinter(_LinkPrinter):
 
 
 class TextPrinter(_LinkPrinter):
-    """One line for a person, in colour on a terminal."""
+    """One line of text for each message, in colour on a terminal."""
 
     def __init__(self, namespace: str) -> None:
         super().__init__(namespace)
@@ -91,15 +91,15 @@ class TextPrinter(_LinkPrinter):
         self._print(line)
 
     def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
-        """Print what is wrong with it."""
+        """Print what is wrong with the frame."""
         line = Text("unreadable", "bold red")
         line.append(f"  replicas drop everything: {printable(str(error))}", "red")
         self._print(line)
 
     def on_gap(self, gap: Gap) -> None:
-        """Print that something is missing here, and why nobody can tell what."""
+        """Print that invalidations may be missing here, and why."""
         line = Text("gap", "bold yellow")
-        line.append(f"  what was published meanwhile cannot be told: {printable(gap.detail)}", "yellow")
+        line.append(f"  invalidations may be missing here: {printable(gap.detail)}", "yellow")
         self._print(line)
 
     def _print(self, line: Text) -> None:
@@ -110,7 +110,7 @@ class TextPrinter(_LinkPrinter):
 
 
 class _Console(Console):
-    """Leaves it to its user what becomes of a reader that has gone; rich would end the program as a failure."""
+    """Raises BrokenPipeError when the reader is gone; rich itself would exit with a failure."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -129,5 +129,5 @@ def _listed(names: tuple[str, ...]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(f"broadcache: {text}", file=sys.stderr, flush=True)

@@ -16,8 +16,8 @@ from tests.support.paths import ROOT
 from tests.support.redis_probe import redis_probe
 from tests.support.registry import make_registry_old
 from tests.support.replicas import FAST, new_cache, reached
-from tests.support.topologies import asked, cluster_of_three, wait_until, watched
-from tests.support.waiting import until
+from tests.support.topologies import asked, cluster_of_three, watched
+from tests.support.waiting import until, wait_until
 
 from broadcache.publisher import Publisher
 from broadcache.publisher.doctor.diagnosis import Diagnosis

@@ -648,8 +648,8 @@ async def test_the_longest_lease_that_a_publisher_has_seen_counts_when_the_log_h
 @pytest.mark.parametrize(
     ("command", "doubt"),
     [
-        (("ZREMRANGEBYSCORE", names_of("products").registry, "9e15", "+inf"), "does not tell since when it exists"),
-        (("HDEL", names_of("products").head, "lease_ms"), "does not tell the longest lease"),
+        (("ZREMRANGEBYSCORE", names_of("products").registry, "9e15", "+inf"), "has no creation time"),
+        (("HDEL", names_of("products").head, "lease_ms"), "does not have the longest lease"),
     ],
 )
 async def test_a_registry_that_does_not_tell_its_age_or_lease_is_a_doubt(
@@ -672,7 +672,7 @@ async def test_a_registry_that_does_not_tell_its_age_or_lease_is_a_doubt(
         (4_999, 5_000, "for up to 0.0 s more"),
         (1_250, 5_000, "for up to 3.8 s more"),
         (-3_000, 5_000, "has existed for only 0.0 s"),
-        (None, 5_000, "since when it exists"),
+        (None, 5_000, "no creation time"),
         (5_000, None, "lease_ms"),
     ],
 )

@@ -341,7 +341,7 @@ async def test_what_neither_path_delivers_raises_with_both_reasons_and_waits_all
     [
         (3, 0, True, None, "reached 3 of 3"),
         (3, 1, True, None, "reached 2 of 3"),
-        (3, 0, False, None, "discovery may not have named everybody"),
+        (3, 0, False, None, "discovery may not have named every replica"),
         (0, 0, True, None, "found no replica of r:1"),
         (0, 0, True, "SERVFAIL", "called no replica of r:1: SERVFAIL"),
     ],

@@ -13,6 +13,7 @@ from cachetools import TTLCache
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from tests.support.fake_clock import FakeClock
 
 from broadcache.shared import Everything, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import LoadToken, LocalCache
@@ -33,14 +34,6 @@ REPRODUCIBLE = settings(
     print_blob=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def kind_of(target: Target) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from cachetools import LRUCache
+from tests.support.fake_clock import FakeClock
 
 from broadcache.shared import Everything, InvalidLoader, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import LoadToken, LocalCache
@@ -23,14 +24,6 @@ KEY = "product:42"
 TAG = "catalogue"
 TARGETS: tuple[Target, ...] = (Keys(KEY), Tags(TAG), Prefixes("product:"), Everything())
 DEADLINE_SECONDS = 20
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def coherent_cache(**options: Any) -> LocalCache:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from cachetools import LRUCache, TTLCache, cached
+from tests.support.fake_clock import FakeClock
 
 from broadcache.shared import Everything, InvalidSettings, InvalidTarget, Keys, Prefixes, Tags, Target
 from broadcache.shared.invalidation import Invalidation
@@ -16,14 +17,6 @@ KEY = "product:42"
 TAG = "catalogue"
 TARGETS: tuple[Target, ...] = (Keys(KEY), Tags(TAG), Prefixes("product:"), Everything())
 UNRELATED: tuple[Target, ...] = (Keys("product:4"), Tags("cat"), Prefixes("product:43", "roduct"))
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def coherent_cache(mapping: MutableMapping[str, Any] | None = None, **options: Any) -> LocalCache:

@@ -15,6 +15,7 @@ import pytest
 from cachetools import LRUCache, TTLCache
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.fake_clock import FakeClock
 
 from broadcache.shared import Everything, InvalidTarget, Keys, Prefixes, Tags, Target
 from broadcache.shared.fingerprint import NO_FINGERPRINT
@@ -26,14 +27,6 @@ from broadcache.subscriber.cache import followed_cache as followed_cache_module
 from broadcache.subscriber.following.sequencer import Sequencer
 
 TARGETS: tuple[Target, ...] = (Keys("a", "b"), Tags("red"), Prefixes("a", "b"), Everything())
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Broken(Exception):

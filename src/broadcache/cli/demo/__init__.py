@@ -1,1 +1,1 @@
-"""The demo: three replicas, one process that does not subscribe, and a server that fails."""
+"""The demo: three replicas, one replica that does not subscribe, and a Valkey server that is killed."""

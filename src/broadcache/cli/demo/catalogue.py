@@ -36,7 +36,7 @@ class Product(NamedTuple):
 
 
 class NoSuchProduct(LookupError):
-    """A product was asked for that the source does not have."""
+    """The source has no product with this id."""
 
     def __init__(self, product_id: int) -> None:
         super().__init__(f"expected the id of a product in the source, got {product_id}")
@@ -45,7 +45,7 @@ class NoSuchProduct(LookupError):
 class CatalogueSource:
     """The source of truth: products in an SQLite file that several processes share.
 
-    The file is made and filled when it is absent, by whichever process comes first.
+    The first process creates and fills the file if it is missing.
     Raises: InvalidSettings when the file cannot be used.
     """
 
@@ -56,7 +56,7 @@ class CatalogueSource:
                 _create(connection)
         except sqlite3.Error as error:
             raise InvalidSettings(
-                f"expected a file for SQLite that can be written, or a place for a new one, got {path}: {error}"
+                f"expected a writable SQLite file, or a path at which one can be created, got {path}: {error}"
             ) from error
 
     def product(self, product_id: int) -> Product:
@@ -77,7 +77,7 @@ class CatalogueSource:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with closing(self._connection()) as connection:
-            # IMMEDIATE: what is read within it is still so when it is written, whoever else is at the file.
+            # IMMEDIATE: other processes cannot write between the reads and the writes of this transaction.
             connection.execute("BEGIN IMMEDIATE")
             with connection:
                 yield connection
@@ -99,17 +99,17 @@ def _product(connection: sqlite3.Connection, product_id: int) -> Product:
 
 
 def key_of(product_id: int) -> str:
-    """Return the cache key of a product: what an invalidation has to name."""
+    """Return the cache key of a product, for reads and invalidations."""
     return f"product:{product_id}"
 
 
 def new_cache() -> TTLCache[str, Product]:
-    """Return an empty cache of the size and lifetime that this service wants."""
+    """Return an empty cache with this service's size and TTL."""
     return TTLCache(maxsize=10_000, ttl=TTL_SECONDS)
 
 
 class Catalogue(CacheInvalidationMixin):
-    """Products through a local cache, which drops what any process invalidates in the namespace `products`."""
+    """Products read through a local cache that follows the invalidations of the namespace `products`."""
 
     namespace = "products"
 
@@ -120,7 +120,7 @@ class Catalogue(CacheInvalidationMixin):
         self._source = source
 
     async def product(self, product_id: int) -> Product:
-        """Return a product, from the cache if it may be. Raises: NoSuchProduct."""
+        """Return a product, from the cache if that may be served. Raises: NoSuchProduct."""
         return await self.get_or_load(
             key_of(product_id),
             lambda: asyncio.to_thread(self._source.product, product_id),
@@ -128,22 +128,22 @@ class Catalogue(CacheInvalidationMixin):
         )
 
     async def set_price(self, product_id: int, price: Decimal) -> Product:
-        """Write the source and tell nobody, so that the demo has something to tell. Raises: NoSuchProduct.
+        """Write the source without an invalidation, which the demo publishes separately. Raises: NoSuchProduct.
 
-        A service of yours would go on with `await self.invalidate(Keys(key_of(product_id)))`.
+        A real service would then call `await self.invalidate(Keys(key_of(product_id)))`.
         """
         return await asyncio.to_thread(self._source.set_price, product_id, price)
 
 
 class NaiveCatalogue:
-    """The negative control: the same cache, and nobody who tells it what to drop."""
+    """The negative control: the same cache without a subscription."""
 
     def __init__(self, source: CatalogueSource) -> None:
         self.cache: Final = new_cache()
         self._source = source
 
     async def product(self, product_id: int) -> Product:
-        """Return a product, from the cache until its time is up. Raises: NoSuchProduct."""
+        """Return a product, from the cache until its TTL ends. Raises: NoSuchProduct."""
         product = self.cache.get(key_of(product_id))
         if product is None:
             product = await asyncio.to_thread(self._source.product, product_id)

@@ -1,4 +1,4 @@
-"""A process of the demo: started, known to answer, and certain to end."""
+"""A child process of the demo. It is ready when `start` returns, and ends with the demo."""
 
 import asyncio
 import os
@@ -21,13 +21,13 @@ _URL: Final = re.compile(rb"http://[^\s/]+:\d+")
 
 
 class ChildFailed(BroadcacheError):
-    """A process ended, or did not say its URL in time, after it was started. The text ends with its last words."""
+    """A process ended after it was started, or did not print its URL in time. The text ends with its last output."""
 
 
 class Child:
-    """One `broadcache` command in a process of its own, which prints its URL on standard output once it answers.
+    """One `broadcache` command in a child process, which prints its URL on standard output once it answers.
 
-    Shape: `url` is known, and `log_path` has what it wrote to standard error, once `started` has returned.
+    Shape: `url` is set once `start` has returned; the file at `log_path` receives standard error.
     """
 
     def __init__(self, name: str, log_path: Path) -> None:
@@ -38,9 +38,9 @@ class Child:
         self._draining: asyncio.Task[bytes] | None = None
 
     async def start(self, arguments: Sequence[str], port: int, settings: Mapping[str, str] | None = None) -> None:
-        """Start it on `port`, or on any free port if that one cannot be had. Raises: ChildFailed.
+        """Start it on `port`, or on any free port if that fails. Raises: ChildFailed.
 
-        Shape:  `settings` are environment variables of ours.
+        Shape:  `settings` are `BROADCACHE_` environment variables.
         """
         try:
             await self._launch((*arguments, "--port", str(port)), settings or {})
@@ -50,7 +50,7 @@ class Child:
             await self._launch((*arguments, "--port", "0"), settings or {})
 
     async def end(self) -> None:
-        """End it in order, by force after STOP_SECONDS_MAX. Harmless when it has ended, or was never started."""
+        """Stop it, by force after STOP_SECONDS_MAX. Harmless when it has ended, or was never started."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -76,7 +76,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env={**_environment(), **settings},
-                start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends its processes in order
+                start_new_session=True,  # Ctrl-C reaches only the demo, which then stops its processes in order
             )
         output = self._process.stdout
         assert output is not None
@@ -97,5 +97,5 @@ class Child:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment without our settings: a token meant for production would lock the demo out."""
+    """Return the environment without broadcache settings: a production token would lock the demo out."""
     return {name: value for name, value in os.environ.items() if not name.startswith("BROADCACHE_")}

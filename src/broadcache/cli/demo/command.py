@@ -1,4 +1,4 @@
-"""`broadcache demo`: see three replicas forget, and one that was not told."""
+"""`broadcache demo`: shows three replicas that drop a stale entry, and one that is not subscribed."""
 
 import asyncio
 import contextlib
@@ -18,15 +18,18 @@ _SCENE_SECONDS: Final = 2.0
 
 
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Tell the story once, in plain lines, and exit.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Run the story once, print plain lines, and exit.")] = False,
     port: Annotated[
         int,
         typer.Option(
-            min=0, max=65_000, help="The API's port; the replicas listen from 101 ports further on. 0: any free ones."
+            min=0, max=65_000, help="The API's port; the replicas use the ports from 101 above it. 0: any free ports."
         ),
     ] = 8000,
 ) -> None:
-    """Start a Valkey server, the publisher's API and four replicas on this machine, and change a price."""
+    """Start Valkey, a publisher and four replicas on this machine, change a price, and show which replicas drop it.
+
+    One replica deliberately does not subscribe. Then the Valkey server is killed, and the invalidation travels by HTTP.
+    """
     raise typer.Exit(asyncio.run(_demo(port, is_live=not once and _is_terminal())))
 
 
@@ -41,7 +44,7 @@ async def _demo(port: int, *, is_live: bool) -> int:
     from .fleet import running_fleet
 
     is_terminated = _cancel_when_terminated()
-    print("starting a Valkey server, the publisher's API, three replicas and a naive one …", flush=True)
+    print("starting Valkey, a publisher, three replicas, and one that does not subscribe …", flush=True)
     try:
         async with running_fleet(port) as fleet:
             code = await (_live(fleet) if is_live else _once(fleet))
@@ -50,17 +53,17 @@ async def _demo(port: int, *, is_live: bool) -> int:
             raise
         code = TERMINATED
     finally:
-        with contextlib.suppress(OSError):  # the terminal, or whoever read the output, may have gone first
+        with contextlib.suppress(OSError):  # the terminal, or the reader of the output, may be gone
             print("stopped: nothing is left running", flush=True)
     return code
 
 
 def _cancel_when_terminated() -> asyncio.Event:
-    """Have SIGTERM, or the end of the terminal, cancel the current task once; return what tells that it was so."""
+    """Cancel the current task once on SIGTERM or SIGHUP; return an event that is set when that has happened."""
     task, loop, is_terminated = asyncio.current_task(), asyncio.get_running_loop(), asyncio.Event()
 
     def terminate() -> None:
-        # Only once: a second signal must not cancel the cleaning up.
+        # Only once: a second signal must not cancel the clean-up.
         if task is not None and not is_terminated.is_set():
             is_terminated.set()
             task.cancel()

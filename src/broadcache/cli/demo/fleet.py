@@ -1,4 +1,4 @@
-"""The demo's processes, and what it asks of them over HTTP."""
+"""The demo's processes, and the HTTP requests that it sends to them."""
 
 import asyncio
 import time
@@ -25,38 +25,38 @@ _FIRST_REPLICA_PORT_OFFSET: Final = 101
 _REQUEST_SECONDS_MAX: Final = 5.0
 _DROP_SECONDS_MAX: Final = 5.0
 _STATE_SECONDS_MAX: Final = 15.0
-"""Longer than a replica waits between two attempts to reach its server, and than it takes to start one."""
-_BEFORE_ASKING_SECONDS: Final = 0.05
+"""Longer than a replica's pause between two attempts to reach Redis, and than the start of a server takes."""
+_POLL_SECONDS: Final = 0.05
 
 
 class RequestFailed(BroadcacheError):
-    """A process of the demo could not be reached, or answered with an error."""
+    """A process of the demo could not be reached, or responded with an error."""
 
 
 class Read(NamedTuple):
-    """What a replica served."""
+    """The result of reading the product from a replica."""
 
     price: Decimal
     from_cache: bool
 
 
 class Drop(NamedTuple):
-    """Which invalidation a replica applied last, and when, in ns of the clock that all processes here share."""
+    """The invalidation that a replica applied last, and when, in ns of the clock that all processes here share."""
 
     id: str
     applied_at_ns: int
 
 
 class Invalidated(NamedTuple):
-    """An invalidation that was taken, and when its request was sent, on the same clock.
+    """A published invalidation, and when its request was sent, on the same clock.
 
-    `sequence` is None when it was not logged: then `told_by_http` replicas were told one by one.
+    `sequence` is None when it was not logged: then `sent_by_http` replicas applied it by HTTP.
     """
 
     id: str
     sequence: int | None
     sent_at_ns: int
-    told_by_http: int = 0
+    sent_by_http: int = 0
 
 
 class _Http:
@@ -94,39 +94,39 @@ class Replica(_Http):
         return Read(Decimal(str(answer["price"])).quantize(Decimal("0.01")), answer["from_cache"])
 
     async def set_price(self, price: Decimal) -> None:
-        """Have the replica write the source. No cache is told."""
+        """Have the replica write the source. Nothing is invalidated."""
         await self.request("PUT", f"/products/{PRODUCT_ID}", {"price": str(price)})
 
     async def status(self) -> tuple[str, int]:
-        """Ask for its state, and the sequence of its position (0 before the first invalidation)."""
+        """Return its state, and the sequence of its position (0 before the first invalidation)."""
         answer = await self.request("GET", "/cache-invalidation")
         position = answer["namespaces"][Catalogue.namespace]["position"]
         return answer["state"], position["sequence"] if position else 0
 
     async def await_state(self, *, is_coherent: bool) -> bool:
-        """Wait until it is coherent, or is not; return whether it came to that in _STATE_SECONDS_MAX."""
+        """Wait until it is coherent, or is not; return whether that happened within _STATE_SECONDS_MAX."""
         deadline = time.monotonic() + _STATE_SECONDS_MAX
         while time.monotonic() < deadline:
             state, _ = await self.status()
             if (state == "coherent") == is_coherent:
                 return True
-            await asyncio.sleep(_BEFORE_ASKING_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         return False
 
     async def await_sequence(self, sequence: int) -> bool:
-        """Wait until its position is at `sequence`, or beyond; return whether it came to that in _STATE_SECONDS_MAX."""
+        """Wait until its position is at or beyond `sequence`; return whether that happened in _STATE_SECONDS_MAX."""
         deadline = time.monotonic() + _STATE_SECONDS_MAX
         while time.monotonic() < deadline:
             if (await self.status())[1] >= sequence:
                 return True
-            await asyncio.sleep(_BEFORE_ASKING_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         return False
 
     async def drop_of(self, invalidated: Invalidated) -> Drop | None:
-        """Wait until the replica has applied this invalidation; None if it has not in _DROP_SECONDS_MAX."""
+        """Wait until the replica has applied this invalidation; None if it has not within _DROP_SECONDS_MAX."""
         deadline = time.monotonic() + _DROP_SECONDS_MAX
-        # To ask at once would take the processor's time from what is measured.
-        await asyncio.sleep(_BEFORE_ASKING_SECONDS)
+        # An immediate request would compete for the processor with the measured apply.
+        await asyncio.sleep(_POLL_SECONDS)
         while time.monotonic() < deadline:
             answer = await self.request("GET", "/demo/last-drop")
             if answer["id"] == invalidated.id:
@@ -136,7 +136,7 @@ class Replica(_Http):
 
 
 class Fleet:
-    """The publisher's API, the replicas that subscribe, and the one that does not."""
+    """The publisher's API, the subscribed replicas, and the one that is not subscribed."""
 
     def __init__(
         self, api: _Http, replicas: list[Replica], source: CatalogueSource, server: EmbeddedServer | None = None
@@ -148,17 +148,17 @@ class Fleet:
         self._server = server
 
     async def kill_server(self) -> None:
-        """Kill the Valkey server: nobody is warned."""
+        """Kill the Valkey server, like a crash."""
         assert self._server is not None
         await asyncio.to_thread(self._server.kill)
 
     async def restart_server(self) -> None:
-        """Start it again, where it was. It has kept nothing."""
+        """Start it again at the same address, with empty data."""
         assert self._server is not None
         await asyncio.to_thread(self._server.restart)
 
     async def source_price(self) -> Decimal:
-        """Read the price where it is kept, past every cache."""
+        """Read the price from the source, past every cache."""
         return (await asyncio.to_thread(self._source.product, PRODUCT_ID)).price
 
     async def invalidate(self) -> Invalidated:
@@ -166,15 +166,15 @@ class Fleet:
         body = {"namespace": Catalogue.namespace, "keys": [key_of(PRODUCT_ID)], "reason": "price change"}
         sent_at_ns = time.monotonic_ns()
         answer = await self._api.request("POST", "/invalidations", body)
-        told = answer["fanout"]["succeeded"] if answer["fanout"] else 0
-        return Invalidated(answer["id"], answer["sequence"], sent_at_ns, told)
+        sent_by_http = answer["fanout"]["succeeded"] if answer["fanout"] else 0
+        return Invalidated(answer["id"], answer["sequence"], sent_at_ns, sent_by_http)
 
 
 @asynccontextmanager
 async def running_fleet(first_port: int) -> AsyncIterator[Fleet]:
-    """Start everything, and end everything.
+    """Start the server and all processes, and stop them on exit.
 
-    Shape:  the API listens on `first_port`, the replicas from 101 ports further on; 0, or a port that is taken, means
+    Shape:  the API listens on `first_port`, the replicas on the ports from 101 above it; where that is 0 or in use, on
             any free one.
     Raises: ServerBinaryNotFound, ServerStartFailed, ChildFailed, RequestFailed.
     """
@@ -192,7 +192,7 @@ async def running_fleet(first_port: int) -> AsyncIterator[Fleet]:
                     Replica(child.name, child.url, session, is_subscribed=child.name in names) for child in others
                 ]
                 api = _Http(publisher.url, session)
-                # Has the API connect to the server now, so that the first measurement is of publishing alone.
+                # The API connects to the server now, so that the first measurement is of publishing alone.
                 await api.request("GET", "/health/ready")
                 yield Fleet(api, replicas, source, server)
             finally:
@@ -211,7 +211,7 @@ async def _start_all(children: list[Child], redis_url: str, source: Path, first_
             arguments += ["--when-incoherent", "serve"]
         starts.append(child.start(arguments, first_port and first_port + _FIRST_REPLICA_PORT_OFFSET + number))
     await _all_started(starts)
-    # The fan-out has to know where they are; in a cluster DNS would tell.
+    # The fan-out needs the replicas' addresses; in production they come from DNS.
     addresses = "|".join(urlsplit(child.url).netloc for child in replicas[:-1])
     second_path = {
         "BROADCACHE_DELIVERY": "redis-then-fanout",
@@ -227,5 +227,5 @@ async def _all_started(starts: list[Coroutine[Any, Any, None]]) -> None:
             for start in starts:
                 tasks.create_task(start)
     except BaseExceptionGroup as failures:
-        # The first that failed is the cause; the group has cancelled the others.
+        # The first failure is the cause; the group has cancelled the others.
         raise failures.exceptions[0] from None

@@ -1,4 +1,4 @@
-"""`broadcache replica`: an example service with a local cache and a product catalogue as its source."""
+"""`broadcache replica`: an example service with a product catalogue, to try broadcache on."""
 
 import os
 import socket
@@ -14,21 +14,20 @@ __all__ = ["replica"]
 
 def replica(
     *,
-    source: Annotated[
-        Path, typer.Option(help="An SQLite file with the products; created and filled when it does not exist.")
-    ],
+    source: Annotated[Path, typer.Option(help="An SQLite file with the products; created and filled if missing.")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 takes a free one.")] = 8101,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on; 0 chooses a free one.")] = 8101,
     redis_url: RedisUrl = REDIS_URL,
     name: Annotated[
         str | None,
-        typer.Option(help="The name of the replica. [default: replica-PORT, or replica-HOSTNAME beyond loopback]"),
+        typer.Option(help="The replica's id.", show_default="replica-PORT; beyond loopback, replica-HOSTNAME"),
     ] = None,
     when_incoherent: Annotated[
-        str, typer.Option(help="While coherence cannot be proven: bypass the cache, or serve from it until the TTL.")
+        str,
+        typer.Option(help="While coherence cannot be proven: `bypass` the cache, or `serve` from it until the TTL."),
     ] = "bypass",
     no_subscribe: Annotated[
-        bool, typer.Option("--no-subscribe", help="Do not subscribe: a naive cache, for comparison.")
+        bool, typer.Option("--no-subscribe", help="Receive no invalidations: a naive cache, for comparison.")
     ] = False,
 ) -> None:
     """Run an example replica: GET /products/{id} reads through its cache, PUT only writes the source."""
@@ -38,7 +37,9 @@ def replica(
     from .catalogue import Catalogue, CatalogueSource, NaiveCatalogue
     from .replica_api import ObservedCache, naive_app, replica_app
 
-    settings = read_settings(LogSettings, os.environ)
+    settings = read_settings(
+        LogSettings, os.environ, read_elsewhere=("BROADCACHE_REDIS_URL", "BROADCACHE_REPLICA_TOKEN")
+    )
     with listen(host, port) as listener:
         name = name or _name_at(host, listener.getsockname()[1])
         products = CatalogueSource(source)
@@ -53,7 +54,7 @@ def replica(
 
 
 def _name_at(host: str, port: int) -> str:
-    """Name a replica after its port; beyond loopback after its host, since replicas may have equal ports there."""
+    """Name a replica after its port or, beyond loopback, where several may have the same port, after its host."""
     from ...shared.process.serving import is_loopback
 
     return f"replica-{port if is_loopback(host) else socket.gethostname()}"

@@ -1,4 +1,4 @@
-"""The HTTP side of `broadcache replica`: products, and the measurement of the demo."""
+"""The HTTP routes of `broadcache replica`: products, and the demo's measurements."""
 
 import time
 from decimal import Decimal
@@ -29,7 +29,7 @@ class Price(BaseModel):
 
 
 class Drop(NamedTuple):
-    """The last invalidation that a cache applied, and when, by the clock that all processes of a machine share."""
+    """The last invalidation that a cache has applied, and when, on the clock that all processes of a machine share."""
 
     id: str
     sequence: int | None
@@ -37,21 +37,21 @@ class Drop(NamedTuple):
 
 
 class ObservedCache(LocalCache):
-    """A local cache that records when it applied an invalidation, for the measurement of the demo."""
+    """A local cache that records when it applied the last invalidation, for the demo's measurement."""
 
     def __init__(self, when_incoherent: str = "bypass") -> None:
         super().__init__(new_cache(), when_incoherent=cast("WhenIncoherent", when_incoherent))
         self.last_drop: Drop | None = None
 
     def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
-        """Apply, then record the time."""
+        """Apply the invalidation, then read the clock."""
         super().apply_invalidation(invalidation, reason=reason)
         if invalidation.id:  # it came from a publisher
             self.last_drop = Drop(invalidation.id, invalidation.seq, time.monotonic_ns())
 
 
 def replica_app(catalogue: Catalogue, name: str) -> FastAPI:
-    """Return the service of a replica that follows invalidations."""
+    """Return the app of a subscribed replica."""
     app = _app(name, lifespan=catalogue.lifespan)
     app.include_router(catalogue.router)
     _add_products(app, catalogue, name)
@@ -66,7 +66,7 @@ def replica_app(catalogue: Catalogue, name: str) -> FastAPI:
 
 
 def naive_app(catalogue: NaiveCatalogue, name: str) -> FastAPI:
-    """Return the service of a replica that does not subscribe."""
+    """Return the app of a replica without a subscription."""
     app = _app(name)
     _add_products(app, catalogue, name)
 

@@ -1,4 +1,4 @@
-"""How the demo is shown: live on a terminal, line by line anywhere else."""
+"""The demo's output: live on a terminal, line by line anywhere else."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -17,13 +17,13 @@ from .story import Row
 __all__ = ["LiveScreen", "PlainScreen", "curl_lines"]
 
 _TITLE: Final = "broadcache demo: one publish, every replica forgets"
-_NOTE: Final = "dropped after: from sending POST until the entry is gone, HTTP included"
-_COLUMNS: Final = ("replica", "port", "price", "read", "state", "position", "dropped after", "stale reads")
+_NOTE: Final = "dropped in: from sending POST until the entry is dropped, including HTTP"
+_COLUMNS: Final = ("replica", "port", "price", "read", "state", "position", "dropped in", "stale reads")
 _NARRATION_LINES_MIN: Final = 3
 
 
 def curl_lines(fleet: Fleet) -> list[str]:
-    """Return commands to try on the running fleet, about product 2: the story keeps to product 1."""
+    """Return commands to try on the running fleet, for product 2: the story uses product 1."""
     api, replica = f"127.0.0.1:{fleet.api_port}", f"127.0.0.1:{fleet.replicas[0].port}"
     json = "-H 'Content-Type: application/json'"
     return [
@@ -48,14 +48,14 @@ class PlainScreen:
         for row in rows:
             cells = _cells(row)
             print(
-                f"  {cells[0]:<10} {cells[2]:>6} {'STALE' if row.is_stale else 'fresh'} {cells[3]:<4} "
-                f"{cells[4]:<9} position {cells[5]:<3} dropped after {cells[6]:>8}  stale reads {cells[7]}",
+                f"  {cells[0]:<9} {cells[2]:>5} {'STALE' if row.is_stale else 'fresh'} {cells[3]:<4} "
+                f"{cells[4]:<10} {cells[5]:<3} dropped in {cells[6]:>8} stale reads {cells[7]}",
                 flush=True,
             )
 
 
 class LiveScreen:
-    """A table and the latest lines of the narration, drawn in place. A context manager, which leaves the last of it."""
+    """A table and the latest lines of the narration, drawn in place. On exit the last state stays on the terminal."""
 
     def __init__(self, console: Console, fleet: Fleet) -> None:
         self._console = console
@@ -63,7 +63,7 @@ class LiveScreen:
         self._narration: deque[str] = deque(maxlen=console.height)
         self._table: Table | None = None
         self._source_price = Decimal(0)
-        # The alternative screen, because a terminal that is made larger or smaller leaves debris in the ordinary one.
+        # The alternative screen, because resizing the terminal would leave debris in the ordinary one.
         self._live = Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop")
 
     def __enter__(self) -> Self:
@@ -77,12 +77,12 @@ class LiveScreen:
         self._console.print(Group(*self._lines()))
 
     def say(self, text: str) -> None:
-        """Add a line to the narration, and draw."""
+        """Add a line to the narration, and redraw."""
         self._narration.append(text)
         self._draw()
 
     def show(self, rows: Iterable[Row], source_price: Decimal) -> None:
-        """Draw the table anew."""
+        """Redraw the table."""
         self._table, self._source_price = _table(rows), source_price
         self._draw()
 
@@ -98,11 +98,11 @@ class LiveScreen:
         yield Text()
         yield from self._latest()
         yield Text()
-        yield _line("try in another terminal (product 2 is yours; Ctrl-C here ends everything):", "bold")
+        yield _line("try in another terminal (with product 2; Ctrl-C here stops everything):", "bold")
         yield from (_line(f"  {text}", "cyan") for text in self._curl_lines)
 
     def _latest(self) -> Iterable[Text]:
-        """As much of the narration as there is room for, the newest last and bright."""
+        """Yield the last lines of the narration that fit, the newest one bright."""
         others = 7 + len(self._curl_lines) + (self._table.row_count + 1 if self._table else 0)
         room = max(_NARRATION_LINES_MIN, min(10, self._console.height - others))
         shown = list(self._narration)[-room:]
@@ -130,7 +130,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _table(rows: Iterable[Row]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in _COLUMNS:
-        is_number = column in ("price", "dropped after", "stale reads", "position")
+        is_number = column in ("price", "dropped in", "stale reads", "position")
         table.add_column(column, no_wrap=True, justify="right" if is_number else "left")
     for row in rows:
         cells = [Text(cell) for cell in _cells(row)]

@@ -1,4 +1,4 @@
-"""The demo's story: a price changes, one publish, and who serves what before and after."""
+"""The demo's story: a price changes, one publish, and what each replica serves before and after."""
 
 import asyncio
 import itertools
@@ -21,10 +21,10 @@ _STALE_READS_A_ROUND: Final = 4
 
 @dataclass(slots=True)
 class Row:
-    """What was seen of one replica.
+    """The last observation of one replica.
 
     Shape:  `stale_reads` counts the reads of an old price that began after every subscribed replica had dropped it.
-    Units:  `dropped_after_ms` is from sending POST to the entry being dropped: it includes the HTTP request.
+    Units:  `dropped_after_ms` is from sending POST until the entry was dropped, including the HTTP request.
     """
 
     replica: Replica
@@ -38,19 +38,19 @@ class Row:
 
 
 class Screen(Protocol):
-    """Where the story is told."""
+    """Displays the story."""
 
     def say(self, text: str) -> None:
         """Add a line to the narration."""
 
     def show(self, rows: Iterable[Row], source_price: Decimal) -> None:
-        """Show what was last seen of the replicas."""
+        """Show the last observation of each replica."""
 
 
 class Story:
-    """Tells the story to a screen. `failures` has what went against the promise, and stays empty.
+    """Runs the story and shows it on a screen. `failures` has violations of the promise; it should stay empty.
 
-    Units: `pause_seconds` is how long each scene stands before the next, for people to read.
+    Units: `pause_seconds` is how long each scene is shown, for people to read.
     """
 
     def __init__(self, fleet: Fleet, screen: Screen, *, pause_seconds: float = 0.0) -> None:
@@ -60,13 +60,13 @@ class Story:
         self._pause_seconds = pause_seconds
         self._rows = [Row(replica) for replica in fleet.replicas]
         self._source_price = Decimal(0)
-        # The price as of the last invalidation that all subscribed replicas have applied: what they must serve.
-        self._told_price: Decimal | None = None
+        # The price at the last invalidation that all subscribed replicas have applied: they must serve it.
+        self._invalidated_price: Decimal | None = None
         self._last_sequence = 0
         self._prices = itertools.cycle(_PRICES)
 
     async def run(self) -> None:
-        """Tell it once, from cold caches to the new price. Raises: RequestFailed."""
+        """Run it once, from cold caches to the new price. Raises: RequestFailed."""
         self._screen.say("Each replica reads product 1: its cache is empty, so it loads from the source …")
         await self._scene()
         self._screen.say("… and reads it again: a hit in its own memory.")
@@ -74,55 +74,53 @@ class Story:
         old_price = self._source_price
         await self._change_price()
         await self._scene()
-        await self._tell_replicas()
+        await self._invalidate()
         await self._scene()
         self._expect_new_price(old_price)
         for _ in range(_STALE_READS):
             await self._read_all()
-        self._screen.say(
-            f"{_STALE_READS} more reads of each: the naive replica, which nobody tells, serves {old_price}."
-        )
+        self._screen.say(f"{_STALE_READS} more reads of each: the naive replica, not subscribed, serves {old_price}.")
         await self._scene()
 
     async def run_outage(self) -> None:
-        """Tell what happens when the server dies: the replicas are told one by one. Raises: RequestFailed."""
+        """Kill the server, and invalidate by HTTP while it is down. Raises: RequestFailed."""
         subscribed = [row for row in self._rows if row.replica.is_subscribed]
         await self._fleet.kill_server()
-        await self._await(subscribed, "noticed it", lambda row: row.replica.await_state(is_coherent=False))
-        await self._read_all()  # so that the one that serves on has the price in its memory
-        self._screen.say("Valkey is killed. Replicas bypass their caches, but the last: it may serve on from its own.")
+        await self._await(subscribed, "detected the outage", lambda row: row.replica.await_state(is_coherent=False))
+        await self._read_all()  # so that the replica that keeps serving has the price in its cache
+        self._screen.say("Valkey was killed. Replicas bypass their caches; replica-3 may keep serving.")
         await self._scene()
         await self._change_price()
         await self._scene()
-        await self._tell_replicas()
+        await self._invalidate()
         await self._scene()
         await self._fleet.restart_server()
-        await self._await(subscribed, "come back", lambda row: row.replica.await_state(is_coherent=True))
-        await self._await(subscribed, "read it in the log", lambda row: row.replica.await_sequence(1))
-        self._last_sequence = 1  # of a new log: the server has kept nothing
-        self._screen.say("Valkey is back: what waited is logged now, and applied again, which costs a load.")
+        await self._await(subscribed, "reconnected", lambda row: row.replica.await_state(is_coherent=True))
+        await self._await(subscribed, "read it from the log", lambda row: row.replica.await_sequence(1))
+        self._last_sequence = 1  # of a new log: the restarted server is empty
+        self._screen.say("Valkey is back. The queued invalidation is logged, and applied once more.")
         await self._scene()
 
     async def _await(self, rows: Iterable[Row], what: str, waiting: Callable[[Row], Awaitable[bool]]) -> None:
         rows = list(rows)
-        for row, has_come in zip(rows, await asyncio.gather(*map(waiting, rows)), strict=True):
-            if not has_come:
+        for row, has_happened in zip(rows, await asyncio.gather(*map(waiting, rows)), strict=True):
+            if not has_happened:
                 self._fail(f"{row.replica.name} has not {what}")
 
     async def go_on(self) -> None:
-        """Change the price and invalidate it every few seconds, for ever. Trouble is shown, and the story goes on."""
+        """Change the price and invalidate it every few seconds, without end. Failed requests are shown."""
         for number in itertools.count(1):
             await asyncio.sleep(_READ_INTERVAL_SECONDS)
             try:
                 match number % _READS_A_ROUND:
                     case 0:
-                        await self._tell_replicas()
-                    case since_told if since_told == _READS_A_ROUND - _STALE_READS_A_ROUND:
+                        await self._invalidate()
+                    case reads if reads == _READS_A_ROUND - _STALE_READS_A_ROUND:
                         await self._change_price()
                 await self._read_all()
             except RequestFailed as error:
                 self._screen.say(str(error))
-            self._notice_others()
+            self._detect_other_publishes()
             self._show()
 
     async def _scene(self) -> None:
@@ -134,29 +132,29 @@ class Story:
         old_price = await self._fleet.source_price()
         new_price = next(price for price in self._prices if price != old_price)
         await self._fleet.replicas[0].set_price(new_price)
-        self._screen.say(f"PUT to the source alone: {old_price} → {new_price}. Nobody was told; every cache is stale.")
+        self._screen.say(f"PUT to the source: {old_price} → {new_price}. Not invalidated yet: every cache is stale.")
 
-    async def _tell_replicas(self) -> None:
+    async def _invalidate(self) -> None:
         price = await self._fleet.source_price()
         invalidated = await self._fleet.invalidate()
         self._last_sequence = invalidated.sequence or self._last_sequence
         rows = [row for row in self._rows if row.replica.is_subscribed]
         await asyncio.gather(*(self._await_drop(row, invalidated) for row in rows))
-        self._told_price = price
+        self._invalidated_price = price
         times_ms = [row.dropped_after_ms for row in rows if row.dropped_after_ms is not None]
-        told = f"#{invalidated.sequence}"
+        path = f"logged as #{invalidated.sequence}"
         if invalidated.sequence is None:
-            told = f"no log: by HTTP to {invalidated.told_by_http}"
+            path = f"by HTTP to {invalidated.sent_by_http}"
         self._screen.say(
-            f"One POST /invalidations ({told}): "
-            f"{len(times_ms)} of {len(rows)} replicas dropped it within {max(times_ms, default=0):.1f} ms."
+            f"One POST /invalidations ({path}): "
+            f"{len(times_ms)} of {len(rows)} replicas dropped it in {max(times_ms, default=0):.1f} ms."
         )
 
     async def _await_drop(self, row: Row, invalidated: Invalidated) -> None:
         row.dropped_after_ms = None
         try:
             drop = await row.replica.drop_of(invalidated)
-        except RequestFailed:  # reading it will fail too, and show it
+        except RequestFailed:  # the next read will fail too, and show it
             return
         if drop is None:
             self._fail(f"{row.replica.name} has not applied {invalidated.id}")
@@ -168,20 +166,22 @@ class Story:
         await asyncio.gather(*map(self._read, self._rows))
 
     async def _read(self, row: Row) -> None:
-        told_price = self._told_price
+        invalidated_price = self._invalidated_price
         try:
             read = await row.replica.read()
-            row.state, row.sequence = await row.replica.status() if row.replica.is_subscribed else ("not told", None)
+            row.state, row.sequence = await row.replica.status() if row.replica.is_subscribed else ("naive", None)
         except RequestFailed:
             row.price, row.read, row.state = None, "", "no answer"
             return
         row.price, row.read = read.price, "hit" if read.from_cache else "load"
         row.is_stale = read.price != self._source_price
-        # A price that changed since the last invalidation is nobody's fault: the replicas were not told.
-        if row.is_stale and told_price == self._source_price:
+        # Until the new price has been invalidated, a replica may serve the old one.
+        if row.is_stale and invalidated_price == self._source_price:
             row.stale_reads += 1
             if row.replica.is_subscribed:
-                self._fail(f"{row.replica.name} served {read.price} after it had dropped it: {told_price} was due")
+                self._fail(
+                    f"{row.replica.name} served {read.price} after it had dropped it: expected {invalidated_price}"
+                )
 
     def _expect_new_price(self, old_price: Decimal) -> None:
         for row in self._rows:
@@ -192,12 +192,12 @@ class Story:
             if not row.replica.is_subscribed and row.price != old_price:
                 self._fail(f"{row.replica.name}: expected a naive cache to serve {old_price}, got {row.price}")
 
-    def _notice_others(self) -> None:
+    def _detect_other_publishes(self) -> None:
         newest = max((row.sequence or 0 for row in self._rows), default=0)
         if newest > self._last_sequence:
             self._last_sequence = newest
-            self._told_price = None
-            self._screen.say(f"#{newest} was published by somebody else, perhaps by you; the replicas have applied it.")
+            self._invalidated_price = None
+            self._screen.say(f"#{newest} was published by another client, perhaps you; the replicas have applied it.")
 
     def _fail(self, text: str) -> None:
         self.failures.append(text)

@@ -153,7 +153,7 @@ def test_a_taken_port_that_was_asked_for_is_named_in_the_error() -> None:
     with EmbeddedServer() as first:
         second = EmbeddedServer(port=first.port)
         with pytest.raises(
-            PortTaken, match=rf"port {first.port} of 127\.0\.0\.1 is taken: .*name another port"
+            PortTaken, match=rf"port {first.port} of 127\.0\.0\.1 is in use: .*choose another or no port"
         ) as caught:
             second.start()
         assert caught.value.port == first.port

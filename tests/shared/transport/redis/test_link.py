@@ -123,12 +123,12 @@ async def test_closing_is_idempotent_and_fails_what_waits(own_server: EmbeddedSe
 async def test_a_server_that_accepts_and_keeps_silent_is_given_up_in_time(own_server: EmbeddedServer) -> None:
     async with TcpProxy("127.0.0.1", own_server.port) as proxy:
         proxy.black_hole("both")
-        with pytest.raises(LinkLost, match=r"within 0\.2 s, got none"):
+        with pytest.raises(LinkLost, match=r"no answer from .* within 0\.2 s"):
             await Link.open(RedisAddress(proxy.url), client_name="test", timeout_seconds=0.2)
 
 
-async def test_nobody_listening_is_said_with_the_address() -> None:
-    with pytest.raises(LinkLost, match=r"expected a connection to redis://127\.0\.0\.1:1, got: .*111"):
+async def test_a_refused_connection_is_reported_with_the_address() -> None:
+    with pytest.raises(LinkLost, match=r"cannot connect to redis://127\.0\.0\.1:1: .*111"):
         await Link.open(RedisAddress("redis://127.0.0.1:1"), client_name="test", timeout_seconds=5)
 
 
@@ -154,5 +154,8 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(redis_url: str) -> 
     await asyncio.wait([closing])
     assert closing.cancelled()
     async with redis_probe(redis_url) as probe:
-        while b"name=cancelled " in await probe.call("CLIENT", "LIST"):
-            await asyncio.sleep(0.01)
+
+        async def is_gone() -> bool:
+            return b"name=cancelled " not in await probe.call("CLIENT", "LIST")
+
+        await until(is_gone, "the end of the connection")
