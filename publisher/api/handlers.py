@@ -30,7 +30,7 @@ __all__ = ["add_problem_handlers"]
 
 _RETRY_AFTER: Final = {"Retry-After": "1"}
 
-logger = logging.getLogger("broadcache.publisher")
+logger: logging.Logger = logging.getLogger("broadcache.publisher")
 
 
 def add_problem_handlers(app: FastAPI) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["new_server", "serve"]
 
-logger = logging.getLogger("broadcache.publisher")
+logger: logging.Logger = logging.getLogger("broadcache.publisher")
 
 
 def serve(settings: FanoutSettings, *, on_ready: Callable[[str], None] | None = None) -> None:

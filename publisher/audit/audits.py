@@ -14,7 +14,7 @@ from .stats import AuditStats, Inconsistency
 
 __all__ = ["Audits"]
 
-logger = logging.getLogger("broadcache.publisher")
+logger: logging.Logger = logging.getLogger("broadcache.publisher")
 
 _PAUSE_SECONDS: Final = 60.0
 """The pause after an unexpected error in an audit."""

@@ -53,7 +53,7 @@ class Backlog:
 
     def __init__(self, *, names_max: int, source: str) -> None:
         self.names_max: Final = names_max
-        self.names_count = 0
+        self.names_count: int = 0
         self._source = source
         self._pending: dict[int, Pending] = {}
         self._namespaces: dict[str, _Waiting] = {}

@@ -31,7 +31,7 @@ class Calls:
     def __init__(
         self, address: RedisAddress | None, *, timeout_seconds: float, uniform: Callable[[], float] = random.random
     ) -> None:
-        self.is_open = False
+        self.is_open: bool = False
         # Half, because a new link needs time after a silent one: else the silent link would be kept for ever.
         self.attempt_seconds: Final = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
         self._timeout_seconds = timeout_seconds

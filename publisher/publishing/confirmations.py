@@ -39,7 +39,7 @@ class Wait:
     """
 
     def __init__(self, invalidation: Invalidation, clock: Clock) -> None:
-        self.has_report = False
+        self.has_report: bool = False
         self._invalidation = invalidation
         self._clock = clock
         self._began_at = clock()

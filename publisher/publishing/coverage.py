@@ -24,7 +24,7 @@ class Coverage:
     ) -> None:
         self._keys = frozenset(keys)
         self._tags = frozenset(tags)
-        self.prefixes = _without_longer_ones(prefixes)
+        self.prefixes: tuple[str, ...] = _without_longer_ones(prefixes)
         self._everything = everything
 
     @classmethod

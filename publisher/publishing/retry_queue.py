@@ -21,7 +21,7 @@ _BACKOFF_SECONDS_MIN: Final = 0.02
 _BACKOFF_SECONDS_MAX: Final = 2.0
 _NAMESPACES_SHOWN_MAX: Final = 10
 
-logger = logging.getLogger("broadcache.publisher")
+logger: logging.Logger = logging.getLogger("broadcache.publisher")
 
 
 class RetryQueue:

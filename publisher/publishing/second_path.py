@@ -19,7 +19,7 @@ __all__ = ["Log", "SecondPath"]
 Log: TypeAlias = Callable[[Pending, Callable[[], None]], Coroutine[Any, Any, Receipt]]
 """Logs an invalidation, with all retries of a publish. Calls the second argument after each failed attempt."""
 
-logger = logging.getLogger("broadcache.publisher")
+logger: logging.Logger = logging.getLogger("broadcache.publisher")
 
 
 class SecondPath:

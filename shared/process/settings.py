@@ -14,7 +14,7 @@ __all__ = ["VARIABLE_PREFIX", "Settings", "read_settings", "variable_of"]
 
 VARIABLE_PREFIX: Final = "BROADCACHE_"
 
-logger = logging.getLogger("broadcache.settings")
+logger: logging.Logger = logging.getLogger("broadcache.settings")
 
 # For a Service called `broadcache` or `broadcache-…`, Kubernetes sets such variables in every pod of its namespace.
 # The user did not choose them, so there is no warning. For the same reason no setting may have a name of this form:

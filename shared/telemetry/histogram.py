@@ -24,7 +24,7 @@ class Histogram:
     def __init__(self, bounds: Sequence[float] = LATENCY_SECONDS_BOUNDS) -> None:
         self._bounds = tuple(bounds)
         self._counts = [0] * (len(self._bounds) + 1)
-        self.total = 0.0
+        self.total: float = 0.0
 
     def observe(self, value: float) -> None:
         """Count one value, which must not be negative."""

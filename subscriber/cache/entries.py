@@ -81,9 +81,9 @@ class Entries:
         # Keys that could not be removed from the mapping, for `retry`. Beyond _STUCK_MAX they are not remembered.
         self.stuck: dict[str, None] = {}
         self._has_lost_stuck = False
-        self.retry_at = -math.inf
+        self.retry_at: float = -math.inf
         # Whether the mapping is being changed: its own code may run, and call the cache.
-        self.is_changing = False
+        self.is_changing: bool = False
         # Whether the mapping can check for a key without reading its entry, which may make the entry the newest.
         self._has_contains = type(mapping).__contains__ is not Mapping.__contains__
 

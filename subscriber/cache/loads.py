@@ -110,8 +110,8 @@ class Loads:
         self._lock = lock
         self._reread = reread
         self._running: dict[str, _Load] = {}
-        self.started = 0
-        self.shared = 0
+        self.started: int = 0
+        self.shared: int = 0
 
     async def load(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value."""

@@ -20,7 +20,7 @@ class MappingErrors:
     """Counts the errors of one cache's mapping. The log never shows an error's text, a key or a value."""
 
     def __init__(self, mapping: object, clock: Clock) -> None:
-        self.count = 0
+        self.count: int = 0
         self._mapping_type = type(mapping).__qualname__
         self._clock = clock
         self._lock = threading.Lock()

@@ -18,10 +18,10 @@ class History:
     """
 
     def __init__(self) -> None:
-        self.keys = _Recent(_KEYS_MAX)
-        self.tags = _Recent(_TAGS_MAX)
-        self.prefixes = _RecentPrefixes(_PREFIXES_MAX)
-        self.everything_stamp = 0
+        self.keys: _Recent = _Recent(_KEYS_MAX)
+        self.tags: _Recent = _Recent(_TAGS_MAX)
+        self.prefixes: _RecentPrefixes = _RecentPrefixes(_PREFIXES_MAX)
+        self.everything_stamp: int = 0
 
     def restart(self, stamp: int) -> None:
         """Record that everything was invalidated at `stamp`, which covers all older names: forget them."""

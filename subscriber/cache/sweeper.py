@@ -19,7 +19,7 @@ class Sweeper:
     """
 
     def __init__(self, caches: Callable[[], Iterable[LocalCache]]) -> None:
-        self.has_work = asyncio.Event()
+        self.has_work: asyncio.Event = asyncio.Event()
         self._caches = caches
 
     def prepare(self) -> None:

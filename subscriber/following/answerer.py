@@ -30,7 +30,7 @@ class Answerer:
     """
 
     def __init__(self, replica_id: str) -> None:
-        self.left_out = 0
+        self.left_out: int = 0
         self._replica_id = replica_id
         self._waiting: deque[tuple[Sequencer, bytes]] = deque()
         self._has_questions = asyncio.Event()

@@ -21,7 +21,7 @@ class Channels:
     """
 
     def __init__(self, replica_id: str, *, timeout_seconds: float) -> None:
-        self.echo = ""
+        self.echo: str = ""
         self._replica_id = replica_id
         self._timeout_seconds = timeout_seconds
         self._subscribed: set[str] = set()

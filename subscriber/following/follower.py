@@ -60,9 +60,9 @@ class Follower:
     ) -> None:
         self.state: State = "closed"
         self.link: Link | None = None
-        self.echoes = 0
-        self.subscriptions = 0
-        self.lost = 0
+        self.echoes: int = 0
+        self.subscriptions: int = 0
+        self.lost: int = 0
         self._address = address
         self._sequencers: dict[str, Sequencer] = {}
         self._replica_id = replica_id

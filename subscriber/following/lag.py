@@ -17,6 +17,7 @@ class Lag(Histogram):
     """
 
     __slots__ = ()
+    total: float
 
     def record(self, sent_at_ms: int | None) -> None:
         """Count one that has just been applied. `Histogram.observe` is inlined here, as each message calls this."""

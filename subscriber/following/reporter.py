@@ -34,7 +34,7 @@ class Reporter:
     """
 
     def __init__(self, replica_id: str, *, unix_ms: Callable[[], float] = lambda: time.time_ns() / 1_000_000) -> None:
-        self.left_out = 0
+        self.left_out: int = 0
         self._replica_id = replica_id
         self._unix_ms = unix_ms
         self._waiting: deque[tuple[str, Report]] = deque()

@@ -72,7 +72,7 @@ class Sequencer:
 
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:
         self.namespace: Final = namespace
-        self.caches = tuple(caches)
+        self.caches: tuple[LocalCache, ...] = tuple(caches)
         self.counts: Counter[str] = Counter()
         # The live position, in separate fields: comparing them is most of a message's cost besides its apply.
         self._epoch: str | None = None

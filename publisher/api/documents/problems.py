@@ -96,7 +96,7 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
-        self.document = ProblemDocument(
+        self.document: ProblemDocument = ProblemDocument(
             type=kind.type,
             title=kind.title,
             status=kind.status,

@@ -18,7 +18,7 @@ from .event import HEARTBEAT, Event
 
 __all__ = ["Client", "Hub", "HubFull"]
 
-logger = logging.getLogger("broadcache.publisher")
+logger: logging.Logger = logging.getLogger("broadcache.publisher")
 
 
 class HubFull(BroadcacheError):

@@ -23,7 +23,7 @@ _HEADERS: Final = [
     (b"x-accel-buffering", b"no"),
 ]
 
-logger = logging.getLogger("broadcache.publisher")
+logger: logging.Logger = logging.getLogger("broadcache.publisher")
 
 
 class EventStream(Response):

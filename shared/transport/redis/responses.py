@@ -25,7 +25,7 @@ class Refused(Exception):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.code = text.partition(" ")[0]
+        self.code: str = text.partition(" ")[0]
 
 
 Packer: TypeAlias = Callable[[Sequence[tuple[Any, ...]]], list[bytes]]

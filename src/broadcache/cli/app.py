@@ -17,7 +17,7 @@ from .watch import watch
 
 __all__ = ["app"]
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="broadcache",
     help="Cache invalidation across replicas: one publish, every replica forgets.",
     epilog="Exit codes: 0 success, 1 failure, 2 wrong usage or a missing package, 130 interrupted.",
@@ -26,8 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (demo, serve, publish, watch, replicas, audit, doctor, fanout, replica):
-    app.command()(command)
+for _command in (demo, serve, publish, watch, replicas, audit, doctor, fanout, replica):
+    app.command()(_command)
 
 
 def _show_version(is_asked: bool) -> None:

@@ -32,7 +32,7 @@ class Child:
 
     def __init__(self, name: str, log_path: Path) -> None:
         self.name: Final = name
-        self.url = ""
+        self.url: str = ""
         self._log_path = log_path
         self._process: asyncio.subprocess.Process | None = None
         self._draining: asyncio.Task[bytes] | None = None
