@@ -15,7 +15,7 @@ from ..shared.invalidation import Everything, Position, Target, check_namespace,
 from ..shared.process.closing import Closing
 from ..shared.receipt import Receipt
 from ..shared.telemetry.tracing import publishing
-from ..shared.transport.redis.address import RedisAddress
+from ..shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
 from .cache.local_cache import LocalCache
 from .cache.owners import Owners
 from .cache.sweeper import Sweeper
@@ -45,6 +45,8 @@ class Subscriber(Closing):
     Shape:  `caches` maps each namespace to its cache, or to several: `{"products": cache, "users": [names, rights]}`.
             `replica_id` identifies this process to others. `on_state` is called with each new `state`, in the
             subscriber's event loop; it must not block.
+            `credentials` returns (user, password) and is called for each connection, for passwords that change.
+            `address_remap` maps the addresses that sentinels and clusters announce: docs/redis.md.
     Units:  about every `echo_interval_seconds` an echo proves that the link delivers; it has to arrive within
             `echo_timeout_seconds`. Reconnecting waits a random time of at most `backoff_seconds_max`.
     Raises: InvalidSettings, InvalidNamespace when built; nothing afterwards: `state`, `stats()` and the log
@@ -65,9 +67,11 @@ class Subscriber(Closing):
         on_state: Callable[[State], None] | None = None,
         clock: Clock = monotonic,
         uniform: Callable[[], float] = random.random,
+        credentials: Credentials = None,
+        address_remap: AddressRemap | None = None,
     ) -> None:
         self.replica_id: Final = checked_replica_id(replica_id)
-        self._address = RedisAddress(url)
+        self._address = RedisAddress(url, credentials=credentials, address_remap=address_remap)
         self._start_timeout_seconds = checked_seconds(start_timeout_seconds, "start_timeout_seconds", may_be_zero=True)
         self._timing = Timing.checked(
             echo_interval_seconds=echo_interval_seconds,

@@ -26,7 +26,7 @@ from ...shared.process.closing import Closing
 from ...shared.question import Question, counting
 from ...shared.receipt import Receipt
 from ...shared.telemetry.tracing import is_set_up, publishing
-from ...shared.transport.redis.address import RedisAddress
+from ...shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
 from ...shared.transport.redis.link import Link
 from ...shared.transport.redis.log import LOG_LENGTH, Entry, append, head, read_newest
 from ...shared.transport.redis.registry import Registries, replicas_of
@@ -59,6 +59,8 @@ class Publisher(Closing):
     Shape:  `source` names the publisher to replicas and operators, and scopes each `id`; by default the host's name.
             With a `delivery` other than "redis", `fanout` calls the replicas; with "fanout" alone, `url` may be None.
             `observer` receives the outcome of each publish.
+            `credentials` returns (user, password) and is called for each connection, for passwords that change.
+            `address_remap` maps the addresses that sentinels and clusters announce: docs/redis.md.
     Units:  `timeout_seconds` limits one `publish` with all its retries. `log_length` is about how many invalidations
             of a namespace the log keeps for replicas that were away. `fallback_after_seconds` is how long a publish
             waits for Redis before the fan-out begins, at most half of `timeout_seconds`. `retry_queue_names_max` is how
@@ -80,6 +82,8 @@ class Publisher(Closing):
         uniform: Callable[[], float] = random.random,
         clock: Clock = monotonic,
         observer: PublisherObserver = UNOBSERVED,
+        credentials: Credentials = None,
+        address_remap: AddressRemap | None = None,
     ) -> None:
         if not 0 < timeout_seconds <= 3_600:
             raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
@@ -95,7 +99,7 @@ class Publisher(Closing):
         self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
         self.delivery: Final = delivery
         self.observer: PublisherObserver = observer
-        address = None if url is None else RedisAddress(url)
+        address = None if url is None else RedisAddress(url, credentials=credentials, address_remap=address_remap)
         self._fanout = fanout
         self._fallback_after_seconds = min(fallback_after_seconds, timeout_seconds / 2)
         self._retry_queue_names_max = retry_queue_names_max

@@ -55,18 +55,7 @@ class Link:
 
         Raises: LinkLost.
         """
-        from redis.exceptions import RedisError
-
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                connected = await address.connect(client_name)
-        except TimeoutError:
-            raise LinkLost(
-                f"no answer from {address.label} within {timeout_seconds:g} s; "
-                f"check the address, and that the server runs{' and accepts TLS' if address.is_tls else ''}"
-            ) from None
-        except (RedisError, OSError) as error:
-            raise LinkLost(f"cannot connect to {address.label}: {error}") from error
+        connected = await address.connect(client_name, timeout_seconds=timeout_seconds)
         return cls(connected, on_message or _ignore)
 
     def __init__(self, connected: Connected, on_message: OnMessage) -> None:

@@ -2,126 +2,231 @@
 
 import asyncio
 import binascii
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from ...errors import LinkLost
+from ...errors import InvalidSettings, LinkLost
 from ...invalidation import DEFAULT_NAMESPACE
+from .credentials import explained
 from .names import names_of
+from .url import Node, node_of
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Cluster", "Node", "Nodes", "Sentinels", "query"]
+__all__ = ["AddressRemap", "Cluster", "Node", "Nodes", "Remap", "Sentinels", "query", "remap_of"]
 
 T = TypeVar("T")
 
-_ANSWER_SECONDS: Final = 0.5
-"""How long to wait for one server: the others must be queried within the same connect timeout."""
+AddressRemap: TypeAlias = Mapping[str, str] | Callable[[tuple[str, int]], tuple[str, int]]
+"""From announced addresses to those that can be reached: `{"10.0.0.5:6379": "127.0.0.1:7001"}`, or a function from
+(host, port) to (host, port), like the client library's `address_remap`."""
+Remap: TypeAlias = Callable[[Node], Node]
+
+_STAGGER_SECONDS: Final = 0.1
+"""How long to wait for one server before the next one is queried as well."""
 _SLOTS: Final = 16_384
-
-
-class Node(NamedTuple):
-    """The host and port of one server."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Nodes:
     """Servers any one of which can answer. One that does not is queried last the next time.
 
-    Shape: `advice` is appended to the error when none of them answers.
+    Shape: `new_connection` makes a connection to a server with these arguments. `secrets` are shown in no error.
+           `advice` is appended to the error when none of them answers.
     """
 
     def __init__(
-        self, nodes: Sequence[Node], new_connection: Callable[[Node], "AbstractConnection"], *, advice: str = ""
+        self,
+        nodes: Sequence[Node],
+        new_connection: Callable[[Node, Mapping[str, Any]], "AbstractConnection"],
+        *,
+        secrets: Sequence[object] = (),
+        advice: str = "",
     ) -> None:
         self._nodes = list(nodes)
         self._new_connection = new_connection
+        self._secrets = secrets
         self._advice = advice
 
     async def query(
-        self, *command: str | int, wanted: str, answer_of: Callable[[Any, Node], T | None], first: Node | None = None
+        self,
+        *command: str | int,
+        wanted: str,
+        answer_of: Callable[[Any, Node], T | None],
+        login: Mapping[str, Any],
+        seconds: float,
+        first: Node | None = None,
     ) -> T:
         """Query `first`, then the others; return the first result of `answer_of` that is not None.
 
+        The next server is queried as soon as one has not answered for a moment: one that hangs delays the others only
+        by that moment.
+
+        Units:  `seconds` is how long all of it may take.
         Raises: LinkLost, with the problem of each server.
         """
-        problems = []
-        for node in dict.fromkeys([first, *self._nodes] if first else self._nodes):
-            connection = self._new_connection(node)
+        nodes = list(dict.fromkeys([first, *self._nodes] if first else self._nodes))
+        stagger_seconds = min(_STAGGER_SECONDS, seconds / (2 * len(nodes)))
+        ends_at = asyncio.get_running_loop().time() + seconds
+        problems: dict[Node, str] = {}
+        asked: dict[asyncio.Task[tuple[T | None, str]], Node] = {}
+        ahead: Iterator[Node] = iter(nodes)
+        is_more = True
+
+        async def ask(node: Node) -> tuple[T | None, str]:
+            connection = self._new_connection(node, login)
             try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
+                async with asyncio.timeout_at(ends_at):
                     await connection.connect()  # type: ignore[no-untyped-call]
                     answer = answer_of(await query(connection, *command), node)
+            except TimeoutError:
+                return None, f"no answer within {seconds:.2g} s"
             except Exception as error:  # noqa: BLE001  (the client library's errors have no base of their own)
-                problem = str(error) or f"no answer in {_ANSWER_SECONDS:g} s"
-            else:
-                if answer is not None:
-                    return answer
-                problem = "knows no primary"
+                return None, explained(error, [*self._secrets, *login.values()])
             finally:
                 await connection.disconnect(nowait=True)
-            problems.append(f"{node} ({problem})")
+            return answer, "" if answer is not None else "knows no primary"
+
+        try:
+            while is_more or asked:
+                if (node := next(ahead, None)) is None:
+                    is_more = False
+                else:
+                    asked[asyncio.create_task(ask(node), name=f"broadcache asks {node}")] = node
+                if not asked:
+                    break
+                done, _ = await asyncio.wait(
+                    asked, timeout=stagger_seconds if is_more else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    answer, problem = task.result()
+                    node = asked.pop(task)
+                    if answer is not None:
+                        self._ask_last([*problems, *asked.values()])
+                        return answer
+                    problems[node] = problem
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        self._ask_last([*problems])
+        shown = "; ".join(f"{node} ({problems[node]})" for node in nodes)
+        raise LinkLost(f"expected {wanted}, got: {shown}{self._advice}")
+
+    def _ask_last(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
             if node in self._nodes:
                 self._nodes.remove(node)
                 self._nodes.append(node)
-        raise LinkLost(f"expected {wanted}, got: {'; '.join(problems)}{self._advice}")
 
 
 class Sentinels:
     """The sentinels that monitor a primary, and the name they have for it."""
 
-    def __init__(self, nodes: Nodes, service: str) -> None:
+    def __init__(self, nodes: Nodes, service: str, remap: Remap) -> None:
         self._nodes = nodes
         self._service = service
+        self._remap = remap
 
-    async def find_primary(self) -> Node:
-        """Return the primary that a sentinel names. The answer may be outdated. Raises: LinkLost."""
-        return await self._nodes.query(
-            "SENTINEL",
-            "GET-MASTER-ADDR-BY-NAME",
-            self._service,
-            wanted=f"a sentinel to name the primary of {self._service!r}",
-            answer_of=lambda reply, _: None if reply is None else Node(reply[0].decode(), int(reply[1])),
+    async def find_primary(self, login: Mapping[str, Any], seconds: float) -> Node:
+        """Return the primary that a sentinel names. The answer may be outdated. Raises: LinkLost.
+
+        Shape: `login` is for data servers, and is not sent to sentinels.
+        """
+        return self._remap(
+            await self._nodes.query(
+                "SENTINEL",
+                "GET-MASTER-ADDR-BY-NAME",
+                self._service,
+                wanted=f"a sentinel to name the primary of {self._service!r}",
+                answer_of=lambda reply, _: None if reply is None else Node(reply[0].decode(), int(reply[1])),
+                login={},
+                seconds=seconds,
+            )
         )
 
 
 class Cluster:
     """The servers of a cluster, and the slot of one namespace."""
 
-    def __init__(self, nodes: Nodes, namespace: str = DEFAULT_NAMESPACE) -> None:
+    def __init__(self, nodes: Nodes, remap: Remap, namespace: str = DEFAULT_NAMESPACE) -> None:
         self.namespace: Final = namespace
         self._nodes = nodes
+        self._remap = remap
         self._slot = binascii.crc_hqx(names_of(namespace).channel.encode(), 0) % _SLOTS
         self._last: Node | None = None
 
     def of(self, namespace: str) -> "Cluster":
         """Return the same cluster, for another namespace."""
-        return Cluster(self._nodes, namespace)
+        return Cluster(self._nodes, self._remap, namespace)
 
-    async def find_primary(self) -> Node:
-        """Return the primary of the namespace's slot. Raises: LinkLost."""
-        self._last = await self._nodes.query(
+    async def find_primary(self, login: Mapping[str, Any], seconds: float) -> Node:
+        """Return the primary of the namespace's slot. Raises: LinkLost.
+
+        Shape: `login` is the user and password of its servers.
+        """
+        found = await self._nodes.query(
             "CLUSTER",
             "SLOTS",
             wanted=f"a server of the cluster to name the primary of namespace {self.namespace!r} (slot {self._slot})",
             answer_of=self._primary_in,
+            login=login,
+            seconds=seconds,
             # The last owner of the slot knows first where it moved to.
             first=self._last,
         )
+        self._last = self._remap(found)
         return self._last
 
     def _primary_in(self, reply: Sequence[Any], asked: Node) -> Node | None:
         for first, last, (host, port, *_), *_ in reply:
             if first <= self._slot <= last and host != b"?":
-                # An empty host means the host that was queried.
+                # No host means: the one at which you have asked.
                 return Node(host.decode() if host else asked.host, port)
         return None
+
+
+def remap_of(address_remap: AddressRemap | None) -> Remap:
+    """Return the function that maps an announced address to one that can be reached.
+
+    Raises: InvalidSettings. The function raises LinkLost if the given one fails.
+    """
+    if address_remap is None:
+        return lambda node: node
+    if isinstance(address_remap, Mapping):
+        nodes = {_mapped(key, address_remap): _mapped(value, address_remap) for key, value in address_remap.items()}
+        return lambda node: nodes.get(node, node)
+    if not callable(address_remap):
+        raise InvalidSettings(
+            "expected address_remap to be a mapping such as {'10.0.0.5:6379': '127.0.0.1:7001'}, or a function, got "
+            f"{type(address_remap).__name__}"
+        )
+    function = address_remap
+
+    def remap(node: Node) -> Node:
+        problem = ""
+        try:
+            answer: tuple[object, object] = function((node.host, node.port))
+            host, port = answer
+            if isinstance(host, str) and isinstance(port, int):
+                return Node(host, port)
+            problem = f"got {type(host).__name__} and {type(port).__name__}"
+        except Exception as error:  # noqa: BLE001  (whatever the function raises, the next attempt calls it again)
+            problem = f"it raised {type(error).__name__}: {error}"
+        raise LinkLost(f"address_remap failed for {node}: expected it to return (host, port), {problem}")
+
+    return remap
+
+
+def _mapped(text: object, address_remap: Mapping[str, str]) -> Node:
+    with contextlib.suppress(ValueError):
+        if isinstance(text, str) and text.rpartition(":")[2].isdecimal():
+            return node_of(text, 0)
+    raise InvalidSettings(
+        f"expected address_remap to map host:port to host:port, as in {{'10.0.0.5:6379': '127.0.0.1:7001'}}, got "
+        f"{address_remap!r}; write each with its port"
+    )
 
 
 async def query(connection: "AbstractConnection", *command: str | int) -> Any:
