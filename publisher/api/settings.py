@@ -265,7 +265,8 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="http://…/{key}, the URL of a value in the source, as JSON. None: replicas are compared with "
-            "each other."
+            "each other.",
+            extra={"secret": True},
         ),
     ] = None
 

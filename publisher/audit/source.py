@@ -25,7 +25,10 @@ _READ_SECONDS: Final = 5.0
 def check_source_url(template: str) -> str:
     """Return `template` if it is http://… or https://… with {key} after the host. Raises: InvalidSettings."""
     if not _is_source_url(template):
-        raise InvalidSettings(f"expected http://…/{{key}}, with {{key}} behind the host, got {template!r:.200}")
+        raise InvalidSettings(
+            "expected http://…/{key}, with {key} behind the host and without user and password, got something else "
+            "(not shown, since it may contain a secret)"
+        )
     return template
 
 
@@ -53,7 +56,7 @@ def _is_source_url(template: str) -> bool:
     except ValueError:
         return False
     # A key may choose the path of the request, never its host.
-    return is_url and "{" not in url.netloc and "{key}" in url.path + "?" + url.query
+    return is_url and not {"{", "@"} & {*url.netloc} and "{key}" in url.path + "?" + url.query
 
 
 def _get(url: str) -> Any:

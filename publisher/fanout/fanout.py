@@ -10,6 +10,7 @@ import msgspec
 from ...shared.errors import BroadcacheError, InvalidSettings
 from ...shared.fanout_report import AddressOutcome, FanoutReport
 from ...shared.process.closing import Closing
+from ...shared.process.tokens import Tokens
 from ..telemetry.observer import UNOBSERVED, PublisherObserver
 from .addresses import Discovery
 from .broadcaster import Broadcast, Broadcaster, CallOutcome, HostMode, Limits, Request, Scheme
@@ -76,6 +77,8 @@ class Fanout(Closing):
     ) -> None:
         if not path.startswith("/") or not path.isascii():
             raise InvalidSettings(f"expected a percent-encoded path that begins with /, got {path!r:.100}")
+        if token is not None:
+            Tokens([token], variable="token", has_rights=False)
         self.service: Final = service
         policy = FanoutPolicy([f"{service}:{port}"], networks=networks)
         self._destination = policy.check("POST", service, str(port))

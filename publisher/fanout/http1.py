@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Sequence
 from typing import Final, cast
 
@@ -30,7 +31,9 @@ class Http1(asyncio.Protocol):
         try:
             self._request = self._serialized(method, target, headers, body)
         except h11.LocalProtocolError as error:
-            why = f"the request cannot be sent: {error}"
+            # The text quotes the header or the target, which may contain a token.
+            problem = re.split(r" b['\"]", str(error))[0]
+            why = f"the request cannot be sent: {problem}"
             raise NoResponse(why, result="failed", may_be_repeated=False) from None
         self.response: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
         self._answer_bytes_max = answer_bytes_max

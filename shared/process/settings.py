@@ -32,10 +32,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(self):
+            problem = ""
             try:
                 msgspec.convert(getattr(self, field.name), field.type)
             except msgspec.ValidationError as error:
-                raise _invalid(field, field.name, error, getattr(self, field.name)) from None
+                problem = str(error)
+            if problem:  # raised here, since the other error may quote the value
+                raise _invalid(field, field.name, problem, getattr(self, field.name))
+            if not _is_secret(field) and _has_password(getattr(self, field.name)):
+                # It would be shown: in `repr`, in errors, in logs.
+                raise InvalidSettings(
+                    f"{variable_of(field.name)}: expected no URL with a user and a password, got one (not shown); put "
+                    "it where it belongs, or leave it out"
+                )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={shown!r}' for name, shown in self.__rich_repr__())})"
@@ -89,26 +98,27 @@ def _converted(field: msgspec.structs.FieldInfo, text: str) -> object:
     value = _items(text) if _is_tuple(field.type) else text
     try:
         converted: object = msgspec.convert(value, field.type, strict=False)
+        return converted
     except msgspec.ValidationError as error:
-        raise _invalid(field, variable_of(field.name), error, text) from None
-    return converted
+        problem = str(error)
+    raise _invalid(field, variable_of(field.name), problem, text)
 
 
 def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",")]
 
 
-def _invalid(
-    field: msgspec.structs.FieldInfo, name: str, error: msgspec.ValidationError, got: object
-) -> InvalidSettings:
-    problem, _, place = str(error).partition(" - at ")
+def _invalid(field: msgspec.structs.FieldInfo, name: str, problem: str, got: object) -> InvalidSettings:
+    problem, _, place = problem.partition(" - at ")
     # The second half, "got `str`", is true of every variable: its value is more useful.
     expected = problem.partition(", got")[0].replace("`", "").replace("Expected", "expected")
     expected = expected.replace("bool", "true or false")
     choices = _choices(field.type)
     if choices:
         expected = f"expected one of {', '.join(map(str, choices))}"
-    got_text = "a secret value, which is not shown" if _is_secret(field) else repr(got)
+    got_text = repr(got)
+    if _is_secret(field) or _has_password(got):
+        got_text = "a secret value, which is not shown"
     index = re.search(r"\d+", place)
     where = f" as item {int(index[0]) + 1}" if index else ""
     return InvalidSettings(f"{name}: {expected}{where}, got {got_text}; {_remedy(field)}")
@@ -122,6 +132,13 @@ def _remedy(field: msgspec.structs.FieldInfo) -> str:
 
 def _is_secret(field: msgspec.structs.FieldInfo) -> bool:
     return any(isinstance(meta, msgspec.Meta) and (meta.extra or {}).get("secret") for meta in get_args(field.type))
+
+
+def _has_password(value: object) -> bool:
+    """Whether a value is a URL with user and password, or one that is misspelt so that it may be."""
+    if isinstance(value, str):
+        return "://" in value and "@" in value
+    return isinstance(value, tuple | list) and any(map(_has_password, value))
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:

@@ -190,9 +190,9 @@ def test_tokens_have_the_right_that_is_written_before_them() -> None:
         ({"NAMESPACES": "users,users"}, "AUDIT_NAMESPACES: expected each namespace once, got 'users,users'"),
         ({"SAMPLE": "0"}, "AUDIT_SAMPLE: expected float > 0.0, got '0'"),
         ({"SAMPLE": "1.1"}, "AUDIT_SAMPLE: expected float <= 1.0, got '1.1'"),
-        ({"SOURCE_URL": "file:///{key}"}, "AUDIT_SOURCE_URL: expected http://…/{key}, .* got 'file:///{key}'"),
-        ({"SOURCE_URL": "http://source/"}, "AUDIT_SOURCE_URL: .* got 'http://source/'"),
-        ({"SOURCE_URL": "http://{key}/"}, "AUDIT_SOURCE_URL: .* behind the host, got 'http://{key}/'"),
+        ({"SOURCE_URL": "file:///{key}"}, "AUDIT_SOURCE_URL: expected http://…/{key}, with"),
+        ({"SOURCE_URL": "http://source/"}, "AUDIT_SOURCE_URL: .* {key} behind the host"),
+        ({"SOURCE_URL": "http://{key}/"}, "AUDIT_SOURCE_URL: .* behind the host and without user and password"),
     ],
 )
 def test_an_audit_that_is_set_wrongly_is_refused(variables: dict[str, str], said: str) -> None:

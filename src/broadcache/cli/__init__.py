@@ -22,7 +22,9 @@ def main() -> None:
             raise
         _fail(f"this command needs the package {error.name}: {installation}", USAGE)
     except (InvalidNamespace, InvalidSettings, InvalidTarget) as error:
-        _fail(str(error), USAGE)
+        from .masking import masked
+
+        _fail(masked(str(error), sys.argv[1:]), USAGE)
     except BroadcacheError as error:
         _fail(str(error), FAILED)
 

@@ -10,6 +10,7 @@ from .demo.command import demo
 from .demo.replica import replica
 from .doctor import doctor
 from .fanout import fanout
+from .masking import MaskingGroup
 from .publish import publish
 from .replicas import replicas
 from .serve import serve
@@ -19,6 +20,7 @@ __all__ = ["app"]
 
 app: typer.Typer = typer.Typer(
     name="broadcache",
+    cls=MaskingGroup,
     help="Cache invalidation across replicas: one publish, every replica forgets.",
     epilog="Exit codes: 0 success, 1 failure, 2 wrong usage or a missing package, 130 interrupted.",
     no_args_is_help=True,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..shared.errors import InvalidSettings
 from ..shared.invalidation import DEFAULT_NAMESPACE
 from .exit_codes import FAILED, OK
 from .options import REDIS_URL, RedisUrl
@@ -53,6 +54,8 @@ def doctor(
     from ..publisher.doctor.rights import ROLES
     from .doctor_report import print_json, print_text
 
+    if "@" in fanout_service or "://" in fanout_service:
+        raise InvalidSettings("--fanout-service: expected service:port, got a URL (not shown); correct it")
     diagnosis = Diagnosis(
         redis_url,
         namespaces=namespace or [DEFAULT_NAMESPACE],

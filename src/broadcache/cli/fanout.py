@@ -129,7 +129,10 @@ def _content(body: str | None) -> bytes:
 def _header(text: str) -> tuple[bytes, bytes]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip() or not text.isascii() or not text.isprintable():
-        raise InvalidSettings(f"--header: expected NAME: VALUE in printable ASCII, got {text!r:.100}; correct it")
+        raise InvalidSettings(
+            "--header: expected NAME: VALUE in printable ASCII, got something else (not shown, since it may be "
+            "secret); correct it"
+        )
     return name.strip().encode(), value.strip().encode()
 
 

@@ -11,7 +11,8 @@ import pytest
 from tests.support.impostors import impostor, says_nothing
 from tests.support.receipts import position_of
 from tests.support.replicas import FAST, fill, new_cache, reached
-from tests.support.topologies import SERVICE, ClusterOfThree, asked, cluster_of_three, wait_until, watched
+from tests.support.topologies import SERVICE, ClusterOfThree, asked, cluster_of_three, watched
+from tests.support.waiting import wait_until
 
 from broadcache.publisher import Publisher
 from broadcache.shared import InvalidSettings, Keys, LinkLost
