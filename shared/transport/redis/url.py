@@ -156,6 +156,8 @@ def _read_servers(parts: tuple[str, str, str, str], kind: Kind, *, is_tls: bool)
     is_sentinel_tls = options.pop("sentinel_tls", is_tls)
     if is_sentinel_tls and not is_tls:
         raise ValueError("sentinel_tls belongs to rediss+sentinel: write rediss+sentinel, or leave sentinel_tls out")
+    if {"ssl_certfile", "ssl_keyfile"} & options.keys():
+        options.setdefault("ssl_password", "")  # without one, OpenSSL would ask for it on the terminal
     arguments = _arguments(user, database, options)
     if kind == "cluster" and arguments["db"]:
         raise ValueError("a cluster has one database: leave out what comes after the servers, and db")

@@ -1,8 +1,12 @@
 """Addresses: what can be written, and what is said about what cannot."""
 
+import fcntl
 import inspect
+import os
 import ssl
 import subprocess
+import sys
+import termios
 import traceback
 from pathlib import Path
 from typing import Any
@@ -204,8 +208,32 @@ def test_an_option_of_another_client_is_refused_with_what_to_use_instead(option:
 
 
 def test_a_key_with_a_password_that_is_not_given_is_no_question_on_the_terminal(tmp_path: Path) -> None:
-    key = tmp_path / "client.key"
-    command = ["openssl", "genrsa", "-aes128", "-passout", "pass:hunter2", "-out", str(key), "2048"]
+    key, certificate = tmp_path / "client.key", tmp_path / "client.crt"
+    subject = ["-subj", "/CN=client", "-passout", "pass:hunter2"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        *subject,
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
     subprocess.run(command, check=True, capture_output=True)
-    with pytest.raises(InvalidSettings, match="the TLS options cannot be used together"):
-        RedisAddress(f"rediss://127.0.0.1?ssl_certfile={key}&ssl_keyfile={key}")
+    url = f"rediss://127.0.0.1?ssl_certfile={certificate}&ssl_keyfile={key}"
+    program = f"from broadcache.shared.transport.redis.address import RedisAddress; RedisAddress({url!r})"
+    controller, terminal = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdin=terminal, stdout=terminal, stderr=subprocess.PIPE, text=True, timeout=30, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0) and None, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(controller)
+        os.close(terminal)
+    assert "the TLS options cannot be used together" in done.stderr
+    RedisAddress(f"{url}&ssl_password=hunter2")
