@@ -138,7 +138,7 @@ from broadcache.shared.transport.redis.address import RedisAddress
 from broadcache.shared.transport.redis.responses import packer_of, responses_of
 
 async def use():
-    connected = await RedisAddress(sys.argv[1]).connect("test")
+    connected = await RedisAddress(sys.argv[1]).connect("test", timeout_seconds=5)
     print(responses_of(connected.connection).push_type.__module__)
     print(packer_of(connected.connection)([("PING",)]))
     await connected.connection.disconnect()
@@ -362,13 +362,13 @@ class Expected(NamedTuple):
 
 
 WITH_ONLY_CLI = {
-    "audit": Expected(f"--seconds 1 --timeout-seconds 0.1 --redis-url {CLOSED}", 1, "expected a connection to"),
+    "audit": Expected(f"--seconds 1 --timeout-seconds 0.1 --redis-url {CLOSED}", 1, "cannot connect to"),
     "demo": Expected("--once", 2, "needs the package aiohttp: pip install 'broadcache[demo]'"),
-    "doctor": Expected(f"--timeout-seconds 0.1 --redis-url {CLOSED} --json", 1, "expected a connection to"),
+    "doctor": Expected(f"--timeout-seconds 0.1 --redis-url {CLOSED} --json", 1, "cannot connect to"),
     "fanout": Expected("replicas.test 80", 2, "which is not installed: pip install 'broadcache[fanout]'"),
-    "publish": Expected(f"--key key --timeout-seconds 0.1 --redis-url {CLOSED}", 1, "expected a connection to"),
+    "publish": Expected(f"--key key --timeout-seconds 0.1 --redis-url {CLOSED}", 1, "cannot connect to"),
     "replica": Expected("--source products.db", 2, "needs the package fastapi: pip install 'broadcache[publisher]'"),
-    "replicas": Expected(f"--timeout-seconds 0.1 --redis-url {CLOSED}", 1, "expected a connection to"),
+    "replicas": Expected(f"--timeout-seconds 0.1 --redis-url {CLOSED}", 1, "cannot connect to"),
     "serve": Expected("", 2, "needs the package fastapi: pip install 'broadcache[publisher]'"),
 }
 """All but `watch`, which does not end."""
@@ -392,7 +392,7 @@ def test_watch_with_only_the_cli_waits_for_redis(only_cli: Installation, tmp_pat
     ) as process:
         assert process.stderr is not None
         try:
-            assert "trying again" in process.stderr.readline()
+            assert "retrying" in process.stderr.readline()
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 130
         finally:

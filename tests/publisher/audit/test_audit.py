@@ -475,7 +475,7 @@ async def test_an_audit_from_a_shell_where_nobody_is_ends_with_1(own_server: Emb
             await asyncio.sleep(0.05)
     finished = await audit
     assert finished.returncode == 1
-    assert "when no replica was there" in finished.stdout
+    assert "no replica was registered" in finished.stdout
 
 
 def test_an_audit_that_is_typed_wrongly_ends_with_2() -> None:
