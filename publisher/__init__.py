@@ -37,6 +37,11 @@ _MODULE_OF: Final = {
     "Inconsistency": ".audit.stats",
 }
 
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 if TYPE_CHECKING:
     Teller: TypeAlias = InvalidationSender
 else:

@@ -5,4 +5,11 @@ from typing import Any
 
 from ..shared.process.renamed import moved_to
 
-__getattr__: Callable[[str], Any] = moved_to("broadcache.publisher.doctor.diagnosis", __name__)
+__getattr__: Callable[[str], Any] = moved_to(
+    "broadcache.publisher.doctor.diagnosis",
+    __name__,
+    elsewhere={
+        "Discover": "broadcache.publisher.doctor.fanout_check",
+        "look_up": "broadcache.publisher.doctor.fanout_check",
+    },
+)

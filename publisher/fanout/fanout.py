@@ -10,6 +10,7 @@ import msgspec
 from ...shared.errors import BroadcacheError, InvalidSettings
 from ...shared.fanout_report import AddressOutcome, FanoutReport
 from ...shared.process.closing import Closing
+from ...shared.process.renamed import renamed
 from ...shared.process.tokens import Tokens
 from ..telemetry.observer import UNOBSERVED, PublisherObserver
 from .addresses import Discovery
@@ -103,6 +104,11 @@ class Fanout(Closing):
     async def close(self) -> None:
         """Wait for the calls under way. Closing twice is harmless."""
         await self.broadcaster.close()
+
+    @renamed("Fanout.send")
+    async def tell(self, frames: Sequence[bytes]) -> FanoutReport:
+        """The old name of `send`, until 0.2."""
+        return await self.send(frames)
 
     async def send(self, frames: Sequence[bytes]) -> FanoutReport:
         """POST each of `frames`, those of one invalidation, to every replica.

@@ -1,11 +1,13 @@
 """How an invalidation reaches the replicas: through the log in Redis, by HTTP to each of them, or both."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias
 
+from ...shared.errors import InvalidSettings
 from ...shared.fanout_report import AddressOutcome, FanoutReport
+from ...shared.process.renamed import warn_of_rename
 
-__all__ = ["AddressOutcome", "Delivery", "FanoutReport", "InvalidationSender"]
+__all__ = ["AddressOutcome", "Delivery", "FanoutReport", "InvalidationSender", "sender_of"]
 
 Delivery: TypeAlias = Literal["redis", "fanout", "redis-then-fanout", "both"]
 """`redis`: through the log alone. `fanout`: by HTTP alone, and into no log. `redis-then-fanout`: by HTTP as well when
@@ -30,3 +32,44 @@ class InvalidationSender(Protocol):
         Raises: nothing. The report has every failure.
         """
         ...
+
+
+def sender_of(fanout: object) -> InvalidationSender:
+    """Return `fanout` as a sender. One that has the old `tell` instead of `send` works until 0.2, with a warning.
+
+    Raises: InvalidSettings when it can send nothing.
+    """
+    kind = type(fanout)
+    if not (hasattr(kind, "__aenter__") and hasattr(kind, "close")):
+        raise InvalidSettings(_expected_of(fanout))
+    if callable(send := getattr(kind, "send", None)) and send is not InvalidationSender.send:
+        return fanout  # type: ignore[return-value]
+    if not callable(getattr(kind, "tell", None)):
+        raise InvalidSettings(_expected_of(fanout))
+    warn_of_rename(f"{kind.__name__}.tell", "send", stacklevel=4)
+    return _OldSender(fanout)
+
+
+class _OldSender:
+    """A sender whose method still has its old name, `tell`."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender: Final = sender
+
+    async def __aenter__(self) -> Self:
+        await self._sender.__aenter__()
+        return self
+
+    async def close(self) -> None:
+        await self._sender.close()
+
+    async def send(self, frames: Sequence[bytes]) -> FanoutReport:
+        report: FanoutReport = await self._sender.tell(frames)
+        return report
+
+
+def _expected_of(fanout: object) -> str:
+    return (
+        f"fanout: expected an object with __aenter__, close and send, such as Fanout(service, port), got "
+        f"{type(fanout).__name__}"
+    )

@@ -23,6 +23,7 @@ from ...shared.invalidation import (
 )
 from ...shared.presence import ReplicaPresence
 from ...shared.process.closing import Closing
+from ...shared.process.renamed import renamed, warn_of_rename
 from ...shared.question import Question, counting
 from ...shared.receipt import Receipt
 from ...shared.telemetry.tracing import is_set_up, publishing
@@ -37,7 +38,7 @@ from .backlog import Pending
 from .calls import Calls, without_log
 from .confirmations import Confirmations
 from .confirming import Confirming
-from .delivery import Delivery, InvalidationSender
+from .delivery import Delivery, InvalidationSender, sender_of
 from .preview import Preview
 from .questions import Answers, Questions
 from .retry_queue import RETRY_QUEUE_NAMES_MAX, RetryQueue
@@ -64,7 +65,7 @@ class Publisher(Closing):
     Units:  `timeout_seconds` limits one `publish` with all its retries. `log_length` is about how many invalidations
             of a namespace the log keeps for replicas that were away. `fallback_after_seconds` is how long a publish
             waits for Redis before the fan-out begins, at most half of `timeout_seconds`. `retry_queue_names_max` is how
-            many names, over all namespaces, may wait to be logged.
+            many names, over all namespaces, may wait to be logged; `outbox_names_max` is its old name, until 0.2.
     Raises: InvalidSettings.
     """
 
@@ -84,7 +85,11 @@ class Publisher(Closing):
         observer: PublisherObserver = UNOBSERVED,
         credentials: Credentials = None,
         address_remap: AddressRemap | None = None,
+        outbox_names_max: int | None = None,
     ) -> None:
+        if outbox_names_max is not None:
+            warn_of_rename("outbox_names_max", "retry_queue_names_max", stacklevel=3)
+            retry_queue_names_max = outbox_names_max
         if not 0 < timeout_seconds <= 3_600:
             raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
         if log_length < 1:
@@ -100,7 +105,7 @@ class Publisher(Closing):
         self.delivery: Final = delivery
         self.observer: PublisherObserver = observer
         address = None if url is None else RedisAddress(url, credentials=credentials, address_remap=address_remap)
-        self._fanout = fanout
+        self._fanout = None if fanout is None else sender_of(fanout)
         self._fallback_after_seconds = min(fallback_after_seconds, timeout_seconds / 2)
         self._retry_queue_names_max = retry_queue_names_max
         self._second_path: SecondPath | None = None
@@ -133,6 +138,12 @@ class Publisher(Closing):
     def has_log(self) -> bool:
         """Whether the publisher has a log. With delivery "fanout" it may do without Redis."""
         return self._confirmations is not None
+
+    @property
+    @renamed("Publisher.retry_queue_length")
+    def outbox_length(self) -> int:
+        """The old name of `retry_queue_length`, until 0.2."""
+        return self.retry_queue_length
 
     @property
     def retry_queue_length(self) -> int:
@@ -295,6 +306,13 @@ class Publisher(Closing):
         return await Questions(self._confirmations, self._calls, self._registries).query(
             namespace, questions, timeout_seconds
         )
+
+    @renamed("Publisher.query")
+    async def ask(
+        self, *questions: Question, namespace: str = DEFAULT_NAMESPACE, timeout_seconds: float = 1.0
+    ) -> Answers:
+        """The old name of `query`, until 0.2."""
+        return await self.query(*questions, namespace=namespace, timeout_seconds=timeout_seconds)
 
     def _deliver(self, pending: Pending) -> Awaitable[Receipt]:
         return self._log_alone(pending) if self._second_path is None else self._second_path.deliver(pending)

@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 
 from broadcache.cli.demo.catalogue import CatalogueSource
 from broadcache.cli.demo.child import Child, ChildFailed
-from broadcache.cli.demo.fleet import Drop, Fleet, Invalidated, Read, Replica
+from broadcache.cli.demo.fleet import Fleet, Invalidated, MeasuredDrop, Read, Replica
 from broadcache.cli.demo.story import Row, Story
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -98,8 +98,8 @@ class _DeafReplica(Replica):
     async def status(self) -> tuple[str, int]:
         return "coherent", 1
 
-    async def drop_of(self, invalidated: Invalidated) -> Drop | None:
-        return Drop(invalidated.id, invalidated.sent_at_ns + 1)
+    async def drop_of(self, invalidated: Invalidated) -> MeasuredDrop | None:
+        return MeasuredDrop(invalidated.id, invalidated.sent_at_ns + 1)
 
 
 class _BrokenFleet(Fleet):

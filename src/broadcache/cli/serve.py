@@ -21,6 +21,10 @@ def serve(
     embedded: Annotated[
         bool, typer.Option("--embedded", help="Start a Valkey server on this machine instead; it persists nothing.")
     ] = False,
+    embedded_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65_535, help="The port of that server; implies --embedded.", show_default="a free one"),
+    ] = None,
     token: Annotated[
         list[str] | None,
         typer.Option(help="TOKEN, rw:TOKEN or ro:TOKEN (GET only). May be repeated. Safer in BROADCACHE_TOKENS."),
@@ -36,15 +40,16 @@ def serve(
     from ..shared.errors import InvalidSettings
     from ..shared.process.settings import read_settings
 
+    embedded = embedded or embedded_port is not None
     if embedded and redis_url is not None:
-        raise InvalidSettings("expected --redis-url or --embedded, got both; leave one out")
+        raise InvalidSettings("expected --redis-url or an embedded server, got both; leave one out")
     if fanout_only and (embedded or redis_url is not None):
-        raise InvalidSettings("--fanout-only uses no Redis: leave out --redis-url and --embedded")
+        raise InvalidSettings("--fanout-only uses no Redis: leave out --redis-url, --embedded and --embedded-port")
     with ExitStack() as stack:
         if embedded:
             from ..shared.transport.redis.embedded import EmbeddedServer
 
-            redis_url = stack.enter_context(EmbeddedServer()).url
+            redis_url = stack.enter_context(EmbeddedServer(port=embedded_port)).url
             print(f"embedded server at {redis_url}", flush=True)
         kind: type[FanoutSettings] = FanoutSettings if fanout_only else ApiSettings
         settings = read_settings(

@@ -17,7 +17,7 @@ from ...shared.transport.redis.embedded import EmbeddedServer
 from .catalogue import Catalogue, CatalogueSource, key_of
 from .child import Child
 
-__all__ = ["PRODUCT_ID", "Drop", "Fleet", "Invalidated", "Read", "Replica", "RequestFailed", "running_fleet"]
+__all__ = ["PRODUCT_ID", "Fleet", "Invalidated", "MeasuredDrop", "Read", "Replica", "RequestFailed", "running_fleet"]
 
 PRODUCT_ID: Final = 1
 SUBSCRIBED_COUNT: Final = 3
@@ -40,7 +40,7 @@ class Read(NamedTuple):
     from_cache: bool
 
 
-class Drop(NamedTuple):
+class MeasuredDrop(NamedTuple):
     """The invalidation that a replica applied last, and when, in ns of the clock that all processes here share."""
 
     id: str
@@ -122,7 +122,7 @@ class Replica(_Http):
             await asyncio.sleep(_POLL_SECONDS)
         return False
 
-    async def drop_of(self, invalidated: Invalidated) -> Drop | None:
+    async def drop_of(self, invalidated: Invalidated) -> MeasuredDrop | None:
         """Wait until the replica has applied this invalidation; None if it has not within _DROP_SECONDS_MAX."""
         deadline = time.monotonic() + _DROP_SECONDS_MAX
         # An immediate request would compete for the processor with the measured apply.
@@ -130,7 +130,7 @@ class Replica(_Http):
         while time.monotonic() < deadline:
             answer = await self.request("GET", "/demo/last-drop")
             if answer["id"] == invalidated.id:
-                return Drop(answer["id"], answer["applied_at_ns"])
+                return MeasuredDrop(answer["id"], answer["applied_at_ns"])
             await asyncio.sleep(0.005)
         return None
 
