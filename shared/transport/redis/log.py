@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from ...errors import IdempotencyConflict, MalformedFrame
+from ...errors import IdempotencyConflict, LogRefused, MalformedFrame
 from ...invalidation import Anchor, Invalidation, Position, new_id
 from ...receipt import Receipt
 from ...wire import decode, digest_of, encode_tails
@@ -111,8 +111,9 @@ async def append(
             another invalidation. Only a hash of the scope is written to Redis.
     Units:  `receipt_seconds` is how long the id is remembered, and so how long a retry is safe.
     Raises: LinkLost when it is not known whether it was logged: call again with the same invalidation.
-            LogRefused when Redis refused; NotPrimary, a LogRefused, when another server may accept it;
-            IdempotencyConflict when the id was used for other targets.
+            LogRefused when Redis refused, and nothing was logged. Redis 6 can refuse the message alone: the text then
+            says that it is in the log, and a repeat is not logged again. NotPrimary, a LogRefused, when another server
+            may accept it; IdempotencyConflict when the id was used for other targets.
     """
     names = names_of(invalidation.namespace)
     fingerprint = _fingerprint_of(invalidation)
@@ -129,11 +130,17 @@ async def append(
         answer = await _run(link, _APPEND, (names.head, names.log, _receipt_key(names, invalidation, scope)), arguments)
     except Refused as refusal:
         raise _refused(f"log an invalidation of {invalidation.namespace!r}", refusal) from refusal
-    epoch, sequence, receivers, is_repeat, fingerprint_before = answer
+    epoch, sequence, receivers, is_repeat, fingerprint_before, *unpublished = answer
     if fingerprint_before.decode() != fingerprint:
         raise IdempotencyConflict(
             f"the id {invalidation.id!r} was used before for other targets; "
             "use a new id, or repeat the first request unchanged"
+        )
+    if unpublished:
+        raise LogRefused(
+            f"expected Redis to publish the invalidation {invalidation.id!r} of {invalidation.namespace!r}, got: "
+            f"{unpublished[0].decode(errors='replace')}. It is in the log, at sequence {sequence}, and replicas find "
+            f"it with their next echo; give the user the right to publish on the channel {names.channel}"
         )
     return Receipt(
         invalidation.id, invalidation.namespace, Position(epoch.decode(), sequence), receivers, bool(is_repeat)
