@@ -11,13 +11,17 @@ from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link
 from .kept_link import KeptLinks
 
-__all__ = ["Calls", "without_log"]
+__all__ = ["Calls", "NotConnected", "without_log"]
 
 T = TypeVar("T")
 
 _CALL_TIMEOUT_SECONDS_MAX: Final = 1.0
 _BACKOFF_SECONDS_MIN: Final = 0.04
 _BACKOFF_SECONDS_MAX: Final = 0.5
+
+
+class NotConnected(LinkLost):
+    """No connection came about, so nothing was sent, and nothing was logged."""
 
 
 class Calls:
@@ -70,9 +74,17 @@ class Calls:
         """Do `work`, again over a new link after LinkLost or NotPrimary, until there is a result or the time is up.
 
         Shape:  `on_failure` is called after each failed attempt.
-        Raises: LinkLost; LogRefused; NotPrimary; InvalidSettings when not open, or without a log.
+        Raises: LinkLost, which is NotConnected when nothing was sent; LogRefused; NotPrimary; InvalidSettings when not
+                open, or without a log.
         """
         self.check_is_open()
+        was_sent = False
+
+        async def sent(link: Link) -> T:
+            nonlocal was_sent
+            was_sent = True
+            return await work(link)
+
         lost: LinkLost | None = None
         refused: NotPrimary | None = None
         failures = 0
@@ -80,15 +92,16 @@ class Calls:
             async with asyncio.timeout(self._timeout_seconds):
                 while True:
                     if not self.is_open:
-                        raise LinkLost("the publisher was closed during the call")
+                        closed = "the publisher was closed during the call"
+                        raise LinkLost(closed) if was_sent else NotConnected(closed)
                     try:
-                        return await self.once(namespace, work)
+                        return await self.once(namespace, sent)
                     except LinkLost as error:
                         lost = error
                     except NotPrimary as error:
                         refused = error
                     except LogRefused as error:
-                        if lost is None:
+                        if lost is None or not was_sent:
                             raise
                         raise _both(lost, error) from error
                     if on_failure is not None:
@@ -103,9 +116,12 @@ class Calls:
                         )
                     )
         except TimeoutError:
-            if lost is not None and refused is not None:
+            if was_sent and lost is not None and refused is not None:
                 raise _both(lost, refused) from None
-            raise lost or refused or LinkLost(f"no answer from {self._label}") from None
+            error = lost or refused or LinkLost(f"no answer from {self._label}")
+            if not was_sent and isinstance(error, LinkLost):
+                error = NotConnected(str(error))
+            raise error from None
 
     async def once(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
         """Do `work` once. A link that is silent, or leads to a server that is no primary, is closed.

@@ -35,7 +35,7 @@ from ..history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
 from ..history.since import unix_ms_of
 from ..telemetry.observer import UNOBSERVED, PublisherObserver, observed
 from .backlog import Pending
-from .calls import Calls, without_log
+from .calls import Calls, NotConnected, without_log
 from .confirmations import Confirmations
 from .confirming import Confirming
 from .delivery import Delivery, InvalidationSender, sender_of
@@ -153,7 +153,7 @@ class Publisher(Closing):
     async def close(self, *, last_attempt_seconds: float = 1.0) -> None:
         """Stop calls under way and close the connection. Closing twice, or before entering, is harmless.
 
-        A fan-out that has begun is awaited. What is in the retry queue is tried once more, for up to
+        A fan-out that has begun is awaited, for 20 s at most. What is in the retry queue is tried once more, for up to
         `last_attempt_seconds`; what is left then is lost, and logged as an error.
         """
         self._calls.stop_retries()
@@ -321,6 +321,11 @@ class Publisher(Closing):
         """Log it, and explain in LinkLost how to continue: no other path delivers it."""
         try:
             return await self._log(pending)
+        except NotConnected as error:
+            raise NotConnected(
+                f"Redis could not be reached within {self._timeout_seconds:g} s, and nothing was logged: publish again "
+                f"when it is back. Last: {error}"
+            ) from error
         except LinkLost as error:
             raise LinkLost(
                 f"Redis did not acknowledge the invalidation within {self._timeout_seconds:g} s; it may have been "

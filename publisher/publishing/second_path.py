@@ -19,6 +19,11 @@ __all__ = ["Log", "SecondPath"]
 Log: TypeAlias = Callable[[Pending, Callable[[], None]], Coroutine[Any, Any, Receipt]]
 """Logs an invalidation, with all retries of a publish. Calls the second argument after each failed attempt."""
 
+FANOUT_SECONDS_MAX: Final = 20.0
+"""How long `close` waits for senders. With its default limits, a fan-out of ours ends in about 14 s."""
+_CANCELLED_SECONDS_MAX: Final = 1.0
+"""How long a sender that was cancelled may take to end."""
+
 logger: logging.Logger = logging.getLogger("broadcache.publisher")
 
 
@@ -26,6 +31,7 @@ class SecondPath:
     """Delivers through the log and by HTTP. It owns the deliveries under way: a fan-out that has begun is completed.
 
     Units:  `fallback_after_seconds` is how long a delivery waits for Redis before its fan-out begins.
+            `fanout_seconds_max` is how long `close` waits for fan-outs: then their sender is cancelled.
     """
 
     def __init__(
@@ -36,12 +42,14 @@ class SecondPath:
         log: Log,
         retry_queue: RetryQueue,
         fallback_after_seconds: float,
+        fanout_seconds_max: float = FANOUT_SECONDS_MAX,
     ) -> None:
         self.delivery: Final = delivery
         self.sender: Final = sender
         self.log: Final = log
         self.retry_queue: Final = retry_queue
         self.fallback_after_seconds: Final = fallback_after_seconds
+        self.fanout_seconds_max: Final = fanout_seconds_max
         self._under_way: dict[asyncio.Task[Receipt], _UnderWay] = {}
 
     async def deliver(self, pending: Pending) -> Receipt:
@@ -60,17 +68,49 @@ class SecondPath:
         return task.result()
 
     async def close(self, last_attempt_seconds: float) -> None:
-        """Wait for the fan-outs that have begun, then flush the retry queue once. Closing twice is harmless."""
+        """Wait for the fan-outs that have begun, then flush the retry queue once. Closing twice is harmless.
+
+        A sender that does not return within `fanout_seconds_max` is cancelled: what it was sending goes to the retry
+        queue. One that ignores even this is left behind, and logged as an error.
+        """
         try:
             for under_way in self._under_way.values():
                 under_way.stop_logging()
-            while self._under_way:
-                await asyncio.wait(list(self._under_way))
+            await self._end_fanouts()
         finally:
             try:
                 await self.retry_queue.close(last_attempt_seconds)
             finally:
-                await self.sender.close()
+                await self._close_sender()
+
+    async def _end_fanouts(self) -> None:
+        if self._under_way:
+            await asyncio.wait(list(self._under_way), timeout=self.fanout_seconds_max)
+        if self._under_way:
+            logger.error(
+                "%d fan-outs had not ended %g s after the publisher began to close: they are cancelled; `send` of an "
+                "InvalidationSender must return in bounded time",
+                len(self._under_way),
+                self.fanout_seconds_max,
+            )
+            for under_way in self._under_way.values():
+                under_way.give_up(self.fanout_seconds_max)
+            await asyncio.wait(list(self._under_way), timeout=_CANCELLED_SECONDS_MAX)
+        if self._under_way:
+            logger.error("%d fan-outs ignore their cancellation, and are left behind", len(self._under_way))
+
+    async def _close_sender(self) -> None:
+        closing = asyncio.ensure_future(self.sender.close())
+        try:
+            await asyncio.wait([closing], timeout=self.fanout_seconds_max)
+        finally:
+            if not closing.done():
+                closing.cancel()
+                await asyncio.wait([closing], timeout=_CANCELLED_SECONDS_MAX)
+        if closing.done() and not closing.cancelled():
+            closing.result()
+        else:
+            logger.error("%r had not closed after %g s, and was cancelled", self.sender, self.fanout_seconds_max)
 
     def _forget(self, task: asyncio.Task[Receipt]) -> None:
         under_way = self._under_way.pop(task)
@@ -87,6 +127,7 @@ class _UnderWay:
         self.fanout: asyncio.Task[FanoutReport] | None = None
         self._path = path
         self._pending = pending
+        self._given_up_after: float | None = None
 
     async def run(self) -> Receipt:
         raise NotImplementedError
@@ -94,15 +135,25 @@ class _UnderWay:
     def stop_logging(self) -> None:
         """Stop trying to log it: the publisher closes."""
 
+    def give_up(self, seconds: float) -> None:
+        """Cancel a fan-out that has not ended within this time. Its report says so."""
+        self._given_up_after = seconds
+        if self.fanout is not None:
+            self.fanout.cancel()
+
     def _fan_out(self) -> asyncio.Task[FanoutReport]:
         return asyncio.create_task(self._send(), name="broadcache publisher fan-out")
 
     async def _send(self) -> FanoutReport:
         try:
             return await self._path.sender.send(encode_unsequenced(self._pending.invalidation))
+        except asyncio.CancelledError:
+            if self._given_up_after is None:
+                raise
+            return _report_of(f"the publisher closed, and the fan-out had not ended {self._given_up_after:g} s later")
         except Exception as error:  # a user's sender may raise, and the invalidation must reach the retry queue anyway
             logger.exception("the fan-out of invalidation %s failed", self._pending.invalidation.id)
-            return _report_of_mistake(error)
+            return _report_of(f"{type(error).__name__}: {error}")
 
     def _receipt(self, report: FanoutReport, *, pending: bool) -> Receipt:
         invalidation = self._pending.invalidation
@@ -203,16 +254,16 @@ def _not_delivered(
     )
     details = "; ".join(f"{path}: {detail}" for path, detail in reasons)
     return NotDelivered(
-        f"the invalidation was neither logged nor applied by every replica: {outlook} with id={invalidation.id!r}, "
-        f"which is harmless. {details}",
+        f"the invalidation was neither acknowledged by Redis nor applied by every replica: {outlook} with "
+        f"id={invalidation.id!r}, which is harmless. {details}",
         reasons=reasons,
         report=report,
         is_pending=is_pending,
     )
 
 
-def _report_of_mistake(error: Exception) -> FanoutReport:
-    """Return a report for a sender that raised, which senders must not."""
+def _report_of(problem: str) -> FanoutReport:
+    """Return a report for a sender that raised or did not return, which senders must not."""
     return FanoutReport(
         service="?",
         total=0,
@@ -222,5 +273,5 @@ def _report_of_mistake(error: Exception) -> FanoutReport:
         discovery=None,
         elapsed_ms=0.0,
         outcomes=(),
-        problem=f"{type(error).__name__}: {error}",
+        problem=problem,
     )
