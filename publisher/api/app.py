@@ -272,8 +272,8 @@ class _Api:
             id = id_of(scope, body.namespace, idempotency_key)
         try:
             confirm = body.confirmation()
-        except InvalidSettings:
-            raise Problem(INVALIDATION_INVALID, errors=body.flaws()) from None
+        except InvalidSettings as error:
+            raise _invalid_request(body, error) from None
         try:
             receipt = await self._publisher.publish(
                 *body.targets(),
@@ -284,8 +284,8 @@ class _Api:
                 receipt_seconds=self._settings.idempotency_seconds if idempotency_key else None,
                 confirm=confirm,
             )
-        except (InvalidTarget, InvalidNamespace):
-            raise Problem(INVALIDATION_INVALID, errors=body.flaws()) from None
+        except (InvalidTarget, InvalidNamespace) as error:
+            raise _invalid_request(body, error) from None
         is_replayed = idempotency_key is not None and receipt.is_repeat
         headers = {"Idempotency-Replayed": "true"} if is_replayed else None
         is_confirmed = receipt.confirmation is None or receipt.confirmation.is_complete
@@ -375,6 +375,12 @@ def _position_of(id: str | None, where: str) -> Position | None:
     if position is None:
         raise _invalid("last_event_id", f"expected the id of an event, EPOCH:SEQUENCE, got {id!r:.100} at {where}")
     return position
+
+
+def _invalid_request(body: PublishRequest, error: Exception) -> Problem:
+    """Return the problem of a request that the publisher has rejected with this error."""
+    flaws = body.flaws()
+    return Problem(INVALIDATION_INVALID, "" if flaws else str(error), errors=flaws)
 
 
 def _invalid(parameter: str, detail: str) -> Problem:

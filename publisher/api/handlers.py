@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from ...shared.errors import IdempotencyConflict, LinkLost, LogRefused, NotDelivered
+from ..publishing.calls import NotConnected
 from .documents.problems import (
     IDEMPOTENCY_CONFLICT,
     INTERNAL_ERROR,
@@ -43,10 +44,14 @@ def add_problem_handlers(app: FastAPI) -> None:
         return problem_response(Problem(IDEMPOTENCY_CONFLICT))
 
     async def unreachable(request: Request, error: LinkLost) -> Response:
+        result = (
+            f"Redis could not be reached for {_line_of(request)}: nothing was accepted"
+            if isinstance(error, NotConnected)
+            else f"Redis did not answer in time for {_line_of(request)}: it is not known whether anything was accepted"
+        )
         problem = Problem(
             LOG_UNREACHABLE,
-            f"Redis did not answer in time for {_line_of(request)}: it is not known whether anything was accepted; "
-            "send the request again, a POST with the same Idempotency-Key if it has one",
+            f"{result}; send the request again, a POST with the same Idempotency-Key if it has one",
             reasons=(Reason(path="redis", detail=str(error.__cause__ or error)),),
             headers=_RETRY_AFTER,
         )
@@ -55,8 +60,8 @@ def add_problem_handlers(app: FastAPI) -> None:
     async def refused(request: Request, error: LogRefused) -> Response:
         problem = Problem(
             LOG_REFUSED,
-            f"Redis refused {_line_of(request)}, nothing was accepted; send the request again after the operator has "
-            "fixed the cause, which is in `reasons`",
+            f"Redis refused {_line_of(request)}, and nothing was accepted unless `reasons` says so; send the request "
+            "again, with the same Idempotency-Key if it has one, after the operator has fixed the cause in `reasons`",
             reasons=(Reason(path="redis", detail=str(error)),),
             headers=_RETRY_AFTER,
         )
@@ -66,8 +71,8 @@ def add_problem_handlers(app: FastAPI) -> None:
         outlook = "it waits to be logged until Redis is back" if error.is_pending else "it is not retried"
         problem = Problem(
             NOT_DELIVERED,
-            f"the invalidation was neither logged nor applied by every replica, {outlook}; send the request again, "
-            "with the same Idempotency-Key if it has one",
+            f"the invalidation was neither acknowledged by Redis nor applied by every replica, {outlook}; send the "
+            "request again, with the same Idempotency-Key if it has one",
             reasons=tuple(Reason(path=path, detail=detail) for path, detail in error.reasons),
             headers=_RETRY_AFTER,
         )

@@ -42,12 +42,16 @@ __all__ = [
 
 
 class Kind(NamedTuple):
-    """One kind of problem: its name in `type`, its status, its title, and the detail of its example."""
+    """One kind of problem: its name in `type`, its status, its title, and the detail of its example.
+
+    Shape:  `is_fixed` is whether every problem of this kind has the detail of the example: it then has no made-up data.
+    """
 
     name: str
     status: int
     title: str
     example: str
+    is_fixed: bool = False
 
     @property
     def type(self) -> str:
@@ -81,8 +85,9 @@ class ProblemDocument(BasicProblem, frozen=True, kw_only=True, omit_defaults=Tru
 class Problem(Exception):
     """Raised where a request cannot be processed; `problem_response` turns it into the response.
 
-    Shape:  `detail` says expected, got, where and what to do; by default it is that of the first of `errors`, or the
-            example of the kind. `rule` is the name of the rule that forbids a broadcast.
+    Shape:  `detail` says expected, got, where and what to do; by default it is that of the first of `errors`, the
+            fixed text of the kind, or its title, and never the example of another request. `rule` is the name of the
+            rule that forbids a broadcast.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class Problem(Exception):
             type=kind.type,
             title=kind.title,
             status=kind.status,
-            detail=detail or (errors[0].detail if errors else kind.example),
+            detail=detail or (errors[0].detail if errors else kind.example if kind.is_fixed else f"{kind.title}."),
             errors=errors,
             reasons=reasons,
             rule=rule,
@@ -145,6 +150,7 @@ LOG_MISSING: Final = Kind(
     404,
     "The publisher has no log",
     'a publisher with delivery="fanout" keeps no log, and the log is needed here; use another delivery',
+    is_fixed=True,
 )
 METHOD_NOT_ALLOWED: Final = Kind(
     "method-not-allowed", 405, "The path does not have this method", "expected GET, POST, got DELETE at /invalidations"
@@ -178,12 +184,14 @@ IDEMPOTENCY_CONFLICT: Final = Kind(
     422,
     "The Idempotency-Key was used for another request",
     "this Idempotency-Key was first used with other targets; use a new key, or repeat the first request unchanged",
+    is_fixed=True,
 )
 INTERNAL_ERROR: Final = Kind(
     "internal-error",
     500,
     "Internal error",
     "the publisher failed to process this request, and it is not known whether it took effect; see the publisher's log",
+    is_fixed=True,
 )
 LOG_UNREACHABLE: Final = Kind(
     "log-unreachable",
@@ -196,8 +204,8 @@ LOG_REFUSED: Final = Kind(
     "log-refused",
     503,
     "Redis refused the command",
-    "Redis refused POST /invalidations, nothing was accepted; send the request again after the operator has fixed the "
-    "cause, which is in `reasons`",
+    "Redis refused POST /invalidations, and nothing was accepted unless `reasons` says so; send the request again, "
+    "with the same Idempotency-Key if it has one, after the operator has fixed the cause in `reasons`",
 )
 FANOUT_REFUSED: Final = Kind(
     "fanout-refused",
@@ -241,13 +249,14 @@ BROADCAST_LOOP: Final = Kind(
     "The broadcast has returned to a fan-out",
     "the Via header says that a fan-out has sent this request, and it would return here for ever; make the "
     "service point at replicas, not at a fan-out",
+    is_fixed=True,
 )
 NOT_DELIVERED: Final = Kind(
     "not-delivered",
     503,
     "The invalidation was not delivered",
-    "the invalidation was neither logged nor applied by every replica, it waits to be logged until Redis is back; send "
-    "the request again, with the same Idempotency-Key if it has one",
+    "the invalidation was neither acknowledged by Redis nor applied by every replica, it waits to be logged until "
+    "Redis is back; send the request again, with the same Idempotency-Key if it has one",
 )
 STREAMS_EXHAUSTED: Final = Kind(
     "streams-exhausted",
