@@ -118,10 +118,8 @@ class Calls:
         except TimeoutError:
             if was_sent and lost is not None and refused is not None:
                 raise _both(lost, refused) from None
-            error = lost or refused or LinkLost(f"no answer from {self._label}")
-            if not was_sent and isinstance(error, LinkLost):
-                error = NotConnected(str(error))
-            raise error from None
+            failure = lost or refused or LinkLost(f"no answer from {self._label}")
+            raise (failure if was_sent or isinstance(failure, NotPrimary) else NotConnected(str(failure))) from None
 
     async def once(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
         """Do `work` once. A link that is silent, or leads to a server that is no primary, is closed.

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import BroadcacheError
+from .bodies import UnfinishedBodies
 from .extras import check_installed
 from .logs import LogFormat, set_up_logging
 
@@ -73,12 +74,15 @@ def new_server(
     takes_any_method: bool = False,
     end_streams: Callable[[], Awaitable[None]] | None = None,
 ) -> "Server":
-    """Return a server for the ASGI application `app`. On shutdown, requests have five seconds to end.
+    """Return a server for the ASGI application `app`. On shutdown, requests have five seconds to end; those
+    whose body is not complete are answered 503 at once.
 
     Shape:  `on_ready` is called when the server accepts requests. `end_streams` is awaited when the shutdown begins:
             responses without an end have to end then. `takes_any_method` lets unknown HTTP methods through.
     """
     import uvicorn
+
+    bodies = UnfinishedBodies(app)
 
     class ReportingServer(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -87,14 +91,15 @@ def new_server(
                 on_ready()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # uvicorn waits for open streams before it ends the lifespan.
+            # uvicorn waits for requests and open streams before it ends the lifespan.
+            bodies.end()
             if end_streams is not None:
                 await end_streams()
             await super().shutdown(sockets)
 
     return ReportingServer(
         uvicorn.Config(
-            app,
+            bodies,
             http=_HTTP_IMPLEMENTATION_ANY_METHOD if takes_any_method else _HTTP_IMPLEMENTATION,
             ws="none",
             lifespan="on",
