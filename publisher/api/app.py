@@ -32,6 +32,7 @@ from .gate import TokenGate
 from .handlers import add_problem_handlers
 from .idempotency import Scopes, id_of
 from .page.page import PAGE_PATHS, page_routes
+from .paths import EncodedPath, first_segment
 from .request_counter import RequestCounter
 from .requests import check_is_json, idempotency_key_of, read_body
 from .responses import json_response
@@ -134,7 +135,7 @@ def _completed(
     app: FastAPI, settings: FanoutSettings, tokens: Tokens, fanout: "_Fanout", metrics: PublisherMetrics | None
 ) -> FastAPI:
     """Add the fan-out, the problem handlers and, if tokens are set, the authentication middleware to `app`."""
-    own = frozenset({_first_segment(route.path) for route in app.routes if isinstance(route, Route)})
+    own = frozenset({first_segment(route.path) for route in app.routes if isinstance(route, Route)})
     # Behind the routes, so that a request to the API does not pass through the fan-out.
     app.router.default = FanoutGate(
         app.router.default,
@@ -149,10 +150,11 @@ def _completed(
     if tokens:
         # A broadcast never counts as reading, whatever its method: replicas act on it.
         app.add_middleware(
-            TokenGate, tokens=tokens, open_paths=_OPEN_PATHS, is_reading=lambda path: _first_segment(path) in own
+            TokenGate, tokens=tokens, open_paths=_OPEN_PATHS, is_reading=lambda path: first_segment(path) in own
         )
     if metrics is not None:
-        app.add_middleware(RequestCounter, observer=metrics)  # the middleware that is added last runs first
+        app.add_middleware(RequestCounter, observer=metrics)
+    app.add_middleware(EncodedPath)  # the middleware that is added last runs first
     openapi.describe(app, needs_token=bool(tokens), failure_status=settings.fanout_failure_status)
     app.state.takes_any_method = not fanout.policy.is_off
     return app
@@ -161,10 +163,6 @@ def _completed(
 def takes_any_method(app: FastAPI) -> bool:
     """Whether the web server in front of `app` must accept unknown HTTP methods."""
     return bool(getattr(app.state, "takes_any_method", False))
-
-
-def _first_segment(path: str) -> str:
-    return path.removeprefix("/").partition("/")[0]
 
 
 class _Fanout:

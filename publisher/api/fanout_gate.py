@@ -24,8 +24,9 @@ from .documents.problems import (
     SERVICE_NOT_FOUND,
     Problem,
 )
+from .paths import path_of
 from .request_counter import FANOUT_ROUTE
-from .requests import read_body
+from .requests import check_is_same_site, read_body
 from .responses import json_response, problem_response
 
 __all__ = ["FanoutGate"]
@@ -46,8 +47,11 @@ class _Path(NamedTuple):
 class FanoutGate:
     """ASGI application for paths without a route: broadcasts to the service that the path names.
 
-    Shape:  `app` handles the other requests: paths of one segment, and paths that begin with one of `reserved`.
-            `failure_status` is the status of the response when an address did not answer 200 to 299.
+    Requests that a browser sends for a page of another site are refused, whatever their method: replicas act on them.
+
+    Shape:  paths are still percent-encoded (`EncodedPath`). `app` handles the other requests: paths of one segment, and
+            paths that begin with one of `reserved`. `failure_status` is the status of the response when an address did
+            not answer 200 to 299.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class FanoutGate:
 
     async def _broadcast(self, http: HttpRequest, path: _Path) -> Response:
         headers: list[tuple[bytes, bytes]] = http.scope["headers"]
+        check_is_same_site(http)
         destination = self._checked(http.method, path)
         if is_loop(headers):
             raise Problem(BROADCAST_LOOP)
@@ -143,15 +148,14 @@ class FanoutGate:
 
 
 def _path_of(scope: Scope) -> _Path | None:
-    """Split a path, which stays percent-encoded. None when it has no port."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    service, slash, rest = raw.partition(b"?")[0].removeprefix(b"/").partition(b"/")
+    """Split a path, which is percent-encoded. None when it has no port."""
+    service, slash, rest = path_of(scope).removeprefix("/").partition("/")
     if not slash:
         return None
-    port, _, rest = rest.partition(b"/")
+    port, _, rest = rest.partition("/")
     query: bytes = scope["query_string"]
-    target = b"/" + rest + (b"?" + query if query else b"")
-    return _Path(service.decode("latin-1"), port.decode("latin-1"), target)
+    target = b"/" + rest.encode("latin-1") + (b"?" + query if query else b"")
+    return _Path(service, port, target)
 
 
 def _refused(rule: str, refusal: Exception) -> Problem:

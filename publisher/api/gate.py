@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...shared.process.tokens import Tokens
 from .documents.problems import RIGHT_MISSING, TOKEN_INVALID, Problem
+from .paths import path_of
 from .responses import problem_response
 
 __all__ = ["TokenGate"]
@@ -18,7 +19,8 @@ _READING_METHODS: Final = frozenset({"GET", "HEAD"})
 class TokenGate:
     """ASGI middleware that lets through requests with a valid bearer token, and those to `open_paths`.
 
-    Shape:  `is_reading` returns whether GET and HEAD only read at a path: there a read-only token is enough.
+    Shape:  paths are still percent-encoded, as for the router (`EncodedPath`). `is_reading` returns whether GET and
+            HEAD only read at a path: there a read-only token is enough.
 
     The gate covers every path, also paths without a route: a route that is added later is closed by default, and a
     client without a token does not learn which paths exist.
@@ -34,7 +36,7 @@ class TokenGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond with a problem, or pass the request on."""
-        if scope["type"] != "lifespan" and scope["path"] not in self._open_paths:
+        if scope["type"] != "lifespan" and path_of(scope) not in self._open_paths:
             problem = self._objection_to(scope)
             if problem is not None:
                 await problem_response(problem)(scope, receive, send)
@@ -45,7 +47,7 @@ class TokenGate:
         right, headers = self._tokens.authorize(scope["headers"])
         if right is None:
             return _unauthorized(headers)
-        reads = scope.get("method") in _READING_METHODS and self._is_reading(scope["path"])
+        reads = scope.get("method") in _READING_METHODS and self._is_reading(path_of(scope))
         if right == "ro" and not reads:
             return Problem(
                 RIGHT_MISSING,

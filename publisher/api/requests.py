@@ -2,13 +2,20 @@
 
 import re
 from typing import Final
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
 from ...shared.process.bodies import read_at_most
-from .documents.problems import BODY_TOO_LARGE, IDEMPOTENCY_KEY_INVALID, MEDIA_TYPE_UNSUPPORTED, Problem
+from .documents.problems import (
+    BODY_TOO_LARGE,
+    CROSS_SITE,
+    IDEMPOTENCY_KEY_INVALID,
+    MEDIA_TYPE_UNSUPPORTED,
+    Problem,
+)
 
-__all__ = ["check_is_json", "idempotency_key_of", "read_body"]
+__all__ = ["check_is_json", "check_is_same_site", "idempotency_key_of", "read_body"]
 
 _IDEMPOTENCY_KEY: Final = re.compile(r"[ -~]{1,255}", re.ASCII)
 
@@ -34,6 +41,27 @@ def check_is_json(request: Request) -> None:
             f"expected a body without Content-Encoding, got {encoding!r:.100}; send it uncompressed",
             headers={"Accept-Encoding": "identity"},
         )
+
+
+def check_is_same_site(request: Request) -> None:
+    """Raises: Problem when a browser sent the request for a web page of another site, as replicas do.
+
+    Browsers send Sec-Fetch-Site, but not to plain HTTP addresses; there, Origin is compared with Host.
+    """
+    if sites := request.headers.getlist("sec-fetch-site"):
+        if not set(sites) <= {"same-origin", "none"}:
+            raise Problem(CROSS_SITE)
+        return
+    host = request.headers.get("host", "").lower()
+    if any(_host_of(origin) != host for origin in request.headers.getlist("origin")):
+        raise Problem(CROSS_SITE)
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:

@@ -72,6 +72,7 @@ _FANOUT_PROBLEMS: Final = (
     problems.TOKEN_INVALID,
     problems.RIGHT_MISSING,
     problems.FANOUT_REFUSED,
+    problems.CROSS_SITE,
     problems.SERVICE_NOT_FOUND,
     problems.BODY_TOO_LARGE,
     problems.SERVICE_INVALID,

@@ -12,6 +12,7 @@ __all__ = [
     "BODY_UNREADABLE",
     "BROADCASTS_TOO_MANY",
     "BROADCAST_LOOP",
+    "CROSS_SITE",
     "FANOUT_REFUSED",
     "IDEMPOTENCY_CONFLICT",
     "IDEMPOTENCY_KEY_INVALID",
@@ -212,6 +213,14 @@ FANOUT_REFUSED: Final = Kind(
     403,
     "The fan-out is not allowed to do this",
     "expected a service in BROADCACHE_FANOUT_ALLOW, got 'metadata'; add metadata:80 to it to allow this",
+)
+CROSS_SITE: Final = Kind(
+    "cross-site",
+    403,
+    "A web page of another site may not do this",
+    "expected a request that was not sent by a web page of another site, got one by Sec-Fetch-Site or Origin; send it "
+    "from a program",
+    is_fixed=True,
 )
 SERVICE_NOT_FOUND: Final = Kind(
     "service-not-found",
