@@ -53,7 +53,7 @@ class ResolverTimedOut(ResolverFailed):
 
 
 class AliasRefused(BroadcacheError):
-    """The service is an alias of a name outside its own domain, as an ExternalName service is."""
+    """The service is an alias of, or has SRV records for, a name outside its own domain, as an ExternalName service."""
 
 
 class Discovery(Protocol):

@@ -231,11 +231,13 @@ class Broadcaster(Closing):
         return Broadcast(tuple(outcomes), found.how, found.is_complete, (*found.notes, *notes), elapsed_seconds * 1_000)
 
     async def _discover(self, request: Request) -> Discovered:
-        """Return the addresses of the service. Every address is checked before any is called."""
+        """Return the addresses of the service. Every address and port is checked before any is called."""
         found = await self._discovery.discover(request.destination.service, request.destination.port)
         if found.how != "list":  # the operator has named each address of a list
             for address in found.addresses:
                 self._policy.check_address(address.host)
+                if found.how == "srv":  # the name server has chosen the port
+                    self._policy.check_port(request.destination, address.port)
         return found
 
     async def _discover_late(

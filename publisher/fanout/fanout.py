@@ -16,7 +16,7 @@ from ..telemetry.observer import UNOBSERVED, PublisherObserver
 from .addresses import Discovery
 from .broadcaster import Broadcast, Broadcaster, CallOutcome, HostMode, Limits, Request, Scheme
 from .discovery import DnsDiscovery, ListDiscovery
-from .policy import FanoutPolicy
+from .policy import FanoutPolicy, allow_of
 from .response import HttpResponse
 
 __all__ = ["Fanout"]
@@ -81,7 +81,7 @@ class Fanout(Closing):
         if token is not None:
             Tokens([token], variable="token", has_rights=False)
         self.service: Final = service
-        policy = FanoutPolicy([f"{service}:{port}"], networks=networks)
+        policy = FanoutPolicy(allow_of(service, port), networks=networks)
         self._destination = policy.check("POST", service, str(port))
         self._target = path.encode()
         authorization = () if token is None else ((b"Authorization", b"Bearer " + token.encode()),)

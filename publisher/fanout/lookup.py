@@ -121,9 +121,12 @@ def _is_virtual(name: dns.name.Name, rows: Reply) -> bool:
 
 
 def _live_rows(name: dns.name.Name, reply: Reply) -> list[tuple[dns.name.Name, int]]:
-    """Return the rows that can be called. An ExternalName service appears here as a foreign target without a port."""
-    for target, number in reply.targets:
-        if number == 0 and target != dns.name.root and not is_within(target, name, name):
+    """Return the rows that can be called. An ExternalName service appears here as a foreign target without a port.
+
+    Raises: AliasRefused for a target outside the service's own domain: one foreign row makes all of them doubtful.
+    """
+    for target, _ in reply.targets:
+        if target != dns.name.root and not target.is_subdomain(name) and not is_within(target, name, name):
             raise refusal(name, target)
     return [(target, number) for target, number in reply.targets if number and target != dns.name.root]
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from ...shared.errors import BroadcacheError, InvalidSettings
 from .ranges import IPAddress, Network, address_of, embedded_in, is_within, network_of, refused_ranges_of
 
-__all__ = ["Destination", "FanoutPolicy", "FanoutRefused", "InvalidService", "Rule"]
+__all__ = ["Destination", "FanoutPolicy", "FanoutRefused", "InvalidService", "Rule", "allow_of"]
 
 Rule: TypeAlias = Literal[
     "fan-out-off",
@@ -79,6 +79,7 @@ class FanoutPolicy:
     """The services, ports, methods and addresses that the fan-out may call.
 
     Shape:  `allow` holds `service:port`, the port being a number, a name or `*`; an empty list turns the fan-out off.
+            A name needs the numbers besides that DNS may resolve it to, or `*`.
             `networks` holds CIDRs that addresses must lie in; empty means any address outside the refused ranges.
             `methods` holds the permitted HTTP methods; empty means every method except CONNECT.
     Raises: InvalidSettings, which names the wrong item.
@@ -113,6 +114,19 @@ class FanoutPolicy:
         self._check_method(method)
         self._check_allowed(destination)
         return destination
+
+    def check_port(self, destination: Destination, number: int) -> None:
+        """Check that a port to which DNS resolved a port's name may be dialled: its number must be allowed as well.
+
+        Raises: FanoutRefused.
+        """
+        ports = self._ports.get(destination.name, set())
+        if number not in ports and "*" not in ports:
+            raise FanoutRefused(
+                "port-not-allowed",
+                f"expected a number that {_ALLOW} names for this service, got {number} for its port "
+                f"{destination.port!r} from SRV records; add {destination.name}:{number} there if it may be called",
+            )
 
     def check_address(self, host: str) -> None:
         """Check that an address to which a name resolved may be dialled.
@@ -184,6 +198,12 @@ class FanoutPolicy:
                     f"expected an address of a replica, got {_shown(host)}: {address} lies in {refused.network} "
                     f"({refused.what}); name that network, or a part of it, in {_NETWORKS} if it may be called",
                 )
+
+
+def allow_of(service: str, port: int | str) -> tuple[str, ...]:
+    """Return the `allow` of a policy for one service whose caller has typed it, and leaves a port's number to DNS."""
+    named = f"{service}:{port}"
+    return (named,) if str(port).isdecimal() else (named, f"{service}:*")
 
 
 def _numbered(variable: str, items: Sequence[str]) -> Iterable[tuple[int, str]]:

@@ -207,9 +207,9 @@ def is_within(alias: dns.name.Name, queried: dns.name.Name, service: dns.name.Na
 
 
 def refusal(service: dns.name.Name, alias: dns.name.Name) -> AliasRefused:
-    """Return the error for a service that is an alias of a name outside its own domain."""
+    """Return the error for a service that is an alias of, or has SRV records for, a name outside its own domain."""
     return AliasRefused(
-        f"expected {service} to have addresses of its own, got an alias of {alias}, which is outside of "
+        f"expected {service} to have addresses of its own, got an alias or SRV target {alias}, which is outside of "
         f"{service.parent()}: fan out to that service by its own name"
     )
 

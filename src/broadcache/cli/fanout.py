@@ -65,12 +65,13 @@ def fanout(
     The replica token is read from BROADCACHE_REPLICA_TOKEN.
     """
     from ..publisher.api.settings import FanoutSettings
+    from ..publisher.fanout.policy import allow_of
     from ..shared.process.settings import read_settings
 
     settings = read_settings(
         FanoutSettings,
         os.environ,
-        fanout_allow=(f"{service}:{port}",),
+        fanout_allow=allow_of(service, port),
         fanout_networks=tuple(network) if network else None,
         fanout_nameservers=tuple(nameserver) if nameserver else None,
         fanout_timeout_seconds=timeout_seconds,

@@ -1,12 +1,11 @@
 """The gate, the routes and the fan-out decide by one form of the path, the one that was sent."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tests.support.dns_server import DnsServer
 from tests.support.fanout_scene import Reply, exchanged, reply_of, request_of
 from tests.support.pods import Pods
@@ -153,11 +152,17 @@ async def test_below_another_application_the_same_paths_are_open(redis_url: str)
 async def test_a_path_is_seen_as_it_was_sent(scope: dict[str, object], seen: str) -> None:
     paths = list[str]()
 
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         paths.append(scope["path"])
 
     inner: ASGIApp = app
-    await EncodedPath(inner)({"type": "http", **scope}, asyncio.Queue().get, asyncio.Queue().put)
+    await EncodedPath(inner)({"type": "http", **scope}, receive, send)
     assert paths == [seen]
 
 

@@ -104,7 +104,7 @@ async def test_a_body_that_is_complete_is_processed_although_the_server_ends() -
     body = Body()
     bodies = UnfinishedBodies(body.app)
     body.put(b"a", more=True)
-    request = asyncio.create_task(bodies({"type": "http"}, body.messages.get, body.send))  # type: ignore[arg-type]
+    request = asyncio.create_task(bodies({"type": "http"}, body.messages.get, body.send))
     await until(lambda: body.received == [b"a"])
     body.put(b"b", more=False)
     bodies.end()
@@ -115,14 +115,14 @@ async def test_a_body_that_is_complete_is_processed_although_the_server_ends() -
     bodies = UnfinishedBodies(late.app)
     bodies.end()
     late.put(b"c", more=False)
-    await bodies({"type": "http"}, late.messages.get, late.send)  # type: ignore[arg-type]
+    await bodies({"type": "http"}, late.messages.get, late.send)
     assert (late.received, late.sent[0]["status"]) == ([b"c"], 200)
 
 
 async def test_a_body_that_is_not_complete_is_given_up_once_and_its_request_is_not_answered_200() -> None:
     body = Body()
     bodies = UnfinishedBodies(body.app)
-    request = asyncio.create_task(bodies({"type": "http"}, body.messages.get, body.send))  # type: ignore[arg-type]
+    request = asyncio.create_task(bodies({"type": "http"}, body.messages.get, body.send))
     body.put(b"a", more=True)
     await until(lambda: body.received == [b"a"])
     bodies.end()

@@ -314,6 +314,72 @@ async def test_a_named_port_is_where_srv_records_say_and_may_differ_from_pod_to_
         assert (stage.pods.received, others.received) == ([1], [1])
 
 
+@pytest.mark.parametrize("is_allowed", [True, False])
+async def test_a_named_port_leads_only_to_numbers_that_are_allowed(is_allowed: bool) -> None:
+    async with Pods(1) as pods:
+        more = (f"{SERVICE}:{pods.port}",) if is_allowed else (f"{SERVICE}:{pods.port + 1}",)
+        async with scene(1, fanout_allow=(f"{SERVICE}:http", *more)) as stage:
+            stage.dns.srv(
+                f"_http._tcp.{SERVICE}", [(f"one.{SERVICE}", pods.port)], glue={f"one.{SERVICE}": [pods[0].host]}
+            )
+            reply = await stage.send("POST", path=f"/{SERVICE}/http/x")
+            if is_allowed:
+                assert reply.statuses == [200]
+            else:
+                detail = reply.problem(403, "fanout-refused", "port-not-allowed")["detail"]
+                assert f"got {pods.port} for its port 'http'" in detail
+            assert pods.received == ([1] if is_allowed else [0])
+
+
+async def test_a_target_of_another_domain_is_refused_before_anything_is_called() -> None:
+    async with scene(1) as stage:
+        rows = [(f"one.{SERVICE}", stage.pods.port), ("evil.example", stage.pods.port)]
+        stage.dns.srv(f"_http._tcp.{SERVICE}", rows, glue={name: [stage.pods[0].host] for name, _ in rows})
+        reply = await stage.send("POST", path=f"/{SERVICE}/http/x")
+        reply.problem(403, "fanout-refused", "alias-leaves-service")
+        stage.assert_nobody_was_called()
+
+
+CROSS_SITE = [
+    ("Sec-Fetch-Site: cross-site",),
+    ("Sec-Fetch-Site: same-site",),
+    ("Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site"),
+    ("Sec-Fetch-Site: cross-site", "Origin: http://broadcaster.test"),
+    ("Origin: http://evil.example",),
+    ("Origin: null",),
+    ("Origin: http://[broadcaster.test",),
+    ("Origin: http://broadcaster.test", "Origin: http://evil.example"),
+    ("Origin: http://broadcaster.test:81",),
+]
+
+
+@pytest.mark.parametrize("headers", CROSS_SITE)
+@pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS", "HEAD"])
+async def test_a_web_page_of_another_site_calls_no_replica(method: str, headers: tuple[str, ...]) -> None:
+    async with scene(1) as stage:
+        reply = await stage.send(method, "/cache-invalidation", *headers, "Content-Type: text/plain", body=b"")
+        if method == "HEAD":
+            assert reply.status == 403
+        else:
+            reply.problem(403, "cross-site")
+        stage.assert_nobody_was_called()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        ("Sec-Fetch-Site: none",),
+        ("Sec-Fetch-Site: same-origin", "Origin: https://broadcaster.test"),
+        ("Origin: http://broadcaster.test",),
+        ("Origin: http://BROADCASTER.test",),
+    ],
+)
+async def test_programs_and_pages_of_this_site_call_replicas(headers: tuple[str, ...]) -> None:
+    async with scene(1) as stage:
+        assert (await stage.send("POST", "/x", *headers)).statuses == [200]
+
+
 async def test_a_service_of_two_address_families_is_called_once_a_pod() -> None:
     async with scene(2) as stage:
         stage.dns.aaaa(SERVICE, "fd00::2", "fd00::3")

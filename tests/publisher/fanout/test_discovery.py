@@ -1,6 +1,7 @@
 """Discovery, on a real name server: who is found, what is said when it may not be all, and what is refused."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -454,6 +455,20 @@ async def test_an_external_name_that_is_seen_through_a_named_port_is_refused(
     server.srv("_http._tcp.web.ns.test", [("evil.example", 0)], glue={"evil.example": ["127.0.0.2"]})
     with pytest.raises(AliasRefused, match=r"evil\.example"):
         await discovery.discover("web.ns.test", "http")
+
+
+@pytest.mark.parametrize("target", ["evil.example", "web.evil.example", "test", "web.testing", "pod.web.ns.other"])
+@pytest.mark.parametrize("number", [80, 6379])
+async def test_a_target_outside_the_services_own_domain_is_refused_with_all_others(
+    server: DnsServer, discovery: DnsDiscovery, target: str, number: int
+) -> None:
+    rows = [("pod.web.ns.test", 80), (target, number)]
+    server.srv("_http._tcp.web.ns.test", rows, glue={name: ["127.0.0.2"] for name, _ in rows})
+    with pytest.raises(AliasRefused, match=re.escape(f"SRV target {target}.")):
+        await discovery.discover("web.ns.test", "http")
+    # Looked up on its own it would be found: it is refused because of its name.
+    server.srv("_http._tcp.web.ns.test", rows[:1], glue={rows[0][0]: ["127.0.0.2"]})
+    assert texts(await discovery.discover("web.ns.test", "http")) == ["127.0.0.2:80"]
 
 
 # Virtual addresses
