@@ -30,7 +30,7 @@ from .events.stream import EventStream
 from .fanout_gate import FanoutGate
 from .gate import TokenGate
 from .handlers import add_problem_handlers
-from .idempotency import Scopes, id_of
+from .idempotency import KeyLifetimes, Scopes, id_of
 from .page.page import PAGE_PATHS, page_routes
 from .paths import EncodedPath, first_segment
 from .request_counter import RequestCounter
@@ -245,6 +245,7 @@ class _Api:
         self._audits = audits
         self._namespaces = frozenset(settings.namespaces)
         self._scopes = Scopes(tokens, source=publisher.source)
+        self._key_lifetimes = KeyLifetimes(settings.idempotency_seconds)
         self.hub: Final = Hub(
             settings.redis_url,
             clients_max=settings.event_clients_max,
@@ -264,10 +265,11 @@ class _Api:
         body = PublishRequest.read(await read_body(request, self._settings.request_bytes_max))
         self._check_is_known(body.namespace)
         idempotency_key = idempotency_key_of(request)
-        id = scope = None
+        id = scope = receipt_seconds = None
         if idempotency_key is not None:
             scope = await self._scopes.scope_of(request)
             id = id_of(scope, body.namespace, idempotency_key)
+            receipt_seconds = self._key_lifetimes.seconds_for(scope)
         try:
             confirm = body.confirmation()
         except InvalidSettings as error:
@@ -279,7 +281,7 @@ class _Api:
                 reason=body.reason,
                 id=id,
                 scope=scope,
-                receipt_seconds=self._settings.idempotency_seconds if idempotency_key else None,
+                receipt_seconds=receipt_seconds,
                 confirm=confirm,
             )
         except (InvalidTarget, InvalidNamespace) as error:

@@ -66,8 +66,8 @@ class FanoutSettings(LogSettings, frozen=True, kw_only=True):
     fanout_allow: Annotated[
         tuple[_Text, ...],
         Meta(
-            description="service:port, the services that may be broadcast to; a port is a number, a name or *. None: "
-            "the fan-out is off."
+            description="service:port, the services that may be broadcast to; a port is a number, a name or *. A "
+            "name needs the numbers besides that it may stand for. None: the fan-out is off."
         ),
     ] = ()
     fanout_networks: Annotated[

@@ -189,9 +189,9 @@ class Publisher(Closing):
                 another invalidation. Only its hash goes to Redis.
         Units:  `receipt_seconds` is how long the id is remembered, by default at least half a minute.
         Raises: InvalidTarget (for a reason or an id that is too long as well), InvalidNamespace; LinkLost when it is
-                not known whether it was logged; LogRefused when it was not, NotPrimary when no primary was found that
-                would; NotDelivered, instead of these three, when both paths failed;
-                IdempotencyConflict when the id was used for other targets.
+                not known whether it was logged (its text says so if it was not); LogRefused when it was not (its text
+                says so if it was: Redis 6.2), NotPrimary when no primary was found that would; NotDelivered, instead
+                of these three, when both paths failed; IdempotencyConflict when the id was used for other targets.
         """
         self._calls.check_is_open()
         if scope is not None:
