@@ -18,7 +18,8 @@ class AddressOutcome(msgspec.Struct, frozen=True, kw_only=True):
     Shape:  `address` is the full URL that was called. `status_code` is None when there was no response. `error` is None
             when a replica has applied the invalidation; otherwise it says what was expected and what was received.
             `replica` and `outcome` are from the response: the replica's id, and e.g. `applied` or `not followed`.
-            `dropped` is how many entries the replica dropped.
+            `dropped` is how many entries the replica dropped. `replicas` are the ids of all that have applied it:
+            a process with several subscribers answers for each of them.
     Units:  `latency_ms` is the time from the call to the response; `attempts` counts the calls.
     """
 
@@ -30,6 +31,7 @@ class AddressOutcome(msgspec.Struct, frozen=True, kw_only=True):
     replica: str | None = None
     dropped: int | None = None
     outcome: str | None = None
+    replicas: tuple[str, ...] = ()
 
     @property
     def is_success(self) -> bool:

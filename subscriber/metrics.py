@@ -11,7 +11,7 @@ from .cache.local_cache import LocalCache
 from .cache.stats import CacheStats
 from .following.lag import Lag
 from .following.sequencer import Sequencer
-from .following.state import State, SubscriberStats
+from .following.state import STATES_WORST_FIRST, State, SubscriberStats
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -160,18 +160,29 @@ def _of_subscribers(watched: "dict[Measurable, dict[str, Sequencer]]") -> "Itera
     echoes = CounterMetricFamily("broadcache_echoes", "Proofs that the link delivers.", labels=labels)
     subscriptions = CounterMetricFamily("broadcache_subscriptions", "Subscriptions that were begun.", labels=labels)
     lost = CounterMetricFamily("broadcache_lost", "Links that were lost or could not be opened.", labels=labels)
-    for subscriber in watched:
-        replica, stats, current = subscriber.replica_id, subscriber.stats(), subscriber.state
+    for replica, subscribers in _by_replica(watched).items():
+        stats = [each.stats() for each in subscribers]
+        current = min((each.state for each in subscribers), key=STATES_WORST_FIRST.index)
         for each in _STATES:
             state.add_metric([replica, each], each == current)
-        counts = dict(stats.received)
+        counts: Counter[str] = Counter(dict.fromkeys(_OUTCOMES, 0))
+        for one in stats:
+            counts.update(one.received)
         replayed.add_metric([replica], counts.pop("replayed", 0))
-        for outcome, count in (dict.fromkeys(_OUTCOMES, 0) | counts).items():
+        for outcome, count in counts.items():
             received.add_metric([replica, outcome], count)
-        echoes.add_metric([replica], stats.echoes)
-        subscriptions.add_metric([replica], stats.subscriptions)
-        lost.add_metric([replica], stats.lost)
+        echoes.add_metric([replica], sum(one.echoes for one in stats))
+        subscriptions.add_metric([replica], sum(one.subscriptions for one in stats))
+        lost.add_metric([replica], sum(one.lost for one in stats))
     yield from (state, received, replayed, echoes, subscriptions, lost)
+
+
+def _by_replica(watched: "Iterable[Measurable]") -> dict[str, list[Measurable]]:
+    """Group subscribers by the id of their replica: several of one process may have the same, and a series is one."""
+    grouped: dict[str, list[Measurable]] = {}
+    for each in watched:
+        grouped.setdefault(each.replica_id, []).append(each)
+    return grouped
 
 
 def _of_sequencers(namespaces: list[tuple[tuple[str, str], Sequencer]]) -> "Iterator[Metric]":

@@ -4,16 +4,16 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar, final, overload
 
 from ..shared.errors import InvalidSettings
 from ..shared.invalidation import DEFAULT_NAMESPACE, Target
+from ..shared.process.copying import refuse_copy
 from ..shared.process.extras import check_installed
-from ..shared.process.tokens import Tokens
 from ..shared.receipt import Receipt
 from .cache.followed_cache import WhenIncoherent
 from .cache.local_cache import LocalCache
-from .endpoint.replica_token import replica_tokens
+from .endpoint.access import Access
 from .subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ T = TypeVar("T")
 class _Parts(NamedTuple):
     cache: LocalCache
     subscriber: Subscriber
-    tokens: Tokens
+    access: Access
 
 
 class CacheInvalidationMixin:
@@ -38,8 +38,9 @@ class CacheInvalidationMixin:
 
     Shape:  `redis_url` defaults to BROADCACHE_REDIS_URL. `cache` is an empty TTLCache, or a LocalCache with options of
             its own. `replica_token` is the token that POST /cache-invalidation requires: one token, or several between
-            commas so that it can be rotated; it defaults to BROADCACHE_REPLICA_TOKEN. Without a token every client that
-            reaches the route may use it. `options` go to `Subscriber`.
+            commas so that it can be rotated; it defaults to BROADCACHE_REPLICA_TOKEN. Without a token only callers on
+            this machine may use it, or, with `allow_open` (BROADCACHE_REPLICA_ALLOW_OPEN), each client that reaches the
+            route. `options` go to `Subscriber`.
     Raises: InvalidSettings, InvalidNamespace.
     """
 
@@ -53,6 +54,7 @@ class CacheInvalidationMixin:
         max_staleness_seconds: float = 5.0,
         when_incoherent: WhenIncoherent = "bypass",
         replica_token: str | None = None,
+        allow_open: bool | None = None,
         **options: Any,
     ) -> None:
         url = redis_url or os.environ.get("BROADCACHE_REDIS_URL")
@@ -61,7 +63,11 @@ class CacheInvalidationMixin:
         if not isinstance(cache, LocalCache):
             cache = LocalCache(cache, max_staleness_seconds=max_staleness_seconds, when_incoherent=when_incoherent)
         subscriber = Subscriber(url, caches={self.namespace: cache}, **options)
-        self.__parts = _Parts(cache, subscriber, replica_tokens(replica_token))
+        self.__parts = _Parts(cache, subscriber, Access.of(replica_token, allow_open=allow_open))
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be copied and pickled. A class that overrides this is responsible for what it leaves out."""
+        refuse_copy(self)
 
     @final
     @property
@@ -152,15 +158,18 @@ class CacheInvalidationMixin:
     @final
     @property
     def router(self) -> "APIRouter":
-        """The replica's HTTP side: `app.include_router(catalogue.router)`. Needs FastAPI.
+        """The replica's HTTP side: `app.include_router(catalogue.router)`, or Starlette's `Mount`. Needs FastAPI.
+
+        Include the router of each mixin of an application: their routes are then one, and answer for all of them.
 
         Shape: GET /health/live (200 while the process runs), GET /health/ready (200 while coherent, 503 otherwise),
                GET /cache-invalidation (state, position, staleness and counters), POST /cache-invalidation (drop the
-               entries that the body names; needs the token, if one is set). GET /metrics, for Prometheus, if
-               prometheus_client is installed; a service that has a route of that path calls `metrics.register` instead.
+               entries that the body names; needs the token or, if none is set, a caller on this machine).
+               GET /metrics, for Prometheus, if prometheus_client is installed; a service that has a route of that path
+               calls `metrics.register` instead.
         Raises: InvalidSettings when FastAPI is not installed.
         """
         check_installed("the router", "fastapi")
         from .endpoint.fastapi import router_of
 
-        return router_of(self.__parts.subscriber, self.__parts.tokens)
+        return router_of(self.__parts.subscriber, self.__parts.access)

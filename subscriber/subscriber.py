@@ -24,14 +24,13 @@ from .following.follower import Follower
 from .following.lag import Lag
 from .following.sequencer import Sequencer
 from .following.settings import Timing, checked_replica_id, checked_seconds
-from .following.state import State, SubscriberStats
+from .following.state import STATES_WORST_FIRST, State, SubscriberStats
 from .following.thread import SubscriberThread
 
 __all__ = ["Subscriber"]
 
 _log = logging.getLogger("broadcache.subscriber")
 
-_STATES_WORST_FIRST: Final[tuple[State, ...]] = ("closed", "lost", "connecting", "recovering")
 _COUNTERS: Final = ("gaps", "echoes", "subscriptions", "lost")
 _owners: Final = Owners()
 
@@ -135,7 +134,7 @@ class Subscriber(Closing):
     def state(self) -> State:
         """The state of the subscriber. It is `coherent` only while every cache may be served."""
         states = {follower.state for follower in self._followers.copy().values()}
-        for state in _STATES_WORST_FIRST:
+        for state in STATES_WORST_FIRST[:-1]:
             if state in states:
                 return state
         if not self._followers:

@@ -26,6 +26,8 @@ _SHOWN_MAX: Final = 60
 """How much of a foreign response an error shows: enough to recognize the server."""
 _APPLIED: Final = frozenset({"applied", "repeat"})
 """Outcomes of a replica that has applied the invalidation; older replicas send `repeat` for a second delivery."""
+_DROPPED: Final = _APPLIED | {"cleared"}
+"""Outcomes of a replica that has dropped what the invalidation names, and perhaps more."""
 
 
 class _Frame(msgspec.Struct, frozen=True):
@@ -34,13 +36,31 @@ class _Frame(msgspec.Struct, frozen=True):
     id: str
 
 
+class _Member(msgspec.Struct, frozen=True):
+    """The result of one subscriber of a process that has several, each with a replica id."""
+
+    replica: str
+    outcome: str | None = None
+
+
 class _ReplicaResponse(msgspec.Struct, frozen=True):
-    """The part of a replica's response that a publisher uses. All other fields are skipped."""
+    """The part of a replica's response that a publisher uses. All other fields are skipped.
+
+    Shape:  `replicas` are all that one process has told of it; replicas of older versions do not send it.
+    """
 
     replica: str | None = None
     outcome: str | None = None
     id: str | None = None
     dropped: int | None = None
+    replicas: tuple[_Member, ...] = ()
+
+    @property
+    def applied_by(self) -> tuple[str, ...]:
+        """The replicas that have applied the invalidation, if the response as a whole says so."""
+        listed = [each.replica for each in self.replicas if each.replica and each.outcome in _DROPPED]
+        named = [self.replica] if self.replica else []
+        return tuple(dict.fromkeys([*named, *listed]))
 
 
 _frame_decoder = msgspec.json.Decoder(_Frame)
@@ -170,8 +190,8 @@ def _outcome_of(url: str, calls: Sequence[CallOutcome], frames: int) -> AddressO
     responses = [response for call in calls if call.is_success and (response := _replica_response_in(call.body))]
     dropped = [response.dropped for response in responses if response.dropped is not None]
     last = _replica_response_in(decisive.body) or _ReplicaResponse()
-    if error is None and len({response.replica for response in responses}) > 1:
-        names = ", ".join(sorted({str(response.replica)[:_SHOWN_MAX] for response in responses}))
+    if error is None and len({response.applied_by for response in responses}) > 1:
+        names = ", ".join(sorted({each[:_SHOWN_MAX] for response in responses for each in response.applied_by}))
         error = f"expected one replica to apply all {frames} parts, got several behind one address: {names}"
     return AddressOutcome(
         address=url,
@@ -180,6 +200,7 @@ def _outcome_of(url: str, calls: Sequence[CallOutcome], frames: int) -> AddressO
         latency_ms=round(sum(call.latency_ms for call in calls), 3),
         attempts=sum(call.attempts for call in calls),
         replica=last.replica,
+        replicas=last.applied_by if error is None else (),
         outcome=last.outcome,
         dropped=sum(dropped) if dropped else None,
     )

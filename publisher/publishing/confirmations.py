@@ -127,17 +127,20 @@ class Wait:
         self._check_complete()
 
     def record_response(self, outcome: FanoutOutcome) -> None:
-        """Record a replica's HTTP response. A 2xx response that carries a replica id counts as applied."""
-        if outcome.replica is None or outcome.error is not None or outcome.replica in self._confirmed:
+        """Record the HTTP response of an address: of all replicas there that have applied the invalidation."""
+        if outcome.error is not None:
             return
-        self._confirmed[outcome.replica] = ReplicaConfirmation(
-            replica=outcome.replica,
-            outcome="confirmed",
-            is_expected=outcome.replica in self._expected,
-            latency_ms=outcome.latency_ms,
-            dropped=outcome.dropped,
-            how="http",
-        )
+        replicas = outcome.replicas or ((outcome.replica,) if outcome.replica else ())
+        for replica in replicas:
+            if replica not in self._confirmed:
+                self._confirmed[replica] = ReplicaConfirmation(
+                    replica=replica,
+                    outcome="confirmed",
+                    is_expected=replica in self._expected,
+                    latency_ms=outcome.latency_ms,
+                    dropped=outcome.dropped if len(replicas) == 1 else None,  # the count is of all together
+                    how="http",
+                )
         self._check_complete()
 
     async def until_complete(self) -> None:

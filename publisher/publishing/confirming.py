@@ -114,7 +114,8 @@ def _confirmed_by_http(receipt: Receipt, wait: Wait) -> Receipt:
     """Return the receipt of an invalidation that is not in the log, confirmed by the responses to its fan-out."""
     outcomes = receipt.fanout.outcomes if receipt.fanout else ()
     # A response without a replica id proves nothing: its address stays missing.
-    wait.expect([outcome.replica or outcome.address for outcome in outcomes], _doubt_of(receipt.fanout))
+    expected = [replica for each in outcomes for replica in each.replicas or (each.replica or each.address,)]
+    wait.expect(expected, _doubt_of(receipt.fanout))
     for outcome in outcomes:
         wait.record_response(outcome)
     return receipt._replace(confirmation=wait.confirmation())

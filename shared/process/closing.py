@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
+
+from .copying import refuse_copy
 
 __all__ = ["Closing"]
 
@@ -17,6 +19,9 @@ class Closing(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def __getstate__(self) -> NoReturn:
+        refuse_copy(self)
 
     @abstractmethod
     async def close(self) -> None:

@@ -59,6 +59,10 @@ class Tokens:
     def __repr__(self) -> str:
         return f"<{len(self)} tokens>"
 
+    def is_same(self, other: "Tokens") -> bool:
+        """Whether both accept the same tokens with the same rights."""
+        return self._rights == other._rights
+
     def authorize(self, headers: Iterable[tuple[bytes, bytes]]) -> Authorization:
         """Compare the Authorization header among `headers`, whose names are in lower case, with the tokens."""
         given = [value for name, value in headers if name == b"authorization"]

@@ -3,12 +3,13 @@
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from typing import Any, Final, TypeVar, cast, overload
+from typing import Any, Final, NoReturn, TypeVar, cast, overload
 
 from ...shared.clock import Clock, monotonic
 from ...shared.errors import InvalidSettings
 from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import Everything, Invalidation, Target, invalidation_of
+from ...shared.process.copying import refuse_copy
 from .checks import check_settings, checked_key, checked_tags, checked_ttl, exact
 from .entries import MISSING, Count
 from .followed_cache import FollowedCache, WhenIncoherent
@@ -305,6 +306,9 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
     def __repr__(self) -> str:
         state = "coherent" if self.is_coherent else f"incoherent, {self._when_incoherent}"
         return f"<LocalCache of {self.stats().entries} entries, {state}>"
+
+    def __getstate__(self) -> NoReturn:
+        refuse_copy(self)
 
     # --- the mapping protocol, over the entries that a read would return ----------------------------------------------
 

@@ -1,27 +1,34 @@
 """The HTTP side of a replica. The only module of the subscriber that needs FastAPI, so it is imported on first use."""
 
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-from ...shared.invalidation import Position
+from ...shared.errors import InvalidSettings
 from ...shared.process.bodies import read_at_most
 from ...shared.process.problems import PROBLEM_MEDIA_TYPE, BasicProblem, problem_type
-from ...shared.process.tokens import Tokens
 from ...shared.telemetry.exposition import can_expose, exposed
 from ...shared.wire import FRAME_BYTES_MAX
-from ..cache.local_cache import LocalCache
-from ..following.applied import Applied
-from ..metrics import Measurable, register
-from .replica_token import replica_tokens
+from ..metrics import register
+from .access import Access, Refusal, refusal_of
+from .members import Member, Served, apply_to, members_of, one_access_of, state_of, subscribers_of
+from .replica_token import ALLOW_OPEN_VARIABLE, TOKEN_VARIABLE
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 __all__ = ["Served", "router_of"]
+
+_log = logging.getLogger("broadcache.subscriber")
 
 _POST_DESCRIPTION: Final = (
     f"The body is one message of the wire format. An empty body, a malformed one, and one of more than "
@@ -33,96 +40,192 @@ _POST_BODY: Final = {
         "content": {"application/json": {"schema": {}, "example": {"namespace": "products", "keys": ["product:42"]}}},
     }
 }
+_OUTER_APP: Final = "broadcache.app"
+"""The key in a scope of the application that has mounted the router."""
 
 
-class Served(Measurable, Protocol):
-    """A subscriber, as far as its routes need it."""
-
-    @property
-    def caches_by_namespace(self) -> Mapping[str, LocalCache]:
-        """The followed caches by namespace."""
-        ...
-
-    def position(self, namespace: str) -> Position | None:
-        """The position of the last invalidation of `namespace` that was applied here."""
-        ...
-
-    def apply(self, body: bytes) -> Applied:
-        """Apply the invalidation in the body of an HTTP request."""
-        ...
-
-
-def router_of(subscriber: Served, tokens: Tokens | None = None) -> APIRouter:
+def router_of(subscriber: Served, access: Access | None = None) -> APIRouter:
     """Return the routes of `subscriber`. How a load balancer uses them: docs/subscriber.md.
 
-    Shape:  `tokens` are the tokens that POST accepts, by default those of BROADCACHE_REPLICA_TOKEN.
-    Raises: InvalidSettings.
+    The routes of several subscribers in one application are one: each answers for all of them.
+
+    Shape:  `access` is what POST requires, by default that of BROADCACHE_REPLICA_TOKEN and
+            BROADCACHE_REPLICA_ALLOW_OPEN.
+    Raises: InvalidSettings. The application does not start if its subscribers expect different tokens.
     """
-    router = APIRouter(tags=["broadcache"])
-    accepted = replica_tokens() if tokens is None else tokens
-
-    @router.get("/health/live", summary="Does the process respond?")
-    async def live() -> dict[str, str]:
-        return {"status": "live", "replica": subscriber.replica_id}
-
-    @router.get(
+    routes = _Routes(subscriber, Access.of() if access is None else access)
+    router = _Router(tags=["broadcache"], lifespan=routes.lifespan)
+    router.add_api_route("/health/live", routes.live, summary="Does the process respond?")
+    router.add_api_route(
         "/health/ready",
+        routes.ready,
         summary="Is the local cache coherent?",
-        responses={503: {"description": "The cache is not coherent: it is bypassed, or may serve stale values."}},
+        responses={503: {"description": "A cache is not coherent: it is bypassed, or may serve stale values."}},
     )
-    async def ready() -> Response:
-        state = subscriber.state
-        return JSONResponse(
-            {"status": "ready" if state == "coherent" else "not ready", "state": state},
-            status_code=200 if state == "coherent" else 503,
-        )
-
-    @router.get("/cache-invalidation", summary="State, position, staleness and counters of this replica")
-    async def status() -> dict[str, Any]:
-        return describe(subscriber)
-
-    @router.post(
+    router.add_api_route(
+        "/cache-invalidation", routes.status, summary="State, position, staleness and counters of this replica"
+    )
+    router.add_api_route(
         "/cache-invalidation",
+        routes.forget,
+        methods=["POST"],
         summary="Drop the entries that the body names",
         description=_POST_DESCRIPTION,
         responses={
             200: {"description": "Applied: the outcome, and how many entries were dropped."},
             401: {"description": "The request has no valid token."},
-            403: {"description": "The request was sent by a web page of another site."},
+            403: {"description": "No token is set and the caller is elsewhere, or it is a web page of another site."},
         },
         openapi_extra=_POST_BODY,
     )
-    async def forget(request: Request) -> Response:
-        problem = _refusal_of(request, accepted)
-        if problem is not None:
-            return problem
-        try:
-            body = await _read_body(request)
-        except ClientDisconnect:
-            # Half a body is no invalidation: its targets are unknown.
-            return Response(status_code=400)  # the client is gone and will not read it
-        return JSONResponse(subscriber.apply(body).as_dict())
-
+    endpoints = [routes.live, routes.ready, routes.status]
+    paths = ["/health/live", "/health/ready", "/cache-invalidation"]
     if can_expose(f"replica {subscriber.replica_id}"):
-        _add_metrics(router, subscriber)
+        router.add_api_route(
+            "/metrics",
+            routes.metrics,
+            summary="Metrics for Prometheus",
+            response_class=PlainTextResponse,
+            responses={200: {"description": "The metrics of this replica, in the format of the Accept header."}},
+        )
+        routes.begin_metrics()
+        endpoints.append(routes.metrics)
+        paths.append("/metrics")
+    for path, endpoint in zip(paths, endpoints, strict=True):
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     return router
 
 
-def _add_metrics(router: APIRouter, subscriber: Served) -> None:
-    from prometheus_client import CollectorRegistry
+class _Router(APIRouter):
+    """A router that can also be mounted, `Mount("/", catalogue.router)`: FastAPI's own works only within a FastAPI."""
 
-    registry = CollectorRegistry()
-    register(subscriber, registry)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._inner: FastAPI | None = None
 
-    @router.get(
-        "/metrics",
-        summary="Metrics for Prometheus",
-        response_class=PlainTextResponse,
-        responses={200: {"description": "The metrics of this replica, in the format of the Accept header."}},
-    )
-    async def metrics(request: Request) -> Response:
-        text, media_type = exposed(registry, request.headers.get("accept"))
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the routes through an application of their own, which remembers the one around it."""
+        inner = self._inner
+        if inner is None:
+            inner = self._inner = FastAPI(openapi_url=None)
+            inner.include_router(self)
+        await inner({**scope, _OUTER_APP: scope.get("app")}, receive, send)
+
+
+class _Routes(Member):
+    """The endpoints. Each answers for all subscribers whose routes the application of the request has."""
+
+    def __init__(self, subscriber: Served, access: Access) -> None:
+        super().__init__(subscriber, access)
+        self._metrics: CollectorRegistry | None = None
+        self._has_warned_of_refusal = False
+
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """Check the access when the application starts. Raises: InvalidSettings."""
+        members = members_of(app, self)
+        _warn_if_open(members, one_access_of(members))
+        yield
+
+    async def live(self, request: Request) -> dict[str, Any]:
+        replicas = [each.replica_id for each in self._subscribers(request)]
+        return {"status": "live", "replica": replicas[0], "replicas": replicas}
+
+    async def ready(self, request: Request) -> Response:
+        subscribers = self._subscribers(request)
+        state = state_of(subscribers)
+        return JSONResponse(
+            {
+                "status": "ready" if state == "coherent" else "not ready",
+                "state": state,
+                "replicas": [{"replica": each.replica_id, "state": each.state} for each in subscribers],
+            },
+            status_code=200 if state == "coherent" else 503,
+        )
+
+    async def status(self, request: Request) -> dict[str, Any]:
+        return describe_all(self._subscribers(request))
+
+    async def forget(self, request: Request) -> Response:
+        members = self._members(request)
+        try:
+            access = one_access_of(members)
+        except InvalidSettings as error:
+            _log.error("refused POST /cache-invalidation: %s", error)
+            return _problem(Refusal(500, "tokens-differ", "This replica's settings contradict each other", str(error)))
+        _warn_if_open(members, access)
+        refusal = refusal_of(request.scope, access)
+        if refusal is not None:
+            self._warn_if_unset(refusal)
+            return _problem(refusal)
+        try:
+            body = await read_at_most(request.stream(), FRAME_BYTES_MAX)
+        except ClientDisconnect:
+            # Half a body is no invalidation: its targets are unknown.
+            return Response(status_code=400)  # the client is gone and will not read it
+        return JSONResponse(apply_to(subscribers_of(members), body))
+
+    def begin_metrics(self) -> None:
+        """Measure from now on. Raises: InvalidSettings when prometheus_client is not installed."""
+        from prometheus_client import CollectorRegistry
+
+        self._metrics = CollectorRegistry()
+        register(self.subscriber, self._metrics)
+
+    async def metrics(self, request: Request) -> Response:
+        assert self._metrics is not None, "the route is added with the metrics"
+        for subscriber in self._subscribers(request):
+            register(subscriber, self._metrics)
+        text, media_type = exposed(self._metrics, request.headers.get("accept"))
         return Response(text, media_type=media_type)
+
+    def _members(self, request: Request) -> tuple[Member, ...]:
+        return members_of(request.scope.get(_OUTER_APP) or request.scope.get("app"), self)
+
+    def _subscribers(self, request: Request) -> list[Served]:
+        return subscribers_of(self._members(request))
+
+    def _warn_if_unset(self, refusal: Refusal) -> None:
+        if refusal.kind == "token-not-set" and not self._has_warned_of_refusal:
+            self._has_warned_of_refusal = True
+            _log.warning("refused POST /cache-invalidation (logged once): %s", refusal.detail)
+
+
+def _warn_if_open(members: Sequence[Member], access: Access) -> None:
+    """Log once for an application that its POST is open."""
+    if access.is_open and not members[0].has_warned:
+        members[0].has_warned = True
+        _log.warning(
+            "POST /cache-invalidation is open: each client that reaches the port may empty the caches, since "
+            "allow_open or %s is set; to close it, set %s",
+            ALLOW_OPEN_VARIABLE,
+            TOKEN_VARIABLE,
+        )
+
+
+def describe_all(subscribers: Sequence[Served]) -> dict[str, Any]:
+    """Return the status of these subscribers as JSON types.
+
+    Shape:  as `describe`, of all together, and `replicas`, with each of them alone. Of a namespace that several follow,
+            the one that is not coherent is shown.
+    """
+    documents = [describe(each) for each in subscribers]
+    received: Counter[str] = Counter()
+    namespaces: dict[str, Any] = {}
+    for each in documents:
+        received.update(each["received"])
+        for namespace, described in each["namespaces"].items():
+            if namespace not in namespaces or namespaces[namespace]["is_coherent"]:
+                namespaces[namespace] = described
+    return {
+        "replica": documents[0]["replica"],
+        "state": state_of(subscribers),
+        "received": dict(received),
+        "subscriptions": sum(each["subscriptions"] for each in documents),
+        "lost": sum(each["lost"] for each in documents),
+        "namespaces": namespaces,
+        "replicas": documents,
+    }
 
 
 def describe(subscriber: Served) -> dict[str, Any]:
@@ -151,53 +254,9 @@ def describe(subscriber: Served) -> dict[str, Any]:
     }
 
 
-async def _read_body(request: Request) -> bytes:
-    """Read the body, at most one byte more than a frame may have. Raises: ClientDisconnect."""
-    return await read_at_most(request.stream(), FRAME_BYTES_MAX)
-
-
-def _refusal_of(request: Request, tokens: Tokens) -> Response | None:
-    if tokens and not _has_token(request, tokens):
-        return _problem(
-            401,
-            "token-invalid",
-            "A valid token is needed",
-            "expected one header 'Authorization: Bearer TOKEN' with a valid token, got none; ask the operator for one",
-            headers={"WWW-Authenticate": 'Bearer realm="broadcache"'},
-        )
-    if _is_cross_site(request):
-        return _problem(
-            403,
-            "cross-site",
-            "A web page of another site may not do this",
-            "expected a request that was not sent by a web page of another site, got one by Sec-Fetch-Site or Origin; "
-            "send it from a program",
-        )
-    return None
-
-
-def _has_token(request: Request, tokens: Tokens) -> bool:
-    return tokens.authorize(request.scope["headers"]).right is not None
-
-
-def _is_cross_site(request: Request) -> bool:
-    """Whether a browser sent the request for a web page of another site.
-
-    Browsers send Sec-Fetch-Site, but not to plain HTTP addresses; there, Origin is compared with Host.
-    """
-    if sites := request.headers.getlist("sec-fetch-site"):
-        return not set(sites) <= {"same-origin", "none"}
-    host = request.headers.get("host", "").lower()
-    return any(_host_of(origin) != host for origin in request.headers.getlist("origin"))
-
-
-def _host_of(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return None
-
-
-def _problem(status: int, kind: str, title: str, detail: str, *, headers: dict[str, str] | None = None) -> Response:
-    document = BasicProblem(type=problem_type(kind), title=title, status=status, detail=detail)
-    return Response(msgspec.json.encode(document), status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+def _problem(refusal: Refusal) -> Response:
+    document = BasicProblem(
+        type=problem_type(refusal.kind), title=refusal.title, status=refusal.status, detail=refusal.detail
+    )
+    headers = {"WWW-Authenticate": 'Bearer realm="broadcache"'} if refusal.status == 401 else None
+    return Response(msgspec.json.encode(document), refusal.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)

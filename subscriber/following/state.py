@@ -1,11 +1,14 @@
 """The state of a subscriber, and its counters."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-__all__ = ["State", "SubscriberStats"]
+__all__ = ["STATES_WORST_FIRST", "State", "SubscriberStats"]
 
 State: TypeAlias = Literal["connecting", "recovering", "coherent", "lost", "closed"]
+
+STATES_WORST_FIRST: Final[tuple[State, ...]] = ("closed", "lost", "connecting", "recovering", "coherent")
+"""In this order, the first state among several is that of the whole: it is coherent only when each of them is."""
 
 
 @dataclass(frozen=True, slots=True)

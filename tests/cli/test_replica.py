@@ -71,7 +71,10 @@ def test_all_products_share_a_tag(server: EmbeddedServer, urls: Urls) -> None:
 def test_a_replica_tells_its_state_and_position(urls: Urls) -> None:
     status, answer = ask("GET", f"{urls[2]}/cache-invalidation")
     assert (status, answer["replica"], answer["state"]) == (200, "replica-3", "coherent")
-    assert ask("GET", f"{urls[2]}/health/ready") == (200, {"status": "ready", "state": "coherent"})
+    assert ask("GET", f"{urls[2]}/health/ready") == (
+        200,
+        {"status": "ready", "state": "coherent", "replicas": [{"replica": "replica-3", "state": "coherent"}]},
+    )
     status, answer = ask("GET", f"{urls[3]}/health/live")
     assert (status, answer["replica"].partition("-")[0]) == (200, "replica")
 

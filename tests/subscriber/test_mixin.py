@@ -1,7 +1,9 @@
 """The mixin as a service uses it: a FastAPI application with a lifespan, a router and nothing else to wire."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import copy
+import pickle
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -81,10 +83,13 @@ async def test_a_replica_tells_every_other_one(redis_url: str) -> None:
 
 
 async def test_readiness_tells_the_truth(own_server: EmbeddedServer) -> None:
-    catalogue = Catalogue(own_server.url, **FAST)
+    catalogue = Catalogue(own_server.url, replica_id="replica-1", **FAST)
     async with running(app_of(catalogue)) as client:
         ready = await client.get("/health/ready")
-        assert (ready.status_code, ready.json()) == (200, {"status": "ready", "state": "coherent"})
+        assert (ready.status_code, ready.json()) == (
+            200,
+            {"status": "ready", "state": "coherent", "replicas": [{"replica": "replica-1", "state": "coherent"}]},
+        )
         own_server.kill()
         await until(lambda: catalogue.subscriber.state != "coherent")
         ready = await client.get("/health/ready")
@@ -172,3 +177,26 @@ async def test_a_local_cache_with_options_of_its_own_is_taken_as_it_is(redis_url
 
 async def test_the_mixin_leaves_one_private_attribute_in_the_class_it_is_mixed_into(redis_url: str) -> None:
     assert set(vars(Catalogue(redis_url))) == {"prices", "loads", "_CacheInvalidationMixin__parts"}
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_copy_is_refused_with_what_to_do_instead(redis_url: str, duplicate: Callable[[object], object]) -> None:
+    catalogue = Catalogue(redis_url)
+    for thing in (catalogue, catalogue.cache, catalogue.subscriber, Publisher(redis_url)):
+        expected = f"expected a {type(thing).__name__} to stay in its process, .* construct another one there"
+        with pytest.raises(TypeError, match=expected):
+            duplicate(thing)
+
+
+def test_a_class_may_say_itself_what_a_copy_of_it_is(redis_url: str) -> None:
+    class Copied(Catalogue):
+        def __reduce__(self) -> tuple[Callable[[], str], tuple[()]]:
+            return str, ()
+
+    class Restored(Catalogue):
+        def __getstate__(self) -> dict[str, Any]:  # type: ignore[override]
+            return {"prices": self.prices}
+
+    duplicate: object = copy.copy(Copied(redis_url))
+    assert duplicate == ""
+    assert vars(copy.copy(Restored(redis_url))) == {"prices": {1: 100}}

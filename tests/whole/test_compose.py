@@ -22,6 +22,7 @@ from tests.support.paths import ROOT
 from broadcache.cli.app import app
 from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.process.settings import read_settings
+from broadcache.subscriber.endpoint.replica_token import replica_tokens
 
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 OURS = ("publisher", "replica")
@@ -101,9 +102,22 @@ def test_the_command_line_takes_what_the_services_are_started_with(name: str) ->
 
 
 def test_the_publisher_takes_the_environment_it_is_given() -> None:
-    settings = read_settings(ApiSettings, SERVICES["publisher"]["environment"], listen_host="0.0.0.0")
+    settings = read_settings(ApiSettings, environment_of("publisher"), listen_host="0.0.0.0")
     assert settings.allow_open
     assert settings.redis_url == "redis://valkey:6379"
+
+
+def environment_of(name: str) -> dict[str, str]:
+    """The environment of a service where the user's own has no variable."""
+    given: dict[str, str] = SERVICES[name]["environment"]
+    return {variable: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text) for variable, text in given.items()}
+
+
+def test_replicas_require_the_token_that_the_publisher_sends() -> None:
+    tokens = {name: environment_of(name)["BROADCACHE_REPLICA_TOKEN"] for name in OURS}
+    assert len(replica_tokens(tokens["replica"])) == 1
+    assert tokens["publisher"] == tokens["replica"]
+    assert all(SERVICES[name]["environment"]["BROADCACHE_REPLICA_TOKEN"].startswith("${BROADCACHE_") for name in OURS)
 
 
 def test_the_entry_point_gets_signals_itself() -> None:

@@ -102,15 +102,15 @@ def epoch_of(catalogue: Catalogue) -> str:
 async def test_what_is_posted_is_forgotten_and_the_answer_says_what_became_of_it(redis_url: str) -> None:
     async with replica(redis_url, replica_id="replica-1") as (catalogue, client):
         answer = await post(client, {"namespace": "products", "id": "one", "keys": ["a", "b", "not there"]})
-        assert answer == {
+        what_became = {
             "replica": "replica-1",
             "state": "coherent",
             "outcome": "applied",
-            "id": "one",
             "namespace": "products",
             "dropped": 2,
             "positions": {"products": {"epoch": epoch_of(catalogue), "sequence": 0}},
         }
+        assert answer == {**what_became, "id": "one", "replicas": [what_became]}
         assert catalogue.held == "c"
 
 
@@ -232,7 +232,7 @@ async def test_a_body_of_64_kib_is_read_and_a_longer_one_is_everything(size_byte
 async def test_no_more_of_a_body_is_read_than_tells_that_it_is_too_long() -> None:
     async with lonely_replica() as (catalogue, client):
         reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
-        writer.write(b"POST %s HTTP/1.1\r\nHost: r\r\nContent-Length: 1000000000\r\n\r\n" % PATH.encode())
+        writer.write(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n" % PATH.encode())
         writer.write(b"x" * (FRAME_BYTES_MAX + 1))
         status = await reader.readline()  # although the rest never comes
         assert (status, catalogue.held) == (b"HTTP/1.1 200 OK\r\n", "")
@@ -244,7 +244,7 @@ async def test_no_more_of_a_body_is_read_than_tells_that_it_is_too_long() -> Non
 async def test_half_a_body_whose_sender_has_gone_changes_nothing(sent: bytes) -> None:
     async with lonely_replica() as (catalogue, client):
         _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
-        writer.write(b"POST %s HTTP/1.1\r\nHost: r\r\nContent-Length: 100\r\n\r\n" % PATH.encode() + sent)
+        writer.write(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" % PATH.encode() + sent)
         await writer.drain()
         await post(client, {"keys": ["b"]})  # by now the first one is being answered
         writer.close()

@@ -1,6 +1,7 @@
 """The demo's processes, and the HTTP requests that it sends to them."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -202,6 +203,7 @@ async def running_fleet(first_port: int) -> AsyncIterator[Fleet]:
 
 async def _start_all(children: list[Child], redis_url: str, source: Path, first_port: int) -> None:
     publisher, *replicas = children
+    token = {"BROADCACHE_REPLICA_TOKEN": secrets.token_urlsafe()}  # of this demo alone, for its publisher's fan-out
     starts = []
     for number, child in enumerate(replicas):
         arguments = ["replica", "--name", child.name, "--source", str(source), "--redis-url", redis_url]
@@ -209,11 +211,11 @@ async def _start_all(children: list[Child], redis_url: str, source: Path, first_
             arguments.append("--no-subscribe")
         elif child is replicas[-2]:
             arguments += ["--when-incoherent", "serve"]
-        starts.append(child.start(arguments, first_port and first_port + _FIRST_REPLICA_PORT_OFFSET + number))
+        starts.append(child.start(arguments, first_port and first_port + _FIRST_REPLICA_PORT_OFFSET + number, token))
     await _all_started(starts)
     # The fan-out needs the replicas' addresses; in production they come from DNS.
     addresses = "|".join(urlsplit(child.url).netloc for child in replicas[:-1])
-    second_path = {
+    second_path = token | {
         "BROADCACHE_DELIVERY": "redis-then-fanout",
         "BROADCACHE_FANOUT_SERVICE": "replicas:http",
         "BROADCACHE_FANOUT_LISTS": f"replicas={addresses}",

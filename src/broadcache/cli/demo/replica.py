@@ -3,13 +3,15 @@
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from ..options import REDIS_URL, RedisUrl
 
 __all__ = ["replica"]
+
+_READ_ELSEWHERE: Final = ("BROADCACHE_REDIS_URL", "BROADCACHE_REPLICA_TOKEN", "BROADCACHE_REPLICA_ALLOW_OPEN")
 
 
 def replica(
@@ -37,9 +39,7 @@ def replica(
     from .catalogue import Catalogue, CatalogueSource, NaiveCatalogue
     from .replica_api import ObservedCache, naive_app, replica_app
 
-    settings = read_settings(
-        LogSettings, os.environ, read_elsewhere=("BROADCACHE_REDIS_URL", "BROADCACHE_REPLICA_TOKEN")
-    )
+    settings = read_settings(LogSettings, os.environ, read_elsewhere=_READ_ELSEWHERE)
     with listen(host, port) as listener:
         name = name or _name_at(host, listener.getsockname()[1])
         products = CatalogueSource(source)
