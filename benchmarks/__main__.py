@@ -21,6 +21,7 @@ BENCHMARKS: Final = (
     "memory",
     "imports",
     "idle",
+    "echo",
     "fleet",
     "fanout",
     "confirmation",

@@ -14,7 +14,8 @@ UNKNOWN_STATE: Final = "unknown"
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
     """The status of one replica in one namespace, published with each echo. Readers skip unknown fields.
 
-    Shape:  `state` is the replica's state: `coherent` only if every cache of the namespace may be served; `unknown`
+    Shape:  `namespaces` are some of those that the replica follows over the same link, of `namespaces_count` in all.
+            `state` is the replica's state: `coherent` only if every cache of the namespace may be served; `unknown`
             when the presence could not be read. `position` is the position that the replica's last echo proved, and
             `digest` is that of the frame there. Counters are sums over the namespace's caches since the replica
             started; `clears` are counted by reason, `replays` are invalidations read from the log.
@@ -27,6 +28,7 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     replica: str = ""
     namespace: str = ""
     namespaces: tuple[str, ...] = ()
+    namespaces_count: int = 0
     host: str = ""
     pid: int = 0
     version: str = ""

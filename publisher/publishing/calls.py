@@ -66,7 +66,7 @@ class Calls:
         """Return an open link to the server that has `namespace`. Raises: LinkLost; InvalidSettings without a log."""
         if self._links is None:
             raise without_log()
-        return await (await self._links.of(namespace)).connected()
+        return await self._links.connected(namespace)
 
     async def with_retries(
         self, namespace: str, work: Callable[[Link], Awaitable[T]], on_failure: Callable[[], None] | None = None
@@ -132,6 +132,8 @@ class Calls:
                 return await work(link)
         except (LinkLost, NotPrimary):
             await link.close()
+            if self._links is not None:
+                self._links.distrust(namespace, link)
             raise
 
 

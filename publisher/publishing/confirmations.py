@@ -277,12 +277,13 @@ class Confirmations:
         channel = names_of(namespace).confirmed
         try:
             async with asyncio.timeout(timeout_seconds):
-                link = await (await self._links.of(namespace)).connected()
+                link = await self._links.connected(namespace)
                 if self._subscribed.get(namespace) is not link:
                     self._namespaces[channel.encode()] = namespace
                     await link.subscribe(channel)
                     self._subscribed[namespace] = link
         except (LinkLost, Refused, TimeoutError) as error:
+            self._links.distrust(namespace)
             _log.warning(
                 "cannot subscribe to the confirmations of %r: %s; falling back to positions in echoes, which is slower",
                 namespace,

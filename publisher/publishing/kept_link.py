@@ -1,17 +1,17 @@
 """Links that are replaced when they are lost, and that concurrent calls share."""
 
 import asyncio
-from typing import Final
+import contextlib
+from typing import Any, Final
 
 from ...shared.errors import LinkLost
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link, OnMessage
+from ...shared.transport.redis.topology import Node, Primaries
 
 __all__ = ["KeptLink", "KeptLinks"]
 
 _CONNECT_TIMEOUT_SECONDS: Final = 2.0
-_LINKS_MAX: Final = 100
-"""The limit on links in a cluster, where each namespace has its own."""
 
 
 class KeptLink:
@@ -24,6 +24,11 @@ class KeptLink:
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
         self._is_closed = False
+
+    @property
+    def link(self) -> Link | None:
+        """The last link."""
+        return self._link
 
     async def connected(self) -> Link:
         """Return the open link, or open one. Raises: LinkLost."""
@@ -67,33 +72,90 @@ class KeptLink:
             self._connecting = None
 
 
-def _retrieve_failure(connecting: asyncio.Task[Link]) -> None:
+def _retrieve_failure(connecting: asyncio.Task[Any]) -> None:
     """Keep asyncio from reporting a failed attempt that has no caller left: the next call reports its own failure."""
     if not connecting.cancelled():
         connecting.exception()
 
 
 class KeptLinks:
-    """The link of all namespaces; in a cluster, where each may be at another server, one for each namespace."""
+    """The link of all namespaces; in a cluster, one for each server that is the primary of any.
+
+    In a cluster, one query finds the servers of all namespaces. Its answer is used for one until `distrust` says
+    that it may be outdated. No link is closed to make room for another: there are as many as servers.
+    """
 
     def __init__(self, address: RedisAddress, *, client_name: str, on_message: OnMessage | None = None) -> None:
         self._address = address
         self._client_name = client_name
         self._on_message = on_message
-        self._links: dict[str, KeptLink] = {}
+        self._links: dict[Node | None, KeptLink] = {}
+        self._primaries: Primaries | None = None
+        self._finding: asyncio.Task[Primaries] | None = None
+        self._distrusted: set[str] = set()
+        # The last owner of a slot knows first where it moved to.
+        self._asked_first: Node | None = None
 
-    async def of(self, namespace: str) -> KeptLink:
-        """Return the link for a namespace. Beyond the limit, the least recently used one is closed."""
-        key = namespace if self._address.is_cluster else ""
-        kept = self._links.pop(key, None) or KeptLink(
-            self._address.of(namespace), client_name=self._client_name, on_message=self._on_message
-        )
-        self._links[key] = kept  # ordered by last use
-        if len(self._links) > _LINKS_MAX:
-            await self._links.pop(next(iter(self._links))).close()
-        return kept
+    async def connected(self, namespace: str) -> Link:
+        """Return the open link to the server that has `namespace`, or open one. Raises: LinkLost."""
+        node = await self._node_of(namespace) if self._address.is_cluster else None
+        kept = self._links.get(node)
+        if kept is None:
+            kept = self._links[node] = KeptLink(
+                self._address if node is None else self._address.at(node),
+                client_name=self._client_name,
+                on_message=self._on_message,
+            )
+        try:
+            return await kept.connected()
+        except LinkLost:
+            self.distrust(namespace)
+            raise
+
+    def distrust(self, namespace: str, link: Link | None = None) -> None:
+        """Find the server of `namespace` anew: the last one was lost, or is no primary of it.
+
+        Shape: `link` is the link that led there. A failure over one that has been replaced changes nothing.
+        """
+        if self._primaries is None:
+            return
+        with contextlib.suppress(LinkLost):
+            node = self._primaries.of(namespace)
+            if link is not None and node in self._links and self._links[node].link is not link:
+                return
+            self._asked_first = node
+        self._distrusted.add(namespace)
 
     async def close(self) -> None:
-        """Close all links; `of` makes new ones. Closing twice is harmless."""
+        """Close all links; `connected` opens new ones. Closing twice is harmless."""
         links, self._links = self._links, {}
+        finding, self._finding, self._primaries = self._finding, None, None
+        if finding is not None and not finding.done():
+            finding.cancel()
+            await asyncio.wait([finding])
         await asyncio.gather(*[link.close() for link in links.values()])
+
+    async def _node_of(self, namespace: str) -> Node:
+        if self._primaries is not None and namespace not in self._distrusted:
+            return self._primaries.of(namespace)
+        if self._finding is None:
+            self._finding = asyncio.create_task(self._find(), name="broadcache publisher finds primaries")
+            self._finding.add_done_callback(_retrieve_failure)
+        finding = self._finding
+        await asyncio.wait([finding])
+        if finding.cancelled():
+            raise LinkLost("the publisher was closed while it was connecting")
+        return finding.result().of(namespace)
+
+    async def _find(self) -> Primaries:
+        distrusted, self._distrusted = self._distrusted, set()
+        try:
+            self._primaries = await self._address.primaries(
+                timeout_seconds=_CONNECT_TIMEOUT_SECONDS, first=self._asked_first
+            )
+            return self._primaries
+        except BaseException:
+            self._distrusted |= distrusted
+            raise
+        finally:
+            self._finding = None

@@ -50,7 +50,7 @@ _RECEIPT_SECONDS_MIN: Final = 30.0
 
 
 class Publisher(Closing):
-    """Publishes over one connection (in a cluster: one for each namespace), which concurrent calls share.
+    """Publishes over one connection (in a cluster: one to each primary), which concurrent calls share.
 
     The connection is replaced when it is lost, and when its server is no longer the primary.
 

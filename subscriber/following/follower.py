@@ -37,6 +37,8 @@ _BACKOFF_SECONDS_MIN: Final = 0.1
 _GAP_PAUSE_SECONDS: Final = 0.02
 """The least time between two reads of the log because of gaps: any client may claim positions that the log lacks."""
 _PRESENCE_SECONDS_MAX: Final = 86_400.0
+_ECHO_NAMESPACES_MAX: Final = 64
+"""The most namespaces of one echo: its script holds the server for about a millisecond."""
 
 
 class Follower:
@@ -240,6 +242,7 @@ class Follower:
         """Subscribe, and catch up with the invalidations published since the last subscription ended."""
         server = await self._identity(link)
         self._channels.begin()
+        self._presence_publisher.forget()
         self._resumed = set()
         if not server.is_known or server != self._server:
             # Until an echo has proven the new server, positions belong to neither.
@@ -292,6 +295,7 @@ class Follower:
         namespaces = self.namespaces
         await self._channels.follow(link, namespaces)
         if gone := self._registration.namespaces.difference(namespaces):
+            self._presence_publisher.forget(gone)
             await self._registration.withdraw(link, gone)
 
     async def _pause(self, link: Link) -> None:
@@ -313,17 +317,32 @@ class Follower:
         return any(sequencer.is_behind for sequencer in self._sequencers.values())
 
     async def _echo(self, link: Link, server: Identity) -> None:
+        """Prove everything accepted until now in the namespaces that have resumed, with an echo for some at a time."""
+        sent_at = self._clock()
+        namespaces = [each for each in self._sequencers if each in self._resumed]
+        if not namespaces:
+            return
+        self._presence_publisher.begin_echo(len(namespaces))
+        caches: list[LocalCache] = []
+        for start in range(0, len(namespaces), _ECHO_NAMESPACES_MAX):
+            caches += await self._echo_some(link, server, namespaces[start : start + _ECHO_NAMESPACES_MAX])
+        self.echoes += 1
+        self._echo_due_at = self._clock() + self._timing.echo_interval_seconds * (0.9 + 0.2 * self._uniform())
+        self._confirm(sent_at, caches)
+
+    async def _echo_some(self, link: Link, server: Identity, namespaces: Iterable[str]) -> list[LocalCache]:
         """Send this replica a probe through the publish path, and compare the applied positions with the heads.
 
         A link delivers in the order in which the server acted, and every frame that arrives is applied. So when the
         probe is back, every invalidation accepted before the echo was sent has been applied, unless the log has
         another history than the channel.
+
+        Returns: the caches that this proves.
         """
-        sent_at = self._clock()
         # Namespaces and caches that are added while the echo is under way are proven by the next one.
-        probed = {namespace: each for namespace, each in self._sequencers.items() if namespace in self._resumed}
-        if not probed:
-            return
+        probed = {each: self._sequencers[each] for each in namespaces if each in self._resumed}
+        if not probed:  # they have been removed since
+            return []
         caches = [cache for sequencer in probed.values() for cache in sequencer.caches]
         self._probed, self._marks = probed, {}
         self._probe = secrets.token_hex(8).encode()
@@ -337,7 +356,13 @@ class Follower:
                 probe_channel=self._channels.echo,
                 replica_id=self._replica_id,
                 probe=self._probe.decode(),
-                presences=[self._presence(each, presence_seconds) for each in probed.values()],
+                presences=self._presence_publisher.publish(
+                    probed.values(),
+                    namespaces=self.namespaces,
+                    state=self.state,
+                    lifetime_seconds=presence_seconds,
+                    lag_ms=self._reporter.lag_ms,
+                ),
                 presence_seconds=presence_seconds,
             )
             await self._has_probe.wait()
@@ -346,6 +371,7 @@ class Follower:
         if heads.replication_id != server.replication_id:
             raise LinkLost(f"{link.label} was demoted or promoted: invalidations that it had accepted may be lost")
         self._registration.record_refusal(heads.complaint)
+        self._presence_publisher.forget(heads.unpublished)
         for namespace, sequencer in probed.items():
             mark, newest = self._marks[namespace], heads.anchors[namespace]
             reason = sequencer.compare(mark, newest)
@@ -353,9 +379,7 @@ class Follower:
                 sequencer.restart(newest, reason)
             elif await self._log_reader.catch_up(link, sequencer):
                 sequencer.prove(mark, newest)
-        self.echoes += 1
-        self._echo_due_at = self._clock() + self._timing.echo_interval_seconds * (0.9 + 0.2 * self._uniform())
-        self._confirm(sent_at, caches)
+        return caches
 
     @property
     def _presence_seconds(self) -> float:
@@ -367,18 +391,8 @@ class Follower:
         bound_seconds = max((cache.max_staleness_seconds for cache in self.caches), default=0.0)
         return min(_PRESENCE_SECONDS_MAX, max(two_echoes_seconds, bound_seconds))
 
-    def _presence(self, sequencer: Sequencer, lifetime_seconds: float) -> bytes:
-        """The presence of one namespace, to be published with the next echo."""
-        return self._presence_publisher.publish(
-            sequencer,
-            namespaces=self.namespaces,
-            state=self.state,
-            lifetime_seconds=lifetime_seconds,
-            lag_ms=self._reporter.lag_ms(sequencer.namespace),
-        )
-
     def _confirm(self, as_of: float, caches: Iterable[LocalCache]) -> None:
-        """Renew the lease of `caches`, those of the echo, as far as they are still followed."""
+        """Renew the lease of `caches`, those of the echoes, as far as they are still followed."""
         followed = set(self.caches)
         for cache in caches:
             if cache in followed:

@@ -5,8 +5,8 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -24,8 +24,20 @@ _log = logging.getLogger("broadcache.subscriber")
 _WITHDRAW_SECONDS: Final = 0.25
 
 
+_AT_ONCE_MAX: Final = 16
+"""The most namespaces whose presences are all published with each echo, and the most that a presence lists."""
+_ECHOES_MAX: Final = 8
+"""With how many echoes the counters of all namespaces are published."""
+_STALENESS_PART: Final = 0.05
+"""How wrong the published staleness may become, as a part of the bound."""
+
+
 class PresencePublisher:
     """Makes the presences that a replica publishes, one for each of its namespaces. It does no I/O.
+
+    What others decide by (the proven position, the state, the bound) is published with the next echo. With more than
+    `_AT_ONCE_MAX` namespaces, a change of the counters alone is published with one of the next eight echoes, and a
+    presence that has not changed is not published again: the one in Redis is renewed.
 
     Units:  `started_at_ms` is the wall clock in milliseconds, for display only.
     """
@@ -34,48 +46,100 @@ class PresencePublisher:
         self._replica_id: Final = replica_id
         self._host: Final = socket.gethostname()
         self._started_at_ms: Final = time.time_ns() // 1_000_000 if started_at_ms is None else started_at_ms
+        # With every how many echoes the counters of a namespace are published, and whose turn it is: a number below.
+        self._every = 1
+        self._turn = 0
+        # The presence of each namespace that Redis has, and the part of it of which each change is published.
+        self._published: dict[str, tuple[Presence, tuple[Any, ...]]] = {}
+
+    def begin_echo(self, count: int) -> None:
+        """Begin with the presences for a proof of this many namespaces."""
+        self._every = min(_ECHOES_MAX, -(-count // _AT_ONCE_MAX))
+        self._turn += 1
+
+    def forget(self, namespaces: Iterable[str] | None = None) -> None:
+        """Publish these presences anew with the next echo, or all: Redis may not have them."""
+        for namespace in tuple(self._published) if namespaces is None else namespaces:
+            self._published.pop(namespace, None)
 
     def publish(
         self,
-        sequencer: Sequencer,
+        sequencers: Iterable[Sequencer],
         *,
         namespaces: Sequence[str],
         state: str,
         lifetime_seconds: float,
-        lag_ms: float | None,
+        lag_ms: Callable[[str], float | None],
+    ) -> list[bytes]:
+        """Return the presence of each namespace, as JSON; an empty one where the published one still holds.
+
+        Shape: `namespaces` are all that the replica follows over this link, whose state is `state`.
+        """
+        lifetime_ms = round(lifetime_seconds * 1_000)
+        return [self._publish(each, namespaces, state, lifetime_ms, lag_ms) for each in sequencers]
+
+    def _publish(
+        self,
+        sequencer: Sequencer,
+        namespaces: Sequence[str],
+        state: str,
+        lifetime_ms: int,
+        lag_ms: Callable[[str], float | None],
     ) -> bytes:
-        """Return the presence of one namespace, as JSON; `state` is that of the link."""
-        caches, proven = sequencer.caches, sequencer.proven
-        stats = [cache.stats() for cache in caches]
+        caches, proven, counts = sequencer.caches, sequencer.proven, sequencer.counts
         ages = [cache.staleness_seconds for cache in caches]
+        staleness_seconds = None if None in ages else max(age for age in ages if age is not None)
+        bound_seconds = min(cache.max_staleness_seconds for cache in caches)
         is_coherent = all(cache.is_coherent for cache in caches)
-        return msgspec.json.encode(
-            Presence(
-                replica=self._replica_id,
-                namespace=sequencer.namespace,
-                namespaces=tuple(namespaces),
-                host=self._host,
-                pid=os.getpid(),
-                version=__version__,
-                started_at_ms=self._started_at_ms,
-                lifetime_ms=round(lifetime_seconds * 1_000),
-                # The caches decide: the echo may be late, or another namespace may still be recovering.
-                state="coherent" if is_coherent else "lost" if state == "coherent" else state,
-                position=None if proven is None else proven.position,
-                digest=None if proven is None else proven.digest,
-                staleness_seconds=None if None in ages else max(age for age in ages if age is not None),
-                max_staleness_seconds=min(cache.max_staleness_seconds for cache in caches),
-                when_incoherent="serve" if any(cache.when_incoherent == "serve" for cache in caches) else "bypass",
-                entries=sum(each.entries for each in stats),
-                hits=sum(each.hits for each in stats),
-                misses=sum(each.misses for each in stats),
-                bypassed=sum(each.bypassed for each in stats),
-                clears=dict(sum((Counter(each.clears) for each in stats), Counter())),
-                replays=sequencer.counts["replayed"],
-                gaps=sequencer.counts["gaps"],
-                lag_ms=lag_ms,
-            )
+        # The caches decide: the echo may be late, or another namespace may still be recovering.
+        state = "coherent" if is_coherent else "lost" if state == "coherent" else state
+        when_incoherent = "serve" if any(cache.when_incoherent == "serve" for cache in caches) else "bypass"
+        urgent = (state, proven, bound_seconds, when_incoherent, lifetime_ms, counts["replayed"], counts["gaps"])
+        self._turn += 1
+        before, urgent_before = self._published.get(sequencer.namespace, (None, ()))
+        is_same = (
+            before is not None
+            and urgent == urgent_before
+            and _is_near(staleness_seconds, before.staleness_seconds, _STALENESS_PART * bound_seconds)
         )
+        if is_same and self._turn % self._every:
+            return b""
+        stats = [cache.stats() for cache in caches]
+        presence = Presence(
+            replica=self._replica_id,
+            namespace=sequencer.namespace,
+            namespaces=tuple(namespaces[:_AT_ONCE_MAX]),
+            namespaces_count=len(namespaces),
+            host=self._host,
+            pid=os.getpid(),
+            version=__version__,
+            started_at_ms=self._started_at_ms,
+            lifetime_ms=lifetime_ms,
+            state=state,
+            position=None if proven is None else proven.position,
+            digest=None if proven is None else proven.digest,
+            staleness_seconds=staleness_seconds,
+            max_staleness_seconds=bound_seconds,
+            when_incoherent=when_incoherent,
+            entries=sum(each.entries for each in stats),
+            hits=sum(each.hits for each in stats),
+            misses=sum(each.misses for each in stats),
+            bypassed=sum(each.bypassed for each in stats),
+            clears=dict(sum((Counter(each.clears) for each in stats), Counter())),
+            replays=counts["replayed"],
+            gaps=counts["gaps"],
+            lag_ms=lag_ms(sequencer.namespace),
+        )
+        if is_same and before is not None and self._every > 1:
+            aged = msgspec.structs.replace(presence, staleness_seconds=before.staleness_seconds)
+            if aged == before:
+                return b""
+        self._published[sequencer.namespace] = presence, urgent
+        return msgspec.json.encode(presence)
+
+
+def _is_near(one: float | None, other: float | None, difference: float) -> bool:
+    return one is other if one is None or other is None else abs(one - other) <= difference
 
 
 class Registration:

@@ -373,12 +373,12 @@ class Network:
         return [*self.append(namespace, keys[2], tails, at=server), str(fingerprint).encode()]
 
     def _echo(self, server: Server, keys: list[str], arguments: list[Argument]) -> list[Any]:
-        heads: list[bytes | None] = []
+        heads: list[bytes | int | None] = []
         for key in keys[0::3]:
             log = server.logs[self._namespace_of_head[key]]
             if log.epoch is None:
                 log.begin(f"E{next(self._numbers)}")
-            heads += log.fields
+            heads += [*log.fields, 1]  # presences are no part of the model
         self._publish(server, str(arguments[0]), str(arguments[1]).encode())
         return [b"" if self.is_identity_hidden else server.replication_id.encode(), b"", *heads]
 

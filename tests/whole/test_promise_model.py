@@ -14,6 +14,8 @@ from tests.support import promise_model_mutants as mutants
 from tests.support.promise_model import PromiseBroken, Schedule
 from tests.support.promise_model_mutants import MUTANTS, Mutant
 
+from broadcache.subscriber.following import follower as follower_module
+
 RUNS = int(os.environ.get("PROMISE_MODEL_RUNS", "400"))
 FIRST_SEED = int(os.environ.get("PROMISE_MODEL_SEED", "0"))
 # Parts, so that long runs spread over the cores.
@@ -60,6 +62,32 @@ def test_no_schedule_breaks_the_promise(part: int) -> None:
         if failure_of(schedule):
             smallest = promise_model.shrunk(schedule, lambda shorter: failure_of(shorter) is not None)
             pytest.fail(f"seed {seed}: {failure_of(smallest)}\nafter the schedule {smallest}")
+
+
+@pytest.mark.timeout(60 + RUNS // PARTS // 10)
+@pytest.mark.parametrize("part", range(2))
+def test_no_schedule_breaks_the_promise_when_each_namespace_has_an_echo_of_its_own(
+    part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with more than 64 namespaces: messages, faults and positions that move come between the echoes of a proof."""
+    assert len(promise_model.NAMESPACES) > 1
+    monkeypatch.setattr(follower_module, "_ECHO_NAMESPACES_MAX", 1)
+    for seed in range(FIRST_SEED + part, FIRST_SEED + RUNS // 4, 2):
+        schedule = promise_model.schedule_of(seed)
+        if failure_of(schedule):
+            smallest = promise_model.shrunk(schedule, lambda shorter: failure_of(shorter) is not None)
+            pytest.fail(f"seed {seed}: {failure_of(smallest)}\nafter the schedule {smallest}")
+
+
+def test_an_echo_that_compares_what_came_after_its_probe_is_caught_among_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(follower_module, "_ECHO_NAMESPACES_MAX", 1)
+    mutants.an_echo_compares_the_position_of_later(monkeypatch)
+    focus = MUTANTS[mutants.an_echo_compares_the_position_of_later]
+    assert focus is not None
+    with pytest.raises(PromiseBroken):
+        run_schedules(MUTANT_RUNS_MAX, focus=focus)
 
 
 @pytest.mark.parametrize("name", promise_model.OPERATIONS)

@@ -121,6 +121,7 @@ REPLICAS: Final = {
         {
             "replica": "web-1",
             "namespaces": ["products"],
+            "namespaces_count": 1,
             "host": "web-1.example",
             "pid": 17,
             "version": "1.0.0",

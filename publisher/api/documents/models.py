@@ -101,13 +101,15 @@ class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
     """One replica as of its last echo, `seen_ms_ago`; only `staleness_seconds` and `is_coherent` are as of now.
 
     `staleness_seconds` is how long ago everything accepted was last proven to be applied there; it may serve from its
-    cache while that is below `max_staleness_seconds`. `behind` is null when its epoch is not that of the log.
+    cache while that is below `max_staleness_seconds`. `namespaces` are the first 16 of `namespaces_count`.
+    `behind` is null when its epoch is not that of the log.
     `state` is `coherent`, `recovering`, `connecting`, `lost`, or `unknown`. Counters begin when the replica starts;
     `lag_ms` is the difference of two machines' wall clocks.
     """
 
     replica: str
     namespaces: tuple[str, ...]
+    namespaces_count: int
     host: str
     pid: int
     version: str

@@ -4,11 +4,12 @@ import asyncio
 import copy
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from ...errors import InvalidSettings, LinkLost
 from .credentials import Credentials, Login, explained
-from .topology import AddressRemap, Cluster, Node, Nodes, Sentinels, query, remap_of
+from .topology import AddressRemap, Cluster, FixedPrimary, Node, Nodes, Primaries, Sentinels, query, remap_of
 from .url import ServerURL, read_url
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
 __all__ = ["AddressRemap", "Connected", "Credentials", "RedisAddress"]
+
+T = TypeVar("T")
 
 _DISCOVERY_SHARE: Final = 0.6
 """The part of a connect timeout in which the primary is found: the rest is for the connection to it."""
@@ -60,7 +63,7 @@ class RedisAddress:
         self.label: Final = parsed.label
         self.is_tls: Final = parsed.is_tls
         """Whether connections to the data servers use TLS."""
-        self._topology: Sentinels | Cluster | None = None
+        self._topology: Sentinels | Cluster | FixedPrimary | None = None
         self._login = Login(credentials, parsed.arguments)
         self._arguments = {**parsed.arguments, **_place_of(parsed)}
         self._connection_class = _connection_class_of(parsed)
@@ -92,6 +95,26 @@ class RedisAddress:
         other._topology = self._topology.of(namespace)
         return other
 
+    def at(self, node: Node) -> Self:
+        """Return the address of one server of a cluster."""
+        other = copy.copy(self)
+        other._topology = FixedPrimary(node)
+        return other
+
+    async def primaries(self, *, timeout_seconds: float, first: Node | None = None) -> Primaries:
+        """Query a cluster, and `first` before its other servers, for the primaries of all slots.
+
+        Raises: LinkLost.
+        """
+        assert isinstance(self._topology, Cluster)
+        cluster, attempt = self._topology, _Attempt(self.label)
+
+        async def query_primaries() -> Primaries:
+            await self._log_in(attempt)
+            return await cluster.primaries(attempt.login, timeout_seconds * _DISCOVERY_SHARE, first)
+
+        return await self._attempted(attempt, query_primaries(), timeout_seconds)
+
     async def connect(self, client_name: str, *, timeout_seconds: float) -> Connected:
         """Find the primary, connect to it and send HELLO, with every automatism of the client library off.
 
@@ -100,9 +123,12 @@ class RedisAddress:
                 may: the client library's errors repeat what a server says.
         """
         attempt = _Attempt(self.label)
+        return await self._attempted(attempt, self._connect(client_name, attempt, timeout_seconds), timeout_seconds)
+
+    async def _attempted(self, attempt: "_Attempt", work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await self._connect(client_name, attempt, timeout_seconds)
+                return await work
         except LinkLost:
             raise
         except TimeoutError:
@@ -115,7 +141,7 @@ class RedisAddress:
             problem = f"cannot connect to {attempt.label}: {explained(error, secrets)}"
         raise LinkLost(problem)
 
-    async def _connect(self, client_name: str, attempt: "_Attempt", timeout_seconds: float) -> Connected:
+    async def _log_in(self, attempt: "_Attempt") -> None:
         if self._login.is_read_anew:
             attempt.label = f"the credentials for {self.label}"
             attempt.advice = "that the function returns in time, and also that the server runs"
@@ -123,6 +149,9 @@ class RedisAddress:
             attempt.reset(self.label)
         else:
             attempt.login = await self._login.read()
+
+    async def _connect(self, client_name: str, attempt: "_Attempt", timeout_seconds: float) -> Connected:
+        await self._log_in(attempt)
         node = None
         if self._topology is not None:
             node = await self._topology.find_primary(attempt.login, timeout_seconds * _DISCOVERY_SHARE)

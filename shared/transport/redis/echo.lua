@@ -14,10 +14,10 @@
 --       PUBLISH, or in a cluster SPUBLISH
 --       replica, lifetime of its presences in ms
 --       epoch, for namespaces that have none
---       presences as JSON, one for each namespace
+--       presences as JSON, one for each namespace; an empty one renews the lifetime of the presence that is there
 --
--- Returns {replication id, complaint, epoch, seq, digest, digest_seq, epoch, …}; a digest is false where there is none,
--- and the complaint is empty unless the replica could not be registered.
+-- Returns {replication id, complaint, epoch, seq, digest, digest_seq, 1 or 0, epoch, …}; a digest is false where there is
+-- none, 0 says that the presence to renew was gone, and the complaint is empty unless the replica could not be registered.
 
 local EXPIRED_MAX, DAY_MS, NEVER_MS = 16, 86400000, 9e15
 local replica, lifetime_ms = ARGV[4], tonumber(ARGV[5])
@@ -35,7 +35,12 @@ end
 
 local heads = {}
 for i = 1, #KEYS, 3 do
-  redis.call('SET', KEYS[i + 1], ARGV[6 + (i + 2) / 3], 'PX', ARGV[5])
+  local presence, has_presence = ARGV[6 + (i + 2) / 3], 1
+  if presence == '' then
+    has_presence = redis.call('PEXPIRE', KEYS[i + 1], ARGV[5])
+  else
+    redis.call('SET', KEYS[i + 1], presence, 'PX', ARGV[5])
+  end
   local head = redis.pcall('HMGET', KEYS[i], 'epoch', 'seq', 'digest', 'digest_seq', 'lease_ms')
   if head.err and not head.err:find('WRONGTYPE') then
     return redis.error_reply(head.err)
@@ -55,6 +60,7 @@ for i = 1, #KEYS, 3 do
   for field = 1, 4 do
     heads[#heads + 1] = head[field]
   end
+  heads[#heads + 1] = has_presence
 end
 redis.call(ARGV[3], ARGV[1], ARGV[2])
 

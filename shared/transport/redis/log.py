@@ -74,11 +74,13 @@ class Heads(NamedTuple):
     Shape: the digest of a head is None when the stored digest is that of an earlier sequence: a writer that keeps no
            digest has moved the head on. When it is that of a later sequence, the head was moved back, and the digest
            is one that no frame has. `complaint` is the error that kept this replica from being registered, or empty.
+           `unpublished` are the namespaces whose presence was to be renewed, and was gone.
     """
 
     replication_id: str
     anchors: dict[str, Anchor]
     complaint: str = ""
+    unpublished: frozenset[str] = frozenset()
 
 
 class Entry(NamedTuple):
@@ -209,8 +211,8 @@ async def echo(
     """Have the server, which must be a primary, publish `probe` to this replica and return the heads.
 
     Shape:  `probe_channel` is that of one of the namespaces (`echo_channel_of`). `presences` are this replica's
-            encoded presences, one for each namespace, kept for `presence_seconds`. A namespace without a head gets one,
-            at sequence 0.
+            encoded presences, one for each namespace, kept for `presence_seconds`; an empty one renews what is there.
+            A namespace without a head gets one, at sequence 0.
     Raises: LinkLost; LogRefused, e.g. NotPrimary by a server that was demoted.
     """
     keys: list[str] = []
@@ -227,12 +229,13 @@ async def echo(
     )
     try:
         replication_id, complaint, *fields = await _run(link, _ECHO, keys, arguments)
-        width = len(_HEAD_FIELDS)
+        width = len(_HEAD_FIELDS) + 1
         heads = [fields[start : start + width] for start in range(0, len(fields), width)]
-        anchors = {namespace: _anchor_of(fields) for namespace, fields in zip(namespaces, heads, strict=True)}
+        anchors = {namespace: _anchor_of(head[:-1]) for namespace, head in zip(namespaces, heads, strict=True)}
     except (Refused, ValueError) as error:
         raise _refused("answer an echo", error) from error
-    return Heads(replication_id.decode(), anchors, complaint.decode())
+    unpublished = frozenset(namespace for namespace, head in zip(namespaces, heads, strict=True) if not head[-1])
+    return Heads(replication_id.decode(), anchors, complaint.decode(), unpublished)
 
 
 async def read_after(link: Link, namespace: str, *, after: int, count: int) -> list[Entry]:

@@ -15,7 +15,18 @@ from .url import Node, node_of
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["AddressRemap", "Cluster", "Node", "Nodes", "Remap", "Sentinels", "query", "remap_of"]
+__all__ = [
+    "AddressRemap",
+    "Cluster",
+    "FixedPrimary",
+    "Node",
+    "Nodes",
+    "Primaries",
+    "Remap",
+    "Sentinels",
+    "query",
+    "remap_of",
+]
 
 T = TypeVar("T")
 
@@ -154,7 +165,7 @@ class Cluster:
         self.namespace: Final = namespace
         self._nodes = nodes
         self._remap = remap
-        self._slot = binascii.crc_hqx(names_of(namespace).channel.encode(), 0) % _SLOTS
+        self._slot = _slot_of(namespace)
         self._last: Node | None = None
 
     def of(self, namespace: str) -> "Cluster":
@@ -179,12 +190,64 @@ class Cluster:
         self._last = self._remap(found)
         return self._last
 
+    async def primaries(self, login: Mapping[str, Any], seconds: float, first: Node | None) -> "Primaries":
+        """Return the primaries of all slots, of which a server of the cluster knows; `first` is queried first.
+
+        Raises: LinkLost.
+        """
+        return await self._nodes.query(
+            "CLUSTER",
+            "SLOTS",
+            wanted="a server of the cluster to name the primary of each slot",
+            answer_of=lambda reply, asked: Primaries(reply, asked, self._remap) if reply else None,
+            login=login,
+            seconds=seconds,
+            first=first,
+        )
+
     def _primary_in(self, reply: Sequence[Any], asked: Node) -> Node | None:
-        for first, last, (host, port, *_), *_ in reply:
-            if first <= self._slot <= last and host != b"?":
-                # No host means: the one at which you have asked.
-                return Node(host.decode() if host else asked.host, port)
-        return None
+        return _primary_of(self._slot, reply, asked)
+
+
+class Primaries:
+    """The primaries of a cluster, as one of its servers knew them. The answer may be outdated."""
+
+    def __init__(self, reply: Sequence[Any], asked: Node, remap: Remap) -> None:
+        self._reply = reply
+        self._asked = asked
+        self._remap = remap
+
+    def of(self, namespace: str) -> Node:
+        """Return the primary of the namespace's slot. Raises: LinkLost."""
+        if (found := _primary_of(_slot_of(namespace), self._reply, self._asked)) is None:
+            raise LinkLost(
+                f"expected {self._asked} to name the primary of namespace {namespace!r} (slot {_slot_of(namespace)}), "
+                "got none: check that the cluster covers all slots"
+            )
+        return self._remap(found)
+
+
+class FixedPrimary:
+    """A server that was found before."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def find_primary(self, login: Mapping[str, Any], seconds: float) -> Node:
+        """Return the server."""
+        return self._node
+
+
+def _slot_of(namespace: str) -> int:
+    return binascii.crc_hqx(names_of(namespace).channel.encode(), 0) % _SLOTS
+
+
+def _primary_of(slot: int, reply: Sequence[Any], asked: Node) -> Node | None:
+    for first, last, (host, port, *_), *_ in reply:
+        if first <= slot <= last and host != b"?":
+            # No host means: the one at which you have asked.
+            return Node(host.decode() if host else asked.host, port)
+    return None
 
 
 def remap_of(address_remap: AddressRemap | None) -> Remap:

@@ -223,3 +223,94 @@ async def test_each_namespace_of_a_cluster_lists_its_replicas() -> None:
                     assert [each for each in registry if not each.startswith(b" since=")] == [b"web-1"]
             for namespace in namespaces:
                 assert await publisher.replicas(namespace) == []
+
+
+# --- many namespaces --------------------------------------------------------------------------------------------------
+
+
+async def cost_of_echoes(count: int) -> tuple[float, float]:
+    """The bytes and the scripts that one echo of a replica with this many idle namespaces sends, on average."""
+    caches = {f"tenant-{number}": new_cache() for number in range(count)}
+    options = {**FAST, "echo_interval_seconds": 0.3}
+    with EmbeddedServer() as server:
+        async with Subscriber(server.url, caches=caches, **options) as subscriber, redis_probe(server.url) as probe:
+            # The first echoes publish the state of the start.
+            await until(lambda: subscriber.stats().echoes >= 10)
+            await probe.call("CONFIG", "RESETSTAT")
+            begun = subscriber.stats().echoes
+            await until(lambda: subscriber.stats().echoes >= begun + 16)
+            stats = {
+                name: int(value)
+                for line in (await probe.call("INFO", "stats")).decode().splitlines()
+                for name, _, value in [line.partition(":")]
+                if name == "total_net_input_bytes"
+            }
+            calls = (await probe.call("INFO", "commandstats")).decode().partition("cmdstat_evalsha:calls=")[2]
+            echoes = subscriber.stats().echoes - begun
+            return stats["total_net_input_bytes"] / echoes, int(calls.partition(",")[0]) / echoes
+
+
+async def test_echoes_grow_with_the_number_of_namespaces_and_not_with_its_square() -> None:
+    few_bytes, few_scripts = await cost_of_echoes(16)
+    many_bytes, many_scripts = await cost_of_echoes(256)
+    assert many_bytes < few_bytes * 256 / 16
+    # One script holds the server for at most 64 namespaces. The counts are taken while echoes are under way.
+    assert round(few_scripts, 1) == pytest.approx(1, abs=0.2)
+    assert round(many_scripts, 1) == pytest.approx(4, abs=0.5)
+
+
+async def test_among_many_namespaces_what_others_decide_by_is_published_with_the_next_echo(redis_url: str) -> None:
+    caches = {f"tenant-{number}": new_cache(max_staleness_seconds=30) for number in range(150)}
+    async with (
+        Publisher(redis_url) as publisher,
+        Subscriber(redis_url, caches=caches, replica_id="web-1", **FAST | {"echo_interval_seconds": 0.2}) as subscriber,
+    ):
+        await until(lambda: subscriber.stats().echoes >= 10)
+        for namespace in ("tenant-0", "tenant-70", "tenant-149"):
+            receipt = await publisher.publish(Keys("a"), namespace=namespace)
+            await reached(subscriber, receipt)
+            wanted = subscriber.stats().echoes + 2
+            while subscriber.stats().echoes < wanted:
+                await asyncio.sleep(0.01)
+            replica = await seen(publisher, namespace)
+            assert replica.position == receipt.position
+            assert (len(replica.namespaces), replica.namespaces_count) == (16, 150)
+
+
+async def test_among_many_namespaces_counters_are_published_within_eight_echoes(redis_url: str) -> None:
+    caches = {f"tenant-{number}": new_cache(max_staleness_seconds=30) for number in range(150)}
+    async with (
+        Publisher(redis_url) as publisher,
+        Subscriber(redis_url, caches=caches, replica_id="web-1", **FAST) as subscriber,
+    ):
+        for cache in caches.values():
+            fill(cache, "one")
+        echoes = subscriber.stats().echoes
+        await until(lambda: subscriber.stats().echoes >= echoes + 10)
+        assert {(await seen(publisher, namespace)).entries for namespace in caches} == {1}
+
+
+async def test_a_presence_that_redis_has_lost_is_published_anew(redis_url: str) -> None:
+    caches = {f"tenant-{number}": new_cache(max_staleness_seconds=30) for number in range(40)}
+    async with (
+        Publisher(redis_url) as publisher,
+        redis_probe(redis_url) as probe,
+        Subscriber(redis_url, caches=caches, replica_id="web-1", **FAST) as subscriber,
+    ):
+        await until(lambda: subscriber.stats().echoes >= 10)
+        for namespace in ("tenant-0", "tenant-39"):
+            await probe.call("DEL", names_of(namespace).presence_prefix + "web-1")
+            assert (await seen(publisher, namespace)).state == "coherent"
+        assert subscriber.stats().lost == 0
+
+
+async def test_a_presence_that_is_not_published_again_lasts_as_long_as_the_replica_does(redis_url: str) -> None:
+    caches = {f"tenant-{number}": new_cache(max_staleness_seconds=0.6) for number in range(40)}
+    async with (
+        Publisher(redis_url) as publisher,
+        Subscriber(redis_url, caches=caches, replica_id="web-1", **FAST) as subscriber,
+    ):
+        echoes = subscriber.stats().echoes
+        while subscriber.stats().echoes < echoes + 30:
+            assert [each.replica for each in await publisher.replicas("tenant-39")] == ["web-1"]
+            await asyncio.sleep(0.02)

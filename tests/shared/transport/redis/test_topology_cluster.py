@@ -155,3 +155,20 @@ async def test_namespaces_come_and_go_in_a_cluster(cluster: ClusterOfThree) -> N
         assert (subscriber.state, caches[first].is_coherent, caches[second].is_coherent) == ("coherent", False, True)
         async with redis_probe(cluster.nodes[0].url) as probe:
             assert b"name=broadcache:" + subscriber.replica_id.encode() not in await probe.call("CLIENT", "LIST")
+
+
+async def test_any_number_of_namespaces_is_published_at_once_over_one_connection_to_each_primary(
+    cluster: ClusterOfThree,
+) -> None:
+    namespaces = [f"tenant-{number}" for number in range(300)]
+
+    def connections() -> int:
+        stats = [asked(node.port, "INFO", "stats") for node in cluster.nodes]
+        return sum(int(each.partition(b"total_connections_received:")[2].split()[0]) for each in stats)
+
+    async with Publisher(cluster.url) as publisher:
+        before = connections()
+        receipts = await asyncio.gather(*[publisher.publish(Keys("a"), namespace=each) for each in namespaces])
+        assert [receipt.namespace for receipt in receipts] == namespaces
+        # One to each primary, and one that finds them; these counts take one each as well.
+        assert connections() - before <= 4 + 3
