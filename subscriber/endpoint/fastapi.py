@@ -51,6 +51,10 @@ class Served(Measurable, Protocol):
         """Apply the invalidation in the body of an HTTP request."""
         ...
 
+    def restart_if_forked(self) -> None:
+        """Start again, if this process was forked from one that runs the subscriber in a thread."""
+        ...
+
 
 def router_of(subscriber: Served, tokens: Tokens | None = None) -> APIRouter:
     """Return the routes of `subscriber`. How a load balancer uses them: docs/subscriber.md.
@@ -71,6 +75,7 @@ def router_of(subscriber: Served, tokens: Tokens | None = None) -> APIRouter:
         responses={503: {"description": "The cache is not coherent: it is bypassed, or may serve stale values."}},
     )
     async def ready() -> Response:
+        subscriber.restart_if_forked()  # a load balancer may send no read before this process is ready
         state = subscriber.state
         return JSONResponse(
             {"status": "ready" if state == "coherent" else "not ready", "state": state},

@@ -121,13 +121,29 @@ class Follower:
         self._resumed.discard(namespace)
         self._has_work.set()
 
-    def prepare(self) -> None:
-        """Get ready for the next event loop: an event belongs to the loop that first waits for it."""
-        self._has_work = asyncio.Event()
-        self._has_probe = asyncio.Event()
-        self._is_coherent = asyncio.Event()
-        self._reporter.prepare()
-        self._answerer.prepare()
+    def again(self, replica_id: str) -> "Follower":
+        """Return a follower of the same namespaces for the next event loop: an event belongs to one loop.
+
+        It may replay from the server that this one followed last.
+        """
+        follower = Follower(
+            self._address,
+            replica_id=replica_id,
+            timing=self._timing,
+            clock=self._clock,
+            uniform=self._uniform,
+            on_change=self._on_change,
+        )
+        follower.echoes, follower.subscriptions, follower.lost = self.echoes, self.subscriptions, self.lost
+        follower._server = self._server
+        for sequencer in self._sequencers.values():
+            follower.add(sequencer)
+        return follower
+
+    def abandon(self) -> None:
+        """Change nothing any more: in a forked child, in which the parent's tasks must not act on its caches."""
+        self._sequencers, self._of_channel, self._of_question = {}, {}, {}
+        self._on_change = _do_nothing
 
     async def wait_coherent(self) -> None:
         """Wait until every namespace is proven coherent over the current link."""
@@ -427,3 +443,7 @@ class Follower:
             self._on_change()
             if sequencer.is_behind:
                 self._has_work.set()
+
+
+def _do_nothing() -> None:
+    pass
