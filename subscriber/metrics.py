@@ -9,9 +9,8 @@ from weakref import WeakKeyDictionary
 from ..shared.telemetry.exposition import check_can_expose
 from .cache.local_cache import LocalCache
 from .cache.stats import CacheStats
-from .following.lag import Lag
 from .following.sequencer import Sequencer
-from .following.state import STATES_WORST_FIRST, State, SubscriberStats
+from .following.state import STATES_WORST_FIRST, Lag, State, SubscriberStats
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -3,16 +3,20 @@
 import asyncio
 import contextlib
 import logging
+import os
 import random
-from collections import Counter
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Final, Literal, NoReturn, Self
+from weakref import WeakMethod
 
 from ..shared.clock import Clock, monotonic
 from ..shared.errors import InvalidSettings
-from ..shared.invalidation import Everything, Position, Target, check_namespace, invalidation_of
+from ..shared.invalidation import Everything, Position, Target, invalidation_of
 from ..shared.process.closing import Closing
+from ..shared.process.forks import at_exit, in_forked_child, keep_inherited
 from ..shared.receipt import Receipt
 from ..shared.telemetry.tracing import publishing
 from ..shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
@@ -21,16 +25,17 @@ from .cache.owners import Owners
 from .cache.sweeper import Sweeper
 from .following.applied import Applied, Posted
 from .following.follower import Follower
-from .following.lag import Lag
 from .following.sequencer import Sequencer
-from .following.settings import Timing, checked_replica_id, checked_seconds
+from .following.settings import Timing, checked_replica_id, checked_seconds, forked_replica_id
 from .following.state import STATES_WORST_FIRST, State, SubscriberStats
 from .following.thread import SubscriberThread
+from .roster import Roster
 
 __all__ = ["Subscriber"]
 
 _log = logging.getLogger("broadcache.subscriber")
 
+_EXIT_SECONDS_MAX: Final = 2.0
 _COUNTERS: Final = ("gaps", "echoes", "subscriptions", "lost")
 _owners: Final = Owners()
 
@@ -42,8 +47,8 @@ class Subscriber(Closing):
     starts even if Redis is not reachable, and the caches are bypassed until it is.
 
     Shape:  `caches` maps each namespace to its cache, or to several: `{"products": cache, "users": [names, rights]}`.
-            `replica_id` identifies this process to others. `on_state` is called with each new `state`, in the
-            subscriber's event loop; it must not block.
+            `replica_id` identifies this process to others; without one, entering draws one. `on_state` is called with
+            each new `state`, in the subscriber's event loop; it must not block.
             `credentials` returns (user, password) and is called for each connection, for passwords that change.
             `address_remap` maps the addresses that sentinels and clusters announce: docs/redis.md.
     Units:  about every `echo_interval_seconds` an echo proves that the link delivers; it has to arrive within
@@ -69,7 +74,8 @@ class Subscriber(Closing):
         credentials: Credentials = None,
         address_remap: AddressRemap | None = None,
     ) -> None:
-        self.replica_id: Final = checked_replica_id(replica_id)
+        self._given_replica_id = replica_id
+        self._replica_id = checked_replica_id(replica_id)
         self._address = RedisAddress(url, credentials=credentials, address_remap=address_remap)
         self._start_timeout_seconds = checked_seconds(start_timeout_seconds, "start_timeout_seconds", may_be_zero=True)
         self._timing = Timing.checked(
@@ -82,17 +88,14 @@ class Subscriber(Closing):
         self._uniform = uniform
         self._on_state = on_state
         self._reported_state: State = "closed"
-        self._sequencers: dict[str, Sequencer] = {}
-        # One for all namespaces. In a cluster one for each: each namespace may be on another server.
-        self._followers: dict[str, Follower] = {}
-        # The counters of sequencers and followers that are gone.
-        self._past: Counter[str] = Counter()
-        self._posted = Posted(self.replica_id, lambda: self.state)
-        self._has_lag = False
+        self._roster = Roster(
+            self._address, timing=self._timing, clock=clock, uniform=uniform, on_change=self._on_change
+        )
+        self._posted = Posted(lambda: self.replica_id, lambda: self.state)
         for namespace, of_namespace in caches.items():
             for cache in of_namespace if isinstance(of_namespace, Sequence) else [of_namespace]:
-                self._add(namespace, cache)
-        if not self._sequencers or self._sequencers.keys() != caches.keys():
+                self._roster.add(namespace, cache, self._replica_id)
+        if not self.sequencers or self.sequencers.keys() != caches.keys():
             raise InvalidSettings(
                 "expected at least one namespace in caches, and at least one cache of each, e.g. {'products': cache}, "
                 f"got {caches}"
@@ -103,41 +106,52 @@ class Subscriber(Closing):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._following: dict[str, asyncio.Task[NoReturn]] = {}
         self._thread: SubscriberThread | None = None
+        # How a parent process runs this subscriber, as long as this one has not started it again.
+        self._inherited: Literal["in a thread", "in a loop"] | None = None
+        self._exits_as = 0  # the process id for which an exit handler is registered
+        self._restart_lock = threading.Lock()
+        in_forked_child(self._start_over)
 
     # --- observing ----------------------------------------------------------------------------------------------------
 
     @property
+    def replica_id(self) -> str:
+        """The id of this replica: the given one, or one of this process, which is drawn anew at each start.
+
+        A child that was forked from a running subscriber has an id of its own in any case.
+        """
+        return self._replica_id
+
+    @property
     def caches(self) -> tuple[LocalCache, ...]:
         """The followed caches."""
-        return tuple(cache for sequencer in self._sequencers.copy().values() for cache in sequencer.caches)
+        return self._roster.caches
 
     @property
     def caches_by_namespace(self) -> dict[str, LocalCache]:
         """The followed caches by namespace; if a namespace has several, the first."""
-        return {namespace: sequencer.caches[0] for namespace, sequencer in self._sequencers.copy().items()}
+        return {namespace: sequencer.caches[0] for namespace, sequencer in self.sequencers.items()}
 
     @property
     def sequencers(self) -> Mapping[str, Sequencer]:
         """Position, counters, lag and caches of each namespace, as they are now. Read only."""
-        return self._sequencers.copy()
+        return self._roster.sequencers.copy()
 
     def measure_lag(self) -> None:
         """From now on, measure how late each invalidation is applied: for metrics.
 
         It costs a third of a microsecond per invalidation, so it is off by default.
         """
-        self._has_lag = True
-        for sequencer in self._sequencers.copy().values():
-            sequencer.lag = sequencer.lag or Lag()
+        self._roster.measure_lag()
 
     @property
     def state(self) -> State:
         """The state of the subscriber. It is `coherent` only while every cache may be served."""
-        states = {follower.state for follower in self._followers.copy().values()}
+        states = {follower.state for follower in self._roster.followers.copy().values()}
         for state in STATES_WORST_FIRST[:-1]:
             if state in states:
                 return state
-        if not self._followers:
+        if not states:
             return "closed"
         if not all(cache.is_coherent for cache in self.caches):
             return "lost"  # the event loop is stalled, or the proof is late: the leases of the caches have ended
@@ -148,16 +162,12 @@ class Subscriber(Closing):
 
         Raises: InvalidSettings when this subscriber does not follow `namespace`.
         """
-        return self._sequencer(namespace).position
+        return self._roster.sequencer(namespace).position
 
     def stats(self) -> SubscriberStats:
         """Return the counters."""
-        # Copies: another thread may be counting.
-        received = Counter(self._past)
-        for counts in (self._posted.counts, *(each.counts for each in self._sequencers.copy().values())):
-            received.update(counts.copy())
-        for follower in self._followers.copy().values():
-            received.update(_counts_of(follower))
+        received = self._roster.counts()
+        received.update(self._posted.counts.copy())
         gaps, echoes, subscriptions, lost = (received.pop(name, 0) for name in _COUNTERS)
         return SubscriberStats(dict(received), gaps, echoes, subscriptions, lost)
 
@@ -177,12 +187,13 @@ class Subscriber(Closing):
         """
         self._check_loop()
         if self._tasks is not None:
-            _owners.claim(self._checked_cache(namespace, cache), self)
-        follower = self._add(namespace, cache)
+            _owners.claim(self._roster.checked(namespace, cache), self)
+        follower = self._roster.add(namespace, cache, self._replica_id)
         cache.apply(Everything(), reason="subscribed")
         self._sweeper.has_work.set()
         if self._tasks is None:
             return False
+        cache.upkeep.on_bypass = None
         self._run(follower, self._tasks)
         return await _in_time(self._start_timeout_seconds, follower.wait_coherent())
 
@@ -194,52 +205,19 @@ class Subscriber(Closing):
         Raises: InvalidSettings when this subscriber does not follow `namespace`.
         """
         self._check_loop()
-        sequencer = self._sequencer(namespace)
+        sequencer = self._roster.sequencer(namespace)
         # First of all: a replica that is not registered must not serve.
         for cache in sequencer.caches:
             cache.disconnect()
             _owners.release(cache, self)
-        key = self._link_key(namespace)
-        follower = self._followers[key]
-        follower.remove(namespace)
-        del self._sequencers[namespace]
-        self._past.update(sequencer.counts)
-        if not follower.namespaces:
-            del self._followers[key]
-            self._past.update(_counts_of(follower))
-            if (following := self._following.pop(key, None)) is not None:
-                following.cancel()
-                await asyncio.wait([following])
-
-    def _add(self, namespace: str, cache: LocalCache) -> Follower:
-        cache = self._checked_cache(namespace, cache)
-        sequencer = self._sequencers.get(namespace)
-        if sequencer is None:
-            sequencer = self._sequencers[namespace] = Sequencer(namespace, [cache])
-            sequencer.lag = Lag() if self._has_lag else None
-        else:
-            sequencer.caches = (*sequencer.caches, cache)
-        key = self._link_key(namespace)
-        follower = self._followers.get(key)
-        if follower is None:
-            follower = self._followers[key] = Follower(
-                self._address.of(namespace),
-                replica_id=self.replica_id,
-                timing=self._timing,
-                clock=self._clock,
-                uniform=self._uniform,
-                on_change=self._on_change,
-            )
-        follower.add(sequencer)
-        return follower
+        key = self._roster.remove(namespace)
+        if key is not None and (following := self._following.pop(key, None)) is not None:
+            following.cancel()
+            await asyncio.wait([following])
 
     def _check_loop(self) -> None:
         if self._loop not in (None, asyncio.get_running_loop()):
             raise InvalidSettings("expected a call on the subscriber's event loop, got one on another event loop")
-
-    def _link_key(self, namespace: str) -> str:
-        """Return the key of the link that `namespace` uses: one for all, but in a cluster one for each."""
-        return namespace if self._address.is_cluster else ""
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -270,13 +248,26 @@ class Subscriber(Closing):
 
     def __enter__(self) -> Self:
         self._begin()
-        self._thread = SubscriberThread(self._live, lambda: self.wait_coherent(self._start_timeout_seconds))
+        self._start_thread().wait()
         return self
+
+    def _start_thread(self) -> SubscriberThread:
+        self._thread = SubscriberThread(self._live, lambda: self.wait_coherent(self._start_timeout_seconds))
+        self._thread.start()
+        if self._exits_as != os.getpid():
+            # Many services never leave the `with`: a replica that ends in order has to deregister even so.
+            self._exits_as = os.getpid()
+            at_exit(self._leave_at_exit)
+        return self._thread
+
+    def _leave_at_exit(self) -> None:
+        if self._thread is not None:
+            self._thread.stop(_EXIT_SECONDS_MAX)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        thread, self._thread = self._thread, None
+        thread, self._thread, self._inherited = self._thread, None, None
         if thread is not None:
             thread.stop()
             self._release_caches()
@@ -297,27 +288,33 @@ class Subscriber(Closing):
         except InvalidSettings:
             self._release_caches()
             raise
-        self._sweeper.prepare()
-        for follower in self._followers.values():
-            follower.prepare()
+        self._inherited = None
+        if self._given_replica_id is None:
+            self._replica_id = checked_replica_id(None)
+        self._sweeper = Sweeper(lambda: self.caches)
+        self._roster.follow_as(self._replica_id)
+        for cache in self.caches:
+            cache.upkeep.on_bypass = None
 
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
+        followers = self._roster.followers
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                for follower in self._followers.values():
+                for follower in followers.values():
                     self._run(follower, tasks)
                 tasks.create_task(self._sweeper.sweep_for_ever(), name="broadcache sweep")
         finally:
-            self._tasks = self._loop = None
-            self._following.clear()
-            for follower in self._followers.values():
-                follower.leave("closed")
+            if followers is self._roster.followers:  # else this is the parent's task, in a forked child
+                self._tasks = self._loop = None
+                self._following.clear()
+                for follower in followers.values():
+                    follower.leave("closed")
 
     def _run(self, follower: Follower, tasks: asyncio.TaskGroup) -> None:
         """Start `follower`, if it is not running."""
-        key = self._link_key(follower.namespaces[0])
+        key = self._roster.link_key(follower.namespaces[0])
         if key not in self._following:
             self._following[key] = tasks.create_task(follower.follow_for_ever(), name="broadcache follow")
 
@@ -333,8 +330,65 @@ class Subscriber(Closing):
                     _log.exception("on_state(%r) failed: expected a function that does not raise", state)
 
     async def _all_coherent(self) -> None:
-        while waiting := [each for each in self._followers.values() if each.state != "coherent"]:
+        while waiting := [each for each in self._roster.followers.values() if each.state != "coherent"]:
             await waiting[0].wait_coherent()
+
+    # --- in a forked child --------------------------------------------------------------------------------------------
+
+    def restart_if_forked(self) -> None:
+        """Start again if this process was forked from one that has this subscriber running in a thread.
+
+        The first read does the same, so only what comes before all reads needs it, e.g. a readiness probe. It does not
+        wait: the caches are bypassed until they are coherent. May be called from any thread.
+        """
+        with self._restart_lock:
+            if self._inherited != "in a thread":
+                return
+            self._inherited = None
+            try:
+                self._begin()
+                self._start_thread()
+            except Exception as error:  # noqa: BLE001  (a read must not fail because of it)
+                self._thread = None
+                _log.warning("caches bypassed: the subscriber cannot start again in this forked process: %s", error)
+                return
+        _log.info("started again in a forked process, as replica %s", self._replica_id)
+
+    def _start_over(self) -> None:
+        """Begin as a subscriber that is not running, in a forked child: threads, tasks and links are its parent's."""
+        if self._thread is not None:
+            self._inherited = "in a thread"
+        elif self._main is not None and not self._main.done():
+            self._inherited = "in a loop"
+        keep_inherited(self._main, self._tasks, self._loop, self._following, self._sweeper)
+        if self._main is not None:
+            with contextlib.suppress(RuntimeError):  # of an event loop in debug mode: this is not its thread
+                self._main.cancel()
+        self._main = self._tasks = self._loop = self._thread = None
+        self._following = {}
+        self._reported_state = "closed"
+        self._sweeper = Sweeper(lambda: self.caches)
+        self._posted = Posted(lambda: self.replica_id, lambda: self.state)
+        self._restart_lock = threading.Lock()
+        if self._given_replica_id is None:
+            self._replica_id = checked_replica_id(None)
+        elif self._inherited:
+            self._replica_id = forked_replica_id(self._given_replica_id)
+        self._roster.start_over(self._replica_id)
+        if self._inherited:
+            on_bypass = WeakMethod(self.restart_if_forked if self._inherited == "in a thread" else self._warn_of_fork)
+            for cache in self.caches:
+                cache.upkeep.on_bypass = partial(_call, on_bypass)
+
+    def _warn_of_fork(self) -> None:
+        for cache in self.caches:
+            cache.upkeep.on_bypass = None
+        _log.warning(
+            "caches bypassed: process %d was forked from one whose event loop runs the subscriber of %s; expected it "
+            "to be entered again in the forked process",
+            os.getpid(),
+            ", ".join(self.sequencers),
+        )
 
     # --- invalidations that do not arrive over the channel ------------------------------------------------------------
 
@@ -349,7 +403,7 @@ class Subscriber(Closing):
                 none, all followed namespaces. An empty or malformed body drops everything of all of them.
         Raises: nothing, whatever the bytes.
         """
-        applied = self._posted.apply(body, self._sequencers.copy())
+        applied = self._posted.apply(body, self._roster.sequencers.copy())
         if (loop := self._loop) is not None:
             with contextlib.suppress(RuntimeError):  # the loop was closed just now
                 loop.call_soon_threadsafe(self._sweeper.has_work.set)
@@ -365,42 +419,14 @@ class Subscriber(Closing):
         Raises: LinkLost when it could not be published within `timeout_seconds`, or may not have been; this replica has
                 dropped its entries even so. LogRefused, InvalidTarget, InvalidSettings.
         """
-        sequencer = self._sequencer(namespace)
+        sequencer = self._roster.sequencer(namespace)
+        self.restart_if_forked()
         invalidation = invalidation_of(targets, namespace=namespace, reason=reason, source=self.replica_id)
         sequencer.apply_own(invalidation)
         self._sweeper.has_work.set()
         with publishing(invalidation) as traced:
-            follower = self._followers[self._link_key(namespace)]
+            follower = self._roster.followers[self._roster.link_key(namespace)]
             return await follower.publish(traced, timeout_seconds=timeout_seconds)
-
-    def _sequencer(self, namespace: str) -> Sequencer:
-        try:
-            return self._sequencers[namespace]
-        except KeyError:
-            raise InvalidSettings(
-                f"expected one of the namespaces {', '.join(self._sequencers)}, got {namespace!r}"
-            ) from None
-
-    def _checked_cache(self, namespace: str, cache: LocalCache) -> LocalCache:
-        check_namespace(namespace)
-        if not isinstance(cache, LocalCache):
-            raise InvalidSettings(
-                f"expected a LocalCache for namespace {namespace!r}, got {type(cache).__name__}; wrap it: LocalCache(…)"
-            )
-        if any(cache is each for each in self.caches):
-            raise InvalidSettings(
-                f"expected a cache that is not followed yet, got one that is, for {namespace!r}; use another LocalCache"
-            )
-        if cache.clock is not self._clock:
-            raise InvalidSettings(
-                "expected the subscriber and its caches to use one clock, got two; pass the same `clock` to both"
-            )
-        if cache.max_staleness_seconds <= self._timing.echo_interval_seconds:
-            raise InvalidSettings(
-                f"max_staleness_seconds must exceed echo_interval_seconds (got {cache.max_staleness_seconds:g} and "
-                f"{self._timing.echo_interval_seconds:g}): reads would be bypassed between two proofs of coherence"
-            )
-        return cache
 
 
 async def _in_time(timeout_seconds: float | None, waiting: Awaitable[None]) -> bool:
@@ -413,5 +439,6 @@ async def _in_time(timeout_seconds: float | None, waiting: Awaitable[None]) -> b
     return True
 
 
-def _counts_of(follower: Follower) -> dict[str, int]:
-    return {"echoes": follower.echoes, "subscriptions": follower.subscriptions, "lost": follower.lost}
+def _call(method: "WeakMethod[Callable[[], None]]") -> None:
+    if (found := method()) is not None:
+        found()

@@ -5,6 +5,7 @@ import contextlib
 from typing import Any, Final
 
 from ...shared.errors import LinkLost
+from ...shared.process.forks import in_forked_child, keep_inherited
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link, OnMessage
 from ...shared.transport.redis.topology import Node, Primaries
@@ -24,6 +25,12 @@ class KeptLink:
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
         self._is_closed = False
+        in_forked_child(self._start_over)
+
+    def _start_over(self) -> None:
+        """Connect anew: in a forked child, the link and an attempt to connect belong to its parent."""
+        keep_inherited(self._link, self._connecting)
+        self._link = self._connecting = None
 
     @property
     def link(self) -> Link | None:

@@ -1,9 +1,10 @@
 """FollowedCache: the side of a cache that its subscriber drives."""
 
+import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final, Literal, TypeAlias
 
 from cachetools import Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache
@@ -15,11 +16,14 @@ from .checks import exact
 from .entries import Entries
 from .mapping_errors import MappingErrors
 from .recent import History
+from .renewal import Storeless, renewed
 from .token import LoadToken
 
 __all__ = ["FollowedCache", "WhenIncoherent"]
 
 WhenIncoherent: TypeAlias = Literal["bypass", "serve"]
+
+_log = logging.getLogger("broadcache.subscriber")
 
 _SWEEP_SLICE_ENTRIES: Final = 32
 _RETRY_SECONDS: Final = 1.0
@@ -27,6 +31,23 @@ _RETRY_SECONDS: Final = 1.0
 # A lookup in these mappings changes nothing that another thread could find half-done, so hits need no lock. Exact types
 # only: a subclass may do anything in __getitem__ or __missing__.
 _LOCK_FREE_LOOKUPS: Final = frozenset({dict, Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache})
+
+
+def _warn_of_no_subscriber() -> None:
+    _log.warning(
+        "a LocalCache is bypassed, every read goes to the source: no subscriber was ever started for it; expected "
+        "Subscriber(url, caches={'products': cache}), entered before the first read"
+    )
+
+
+class Upkeep:
+    """Whether invalidations arrive at a cache, and what a bypassed read calls, once, while no subscriber runs."""
+
+    __slots__ = ("is_connected", "on_bypass")
+
+    def __init__(self) -> None:
+        self.is_connected: bool = False
+        self.on_bypass: Callable[[], None] | None = _warn_of_no_subscriber
 
 
 class FollowedCache:
@@ -62,7 +83,7 @@ class FollowedCache:
         self._issued = 1
         self._stamp = 1
         self._coherent_as_of = -math.inf
-        self._is_connected = False
+        self.upkeep: Final = Upkeep()  # for its subscriber
         # A hit may be served until the first, and needs no further check until the second: see _refresh.
         self._serve_until = -math.inf
         self._fast_until = -math.inf
@@ -255,7 +276,7 @@ class FollowedCache:
     @property
     def is_coherent(self) -> bool:
         """Whether a read may be served locally now within `max_staleness_seconds`, whatever `when_incoherent` is."""
-        return self._is_connected and self._clock() < self._coherent_as_of + self.max_staleness_seconds
+        return self.upkeep.is_connected and self._clock() < self._coherent_as_of + self.max_staleness_seconds
 
     @property
     def clock(self) -> Clock:
@@ -278,24 +299,68 @@ class FollowedCache:
         For a subscriber. Reads are served until `as_of + max_staleness_seconds`, or until `disconnect`.
         """
         with self._lock:
-            self._is_connected = True
+            self.upkeep.is_connected = True
             self._coherent_as_of = max(self._coherent_as_of, as_of)
             self._renew()
 
     def disconnect(self) -> None:
         """Record that invalidations no longer arrive: bypass, until `confirm_coherent`. For a subscriber."""
         with self._lock:
-            self._is_connected = False
+            self.upkeep.is_connected = False
             self._renew()
 
     def _renew(self) -> None:
         if self._when_incoherent == "serve":
             self._serve_until = math.inf
-        elif self._is_connected:
+        elif self.upkeep.is_connected:
             self._serve_until = self._coherent_as_of + self.max_staleness_seconds
         else:
             self._serve_until = -math.inf
         self._refresh()
+
+    def _may_serve(self, now: float) -> bool:
+        """Whether a read may be served. If not, its subscriber is told once, unless it runs. Under the lock."""
+        if now < self._serve_until:
+            return True
+        if (on_bypass := self.upkeep.on_bypass) is not None:
+            self.upkeep.on_bypass = None
+            on_bypass()
+        return False
+
+    def _start_over(self) -> None:
+        """Bypass, drop everything, and void all loads: in a forked child, which receives no invalidation.
+
+        Another thread of the parent may have held the lock at the fork: the mapping may then be half-changed, and is
+        replaced. It is not touched, because it may not end.
+        """
+        is_whole = self._lock.acquire(blocking=False)
+        self._lock = threading.RLock()
+        self.upkeep.is_connected = False
+        # Also with when_incoherent="serve", until the subscriber is started again: no publisher knows this process.
+        self._coherent_as_of = self._serve_until = self._fast_until = -math.inf
+        self._dropped = self._applied_keys = 0
+        self._applied, self._clears = Counter(), Counter()
+        self._entries.errors.start_over()
+        if not is_whole:
+            self._history = History()
+            self._entries = Entries(self._renewed_mapping(), self._history, self._entries.errors)
+            self._record_key = self._history.keys.record
+            self._drop = self._entries.drop
+        self._issued = self._stamp = self._issued + 1
+        self._history.restart(self._stamp)
+        self._entries.kill_older(self._stamp)
+
+    def _renewed_mapping(self) -> MutableMapping[str, Any]:
+        mapping = self._entries.mapping
+        if (empty := renewed(mapping)) is not None:
+            return empty
+        self._is_lookup_lock_free = False
+        _log.warning(
+            "a local cache stores nothing in this process: it was forked while the mapping (%s) was being changed; "
+            "expected a mapping that can be made anew, of cachetools or a dict, or a fork before the cache is used",
+            type(mapping).__qualname__,
+        )
+        return Storeless()
 
     def _refresh(self) -> None:
         is_fast = self._is_lookup_lock_free and self._entries.is_settled

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from ...shared.errors import InvalidLoader
+from ...shared.process.forks import keep_inherited
 from ...shared.process.tasks import is_cancelled
 from .token import LoadToken
 
@@ -97,6 +98,11 @@ _within: ContextVar[tuple[_Load, ...]] = ContextVar("broadcache_loads", default=
 _waits_lock = threading.Lock()
 
 
+def _renew_waits_lock() -> None:
+    global _waits_lock  # noqa: PLW0603  (one for all caches; another thread may have held it when this process forked)
+    _waits_lock = threading.Lock()
+
+
 class Loads:
     """The loads under way in one cache. Shares the cache's lock.
 
@@ -112,6 +118,14 @@ class Loads:
         self._running: dict[str, _Load] = {}
         self.started: int = 0
         self.shared: int = 0
+
+    def start_over(self, lock: AbstractContextManager[bool]) -> None:
+        """Forget the loads under way, and share another lock: in a forked child, the parent's loads never end."""
+        _renew_waits_lock()
+        self._lock = lock
+        keep_inherited(self._running)
+        self._running = {}
+        self.started = self.shared = 0
 
     async def load(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value."""

@@ -10,6 +10,7 @@ from ...shared.errors import InvalidSettings
 from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import Everything, Invalidation, Target, invalidation_of
 from ...shared.process.copying import refuse_copy
+from ...shared.process.forks import in_forked_child
 from .checks import check_settings, checked_key, checked_tags, checked_ttl, exact
 from .entries import MISSING, Count
 from .followed_cache import FollowedCache, WhenIncoherent
@@ -68,6 +69,14 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         self._lookup = mapping.__getitem__
         self._hits = self._misses = self._bypassed = 0
         self._voided_fills = self._refused_fills = 0
+        in_forked_child(self._start_over)
+
+    def _start_over(self) -> None:
+        super()._start_over()
+        self._lookup = self._entries.mapping.__getitem__
+        self._loads.start_over(self._lock)
+        self._hits = self._misses = self._bypassed = 0
+        self._voided_fills = self._refused_fills = 0
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -100,7 +109,7 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
     def _get_checked(self, key: str, default: Any) -> Any:
         with self._lock:
             now = self._clock()
-            if not now < self._serve_until:
+            if not self._may_serve(now):
                 self._bypassed += 1
                 return default
             self._expire(now)
@@ -346,12 +355,12 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         with self._lock:
             now = self._clock()
             self._expire(now)
-            return isinstance(key, str) and now < self._serve_until and self._entries.has_served(exact(key), now)
+            return isinstance(key, str) and self._may_serve(now) and self._entries.has_served(exact(key), now)
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:
             now = self._clock()
-            keys = list(self._entries.live_keys(now)) if now < self._serve_until else []
+            keys = list(self._entries.live_keys(now)) if self._may_serve(now) else []
         return iter(keys)
 
     def __len__(self) -> int:

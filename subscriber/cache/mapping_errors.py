@@ -26,6 +26,11 @@ class MappingErrors:
         self._lock = threading.Lock()
         self._last_at = -math.inf
 
+    def start_over(self) -> None:
+        """Count from 0, with a lock of its own: in a forked child."""
+        self.count = 0
+        self._lock = threading.Lock()
+
     def report(self, error: Exception, doing: str) -> None:
         """Count an error, and log it if it is the first of its spell. May be called from any thread.
 

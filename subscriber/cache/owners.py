@@ -4,17 +4,27 @@ import threading
 from weakref import WeakKeyDictionary, ref
 
 from ...shared.errors import InvalidSettings
+from ...shared.process.forks import in_forked_child
 from .local_cache import LocalCache
 
 __all__ = ["Owners"]
 
 
 class Owners:
-    """The running subscriber of each cache. A cache of two would be served while either of them is coherent."""
+    """The subscriber that runs with each cache in this process.
+
+    A cache of two would be served while either of them is coherent.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owners: WeakKeyDictionary[LocalCache, ref[object]] = WeakKeyDictionary()
+        in_forked_child(self._start_over)
+
+    def _start_over(self) -> None:
+        """Forget the owners: in a forked child, the subscribers of its parent do not run."""
+        self._lock = threading.Lock()
+        self._owners = WeakKeyDictionary()
 
     def claim(self, cache: LocalCache, subscriber: object) -> None:
         """Make `subscriber` the owner. Raises: InvalidSettings when another one is, and has not been closed."""

@@ -22,10 +22,6 @@ class Sweeper:
         self.has_work: asyncio.Event = asyncio.Event()
         self._caches = caches
 
-    def prepare(self) -> None:
-        """Get ready for the next event loop: an event belongs to the loop that first waits for it."""
-        self.has_work = asyncio.Event()
-
     async def sweep_for_ever(self) -> NoReturn:
         """Sweep whenever there is work. Ends only by being cancelled."""
         failing: set[LocalCache] = set()

@@ -133,6 +133,8 @@ class _Routes(Member):
 
     async def ready(self, request: Request) -> Response:
         subscribers = self._subscribers(request)
+        for each in subscribers:
+            each.restart_if_forked()  # a load balancer may send no read before this process is ready
         state = state_of(subscribers)
         return JSONResponse(
             {

@@ -28,6 +28,10 @@ class Served(Measurable, Protocol):
         """The position of the last invalidation of `namespace` that was applied here."""
         ...
 
+    def restart_if_forked(self) -> None:
+        """Start again, if this process was forked from one that runs the subscriber in a thread."""
+        ...
+
     def apply(self, body: bytes) -> Applied:
         """Apply the invalidation in the body of an HTTP request."""
         ...

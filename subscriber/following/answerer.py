@@ -35,10 +35,6 @@ class Answerer:
         self._waiting: deque[tuple[Sequencer, bytes]] = deque()
         self._has_questions = asyncio.Event()
 
-    def prepare(self) -> None:
-        """Get ready for the next event loop."""
-        self._has_questions = asyncio.Event()
-
     def receive(self, sequencer: Sequencer, frame: bytes) -> None:
         """Queue a question about a namespace."""
         if len(self._waiting) >= _WAITING_MAX:

@@ -50,7 +50,7 @@ class Posted:
             `requested` (an empty body).
     """
 
-    def __init__(self, replica_id: str, state: Callable[[], State]) -> None:
+    def __init__(self, replica_id: Callable[[], str], state: Callable[[], State]) -> None:
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._replica_id = replica_id
@@ -87,7 +87,7 @@ class Posted:
         sequencers: dict[str, Sequencer],
     ) -> Applied:
         return Applied(
-            replica=self._replica_id,
+            replica=self._replica_id(),
             state=self._state(),
             outcome=outcome,
             id=(invalidation.id or None) if invalidation else None,

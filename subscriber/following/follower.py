@@ -17,11 +17,12 @@ from ...shared.invalidation import Invalidation
 from ...shared.process.backoff import backoff_seconds
 from ...shared.receipt import Receipt
 from ...shared.transport.redis.link import Link, RedisAddress
-from ...shared.transport.redis.log import Identity, append, echo, identity, read_head
+from ...shared.transport.redis.log import Identity, append, echo, read_head
 from ...shared.transport.redis.names import names_of
 from ..cache.local_cache import LocalCache
 from .answerer import Answerer
 from .channels import Channels
+from .identity import IdentityReader
 from .log_reader import LogReader
 from .presence import PresencePublisher, Registration
 from .reporter import Reporter
@@ -84,7 +85,7 @@ class Follower:
         # The namespaces of the current echo, and the position of each when the probe arrived.
         self._probed: dict[str, Sequencer] = {}
         self._marks: dict[str, Mark] = {}
-        self._has_warned_of_identity = False
+        self._identities = IdentityReader()
         self._channels = Channels(replica_id, timeout_seconds=timing.echo_timeout_seconds)
         self._reporter = Reporter(replica_id)
         self._answerer = Answerer(replica_id)
@@ -123,13 +124,29 @@ class Follower:
         self._resumed.discard(namespace)
         self._has_work.set()
 
-    def prepare(self) -> None:
-        """Get ready for the next event loop: an event belongs to the loop that first waits for it."""
-        self._has_work = asyncio.Event()
-        self._has_probe = asyncio.Event()
-        self._is_coherent = asyncio.Event()
-        self._reporter.prepare()
-        self._answerer.prepare()
+    def again(self, replica_id: str) -> "Follower":
+        """Return a follower of the same namespaces for the next event loop: an event belongs to one loop.
+
+        It may replay from the server that this one followed last.
+        """
+        follower = Follower(
+            self._address,
+            replica_id=replica_id,
+            timing=self._timing,
+            clock=self._clock,
+            uniform=self._uniform,
+            on_change=self._on_change,
+        )
+        follower.echoes, follower.subscriptions, follower.lost = self.echoes, self.subscriptions, self.lost
+        follower._server = self._server
+        for sequencer in self._sequencers.values():
+            follower.add(sequencer)
+        return follower
+
+    def abandon(self) -> None:
+        """Change nothing any more: in a forked child, in which the parent's tasks must not act on its caches."""
+        self._sequencers, self._of_channel, self._of_question = {}, {}, {}
+        self._on_change = _do_nothing
 
     async def wait_coherent(self) -> None:
         """Wait until every namespace is proven coherent over the current link."""
@@ -240,7 +257,7 @@ class Follower:
 
     async def _recover(self, link: Link) -> Identity:
         """Subscribe, and catch up with the invalidations published since the last subscription ended."""
-        server = await self._identity(link)
+        server = await self._identities.read(link, timeout_seconds=self._timing.echo_timeout_seconds)
         self._channels.begin()
         self._presence_publisher.forget()
         self._resumed = set()
@@ -250,25 +267,6 @@ class Follower:
         for sequencer in self._sequencers.values():
             sequencer.rewind()
         await self._resume(link, is_same_server=self._server is not None)
-        return server
-
-    async def _identity(self, link: Link) -> Identity:
-        """Return the identity of the server, if it reveals one: an unknown identity equals no other."""
-        refusal: LogRefused | None = None
-        server = Identity("", "")
-        try:
-            async with link.within(self._timing.echo_timeout_seconds):
-                server = await identity(link)
-        except LogRefused as error:
-            refusal = error
-        if not server.is_known and not self._has_warned_of_identity:
-            self._has_warned_of_identity = True
-            _log.warning(
-                "a restart of %s cannot be distinguished from a lost connection, so each new subscription clears the "
-                "caches: expected INFO to have run_id and master_replid, got: %s",
-                link.label,
-                refusal or "neither or one of them",
-            )
         return server
 
     async def _resume(self, link: Link, *, is_same_server: bool) -> None:
@@ -441,3 +439,7 @@ class Follower:
             self._on_change()
             if sequencer.is_behind:
                 self._has_work.set()
+
+
+def _do_nothing() -> None:
+    pass

@@ -41,10 +41,6 @@ class Reporter:
         self._lag_ms: dict[str, float] = {}
         self._has_reports = asyncio.Event()
 
-    def prepare(self) -> None:
-        """Get ready for the next event loop."""
-        self._has_reports = asyncio.Event()
-
     def lag_ms(self, namespace: str) -> float | None:
         """How late the last invalidation with a report was applied, by two wall clocks."""
         return self._lag_ms.get(namespace)

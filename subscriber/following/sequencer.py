@@ -13,7 +13,7 @@ from ...shared.telemetry.tracing import trace_applied
 from ...shared.transport.redis.log import Entry
 from ...shared.wire import decode, digest_of
 from ..cache.local_cache import LocalCache
-from .lag import Lag
+from .state import Lag
 
 __all__ = ["Mark", "Sequencer"]
 

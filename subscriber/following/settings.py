@@ -10,8 +10,9 @@ from typing import Final
 
 from ...shared.errors import InvalidSettings
 
-__all__ = ["Timing", "checked_replica_id", "checked_seconds"]
+__all__ = ["Timing", "checked_replica_id", "checked_seconds", "forked_replica_id"]
 
+_REPLICA_ID_MAX: Final = 128
 _REPLICA_ID: Final = re.compile(r"[!-~]{1,128}", re.ASCII)
 
 
@@ -46,3 +47,9 @@ def checked_replica_id(replica_id: str | None) -> str:
             f"expected replica_id to be 1 to 128 printable ASCII characters without spaces, got {replica_id!r:.200}"
         )
     return replica_id
+
+
+def forked_replica_id(replica_id: str) -> str:
+    """Return the id of a forked child whose parent runs under `replica_id`, and goes on to do so."""
+    own = f"-{os.getpid()}"
+    return replica_id[: _REPLICA_ID_MAX - len(own)] + own

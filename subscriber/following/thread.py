@@ -1,6 +1,7 @@
 """The thread of a subscriber: for a service that has no event loop of its own."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -10,8 +11,6 @@ __all__ = ["SubscriberThread"]
 
 class SubscriberThread:
     """A daemon thread with an event loop in which a subscriber runs.
-
-    It starts when it is made. Making it returns when the subscriber is ready, or has given up waiting for that.
 
     Shape:  `live` runs the subscriber until it is cancelled; `wait_ready` returns when the subscriber is ready, or its
             time is up.
@@ -23,29 +22,41 @@ class SubscriberThread:
         self._live = live
         self._wait_ready = wait_ready
         self._started = threading.Event()
+        self._is_stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread = threading.Thread(
-            target=asyncio.run, args=[self._run()], name="broadcache subscriber", daemon=True
+            target=lambda: asyncio.run(self._run()), name="broadcache subscriber", daemon=True
         )
+
+    def start(self) -> None:
+        """Start the thread. Raises: RuntimeError when the interpreter is ending, or has no thread left."""
         self._thread.start()
+
+    def wait(self) -> None:
+        """Return when the subscriber is ready, or has given up waiting for that."""
         self._started.wait()
 
-    def stop(self) -> None:
-        """Stop the subscriber, and return when the thread has ended."""
+    def stop(self, timeout_seconds: float | None = None) -> None:
+        """Stop the subscriber, and return when the thread has ended, or after `timeout_seconds`."""
+        self._is_stopping.set()
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+            with contextlib.suppress(RuntimeError):  # the loop was closed just now
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(timeout_seconds)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         try:
+            if self._is_stopping.is_set():  # before there was a loop to tell
+                return
             main = asyncio.create_task(self._live())
-            await self._wait_ready()
-            self._started.set()
+            ready = asyncio.ensure_future(self._wait_ready())
+            ready.add_done_callback(lambda _: self._started.set())
             await self._stop.wait()
+            ready.cancel()
             main.cancel()
-            await asyncio.wait([main])
+            await asyncio.wait([main, ready])
         finally:
             self._started.set()

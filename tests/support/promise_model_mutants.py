@@ -326,7 +326,7 @@ def a_lease_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def for_ever(self: LocalCache) -> None:
         renew(self)
-        self._serve_until = math.inf if self._is_connected else self._serve_until
+        self._serve_until = math.inf if self.upkeep.is_connected else self._serve_until
         self._refresh()
 
     monkeypatch.setattr(LocalCache, "_renew", for_ever)

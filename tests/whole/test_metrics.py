@@ -44,7 +44,7 @@ from broadcache.shared.telemetry.histogram import Histogram
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.log import names_of
 from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber
-from broadcache.subscriber.following.lag import Lag
+from broadcache.subscriber.following.state import Lag
 from broadcache.subscriber.metrics import register, unregister
 
 pytestmark = pytest.mark.anyio

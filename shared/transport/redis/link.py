@@ -6,14 +6,16 @@ reply that has arrived therefore proves that every push the server sent before i
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from ...errors import LinkLost
+from ...process.forks import close_inherited, in_forked_child, keep_inherited
 from .address import Connected, RedisAddress
-from .responses import Refused, packer_of, responses_of
+from .responses import Refused, descriptor_of, packer_of, responses_of
 
 __all__ = ["Argument", "Link", "OnMessage", "RedisAddress", "Refused"]
 
@@ -71,6 +73,8 @@ class Link:
         self._responses = responses_of(connected.connection)
         self._reader = asyncio.create_task(self._read(), name=f"broadcache link reader {self.label}")
         self._writer = asyncio.create_task(self._write(), name=f"broadcache link writer {self.label}")
+        self._is_inherited = False
+        in_forked_child(self._leave_to_parent)
 
     @property
     def is_open(self) -> bool:
@@ -133,6 +137,8 @@ class Link:
 
     async def close(self) -> None:
         """Close the connection. Pending calls raise LinkLost. Closing twice is harmless."""
+        if self._is_inherited:
+            return
         self._lose(LinkLost(f"the link to {self.label} was closed"))
         current = asyncio.current_task()
         tasks = [task for task in (self._reader, self._writer) if task is not current]
@@ -204,6 +210,15 @@ class Link:
         if not awaited.channels:
             del self._confirmations[confirmed]
             _settle(self._waiting.popleft())
+
+    def _leave_to_parent(self) -> None:
+        """Give the connection up, in a forked child: it is the parent's, and must not carry a byte of this process."""
+        self._is_inherited = True
+        keep_inherited(self)
+        if (descriptor := descriptor_of(self._connection)) is not None:
+            close_inherited(descriptor)
+        with contextlib.suppress(RuntimeError):  # of an event loop in debug mode: this is not its thread
+            self._lose(LinkLost(f"the link to {self.label} belongs to the parent of this forked process"))
 
     def _lose(self, reason: LinkLost) -> None:
         if self.lost.done():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Packer", "Refused", "Responses", "packer_of", "responses_of"]
+__all__ = ["Packer", "Refused", "Responses", "descriptor_of", "packer_of", "responses_of"]
 
 _SLICE_RESPONSES: Final = 128
 """How many responses are returned before other tasks run, so that a flood never starves the event loop."""
@@ -68,6 +68,15 @@ def packer_of(connection: "AbstractConnection") -> Packer:
         packed: Packer = connection.pack_commands
         return packed
     return lambda commands: list(map(pack_command, commands))
+
+
+def descriptor_of(connection: "AbstractConnection") -> int | None:
+    """Return the file descriptor of a connection; None when it is closing, or does not reveal it."""
+    transport = getattr(getattr(connection, "_writer", None), "transport", None)
+    if transport is None or transport.is_closing():
+        return None  # the number may already belong to another file
+    socket = transport.get_extra_info("socket")
+    return None if socket is None or socket.fileno() < 0 else int(socket.fileno())
 
 
 class _FromStream:

@@ -321,7 +321,7 @@ def no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def for_ever(self: LocalCache) -> None:
         renew(self)
-        self._serve_until = math.inf if self._is_connected else self._serve_until
+        self._serve_until = math.inf if self.upkeep.is_connected else self._serve_until
         self._refresh()
 
     monkeypatch.setattr(LocalCache, "_renew", for_ever)

@@ -1,0 +1,102 @@
+"""A service for each server that runs several workers. It is configured by the environment: `REDIS` and `SOURCE`.
+
+`SOURCE` is a file with the value that every worker loads. Where a master loads the module before it forks, the module
+starts the subscriber and fills the cache in the master, as services do that preload.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from cachetools import TTLCache
+from fastapi import FastAPI
+
+from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber
+
+NAMESPACE: Final = "products"
+KEY: Final = "key"
+BOUND_SECONDS: Final = 4.0
+_OPTIONS: Final[dict[str, Any]] = {"echo_interval_seconds": 0.2, "echo_timeout_seconds": 4.0}
+_OVERLAP_SECONDS: Final = 0.05
+"""How long each request takes at least, so that several at once reach several workers."""
+
+
+def load() -> str:
+    return Path(os.environ["SOURCE"]).read_text()
+
+
+class Catalogue(CacheInvalidationMixin):
+    namespace = NAMESPACE
+
+    def __init__(self) -> None:
+        cache = TTLCache[str, Any](maxsize=100, ttl=3_600)
+        super().__init__(os.environ["REDIS"], cache=cache, max_staleness_seconds=BOUND_SECONDS, **_OPTIONS)
+
+
+def described(subscriber: Subscriber, value: str) -> dict[str, Any]:
+    return {"pid": os.getpid(), "replica": subscriber.replica_id, "state": subscriber.state, "value": value}
+
+
+def new_asgi() -> FastAPI:
+    """Built where the module is imported, e.g. in a master; started in each worker, by its lifespan."""
+    catalogue = Catalogue()
+    app = FastAPI(lifespan=catalogue.lifespan)
+
+    @app.get("/")
+    def read() -> dict[str, Any]:
+        time.sleep(_OVERLAP_SECONDS)
+        return described(catalogue.subscriber, catalogue.get_or_load_sync(KEY, load))
+
+    return app
+
+
+def new_wsgi() -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
+    """Started where the module is imported: in a master that preloads, before it forks."""
+    cache, subscriber = started()
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        time.sleep(_OVERLAP_SECONDS)
+        body = json.dumps(described(subscriber, cache.get_or_load_sync(KEY, load))).encode()
+        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    return application
+
+
+def started() -> tuple[LocalCache, Subscriber]:
+    cache = LocalCache(TTLCache(maxsize=100, ttl=3_600), max_staleness_seconds=BOUND_SECONDS)
+    subscriber = Subscriber(os.environ["REDIS"], caches={NAMESPACE: cache}, **_OPTIONS)
+    subscriber.__enter__()
+    cache.get_or_load_sync(KEY, load)
+    return cache, subscriber
+
+
+def new_celery() -> Any:
+    import celery  # type: ignore[import-untyped]
+
+    app = celery.Celery("products", broker=os.environ["REDIS"], backend=os.environ["REDIS"])
+    app.conf.worker_hijack_root_logger = False
+    cache, subscriber = started()
+
+    @app.task(name="read")  # type: ignore[untyped-decorator]
+    def read() -> dict[str, Any]:
+        time.sleep(_OVERLAP_SECONDS)
+        return described(subscriber, cache.get_or_load_sync(KEY, load))
+
+    @app.task(name="end")  # type: ignore[untyped-decorator]
+    def end() -> None:
+        raise SystemExit
+
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    """Make `asgi`, `wsgi` or `celery` when a server first looks for it: importing this module starts nothing."""
+    makers: dict[str, Callable[[], Any]] = {"asgi": new_asgi, "wsgi": new_wsgi, "celery_app": new_celery}
+    if name not in makers:
+        raise AttributeError(name)
+    made = globals()[name] = makers[name]()
+    return made
