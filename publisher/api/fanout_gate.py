@@ -24,7 +24,7 @@ from .documents.problems import (
     SERVICE_NOT_FOUND,
     Problem,
 )
-from .paths import path_of
+from .paths import sent_path_of
 from .request_counter import FANOUT_ROUTE
 from .requests import check_is_same_site, read_body
 from .responses import json_response, problem_response
@@ -149,7 +149,7 @@ class FanoutGate:
 
 def _path_of(scope: Scope) -> _Path | None:
     """Split a path, which is percent-encoded. None when it has no port."""
-    service, slash, rest = path_of(scope).removeprefix("/").partition("/")
+    service, slash, rest = sent_path_of(scope).removeprefix("/").partition("/")
     if not slash:
         return None
     port, _, rest = rest.partition("/")

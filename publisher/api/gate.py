@@ -19,7 +19,7 @@ _READING_METHODS: Final = frozenset({"GET", "HEAD"})
 class TokenGate:
     """ASGI middleware that lets through requests with a valid bearer token, and those to `open_paths`.
 
-    Shape:  paths are still percent-encoded, as for the router (`EncodedPath`). `is_reading` returns whether GET and
+    Shape:  paths have the same form as for the router (`EncodedPath`). `is_reading` returns whether GET and
             HEAD only read at a path: there a read-only token is enough.
 
     The gate covers every path, also paths without a route: a route that is added later is closed by default, and a

@@ -1,4 +1,4 @@
-"""The gate, the routes and the fan-out decide by one form of the path, the one that was sent."""
+"""The gate and the routes decide by one form of the path, and the fan-out by the one that was sent."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,13 +18,11 @@ from broadcache.publisher.api.settings import ApiSettings, FanoutSettings
 pytestmark = pytest.mark.anyio
 
 WRITE, READ = "w" * 32, "r" * 32
-OPEN = ["/health/live", "/health/ready", "/", "/page.css"]
-CLOSED = ["/invalidations", "/replicas", "/metrics", "/openapi.json", "/events"]
+OPEN = ["/health/live", "/health/ready", "/", "/page.css", "/%68ealth/live", "/health/%6Cive", "/%70age%2Ecss"]
+CLOSED = ["/%69nvalidations", "/invalidations", "/replicas", "/metrics", "/openapi.json", "/events"]
 
 DISGUISED = [
-    "/%68ealth/live",
     "/health%2Flive",
-    "/health/%6Cive",
     "//health/live",
     "/./health/live",
     "/health/./live",
@@ -40,9 +38,7 @@ DISGUISED = [
     "/HEALTH/LIVE",
     "/health%252Flive",
     "/health\\live",
-    "/%70age.css",
     "/page.css%00",
-    "/%69nvalidations",
     "/metrics%0A",
     "/Metrics",
 ]
@@ -142,14 +138,14 @@ async def test_below_another_application_the_same_paths_are_open(redis_url: str)
 @pytest.mark.parametrize(
     ("scope", "seen"),
     [
-        ({"path": "/a/b c", "raw_path": b"/a%2Fb%20c"}, "/a%2Fb%20c"),
+        ({"path": "/a/b c", "raw_path": b"/%61%2Fb%20c%7E%5B"}, "/a%2Fb%20c~%5B"),
         ({"path": "/a/b", "raw_path": b"/a/b?x=1"}, "/a/b"),
         # Without the path as it was sent: nothing that was decoded gets into a request line.
         ({"path": "/a/\r\nHost: x/%41é"}, "/a/%0D%0AHost:%20x/%2541%C3%A9"),
         ({"path": "/a", "raw_path": None}, "/a"),
     ],
 )
-async def test_a_path_is_seen_as_it_was_sent(scope: dict[str, object], seen: str) -> None:
+async def test_only_unreserved_characters_of_a_path_are_decoded(scope: dict[str, object], seen: str) -> None:
     paths = list[str]()
 
     async def receive() -> Message:
