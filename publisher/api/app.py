@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -78,8 +78,8 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     app.add_api_route("/invalidations", api.history, methods=["GET"], **operations.HISTORY)
     app.add_api_route("/events", api.events, methods=["GET"], **operations.EVENTS)
     app.add_api_route("/replicas", api.replicas, methods=["GET"], **operations.REPLICAS)
-    app.add_api_route("/health/live", _live, methods=["GET"], **operations.LIVE)
-    app.add_api_route("/health/ready", api.ready, methods=["GET"], **operations.READY)
+    _add_health(app, "/health/live", _live, operations.LIVE)
+    _add_health(app, "/health/ready", api.ready, operations.READY)
     app.router.routes += page_routes(settings.namespaces, tokens)
     broadcasters = (fanout.broadcaster, None if second_path is None else second_path.broadcaster)
     metrics = _add_metrics(app, publisher, *broadcasters, audits=audits.stats)
@@ -93,8 +93,14 @@ def create_fanout_app(settings: FanoutSettings) -> FastAPI:
     """
     fanout = _Fanout(settings)
     app = _new_app(fanout.lifespan)
-    app.add_api_route("/health/live", _live, methods=["GET"], **operations.LIVE)
+    _add_health(app, "/health/live", _live, operations.LIVE)
     return _completed(app, settings, Tokens(settings.tokens), fanout, _add_metrics(app, None, fanout.broadcaster))
+
+
+def _add_health(app: FastAPI, path: str, endpoint: Callable[..., Any], operation: dict[str, Any]) -> None:
+    """Add a health route for GET and, since some probes use it, for HEAD."""
+    app.add_api_route(path, endpoint, methods=["GET"], **operation)
+    app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _new_app(lifespan: Lifespan) -> FastAPI:

@@ -252,7 +252,7 @@ async def test_a_request_to_the_api_does_not_pass_through_the_fan_out(
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("DELETE", PATH, "GET, POST"), ("PUT", PATH, "GET, POST"), ("POST", "/health/live", "GET")],
+    [("DELETE", PATH, "GET, POST"), ("PUT", PATH, "GET, POST"), ("POST", "/health/live", "GET, HEAD")],
 )
 async def test_a_method_that_a_path_does_not_have_is_a_problem_that_names_those_it_has(
     client: httpx2.AsyncClient, method: str, path: str, allowed: str
@@ -260,6 +260,11 @@ async def test_a_method_that_a_path_does_not_have_is_a_problem_that_names_those_
     answer = await client.request(method, path)
     assert f"expected {allowed}, got {method}" in problem_of(answer, 405, "method-not-allowed")["detail"]
     assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+async def test_a_probe_may_use_head(client: httpx2.AsyncClient, path: str) -> None:
+    assert (await client.head(path)).status_code == (await client.get(path)).status_code == 200
 
 
 async def test_a_body_that_is_too_large_is_refused(redis_url: str) -> None:
