@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from ...shared.process import serving
+from ...shared.process.logs import set_up_logging
 from ...shared.process.serving import listen, run, url_of
 from .app import create_app, create_fanout_app, takes_any_method
 from .settings import ApiSettings, FanoutSettings
@@ -28,6 +29,7 @@ def serve(settings: FanoutSettings, *, on_ready: Callable[[str], None] | None = 
             chosen port.
     Raises: InvalidSettings, AddressUnavailable.
     """
+    set_up_logging(settings.log_format)  # first: making the application logs what it lacks
     with listen(settings.listen_host, settings.listen_port) as listener:
         url = url_of(settings.listen_host, listener)
 
@@ -37,7 +39,7 @@ def serve(settings: FanoutSettings, *, on_ready: Callable[[str], None] | None = 
                 on_ready(url)
 
         app = create_app(settings) if isinstance(settings, ApiSettings) else create_fanout_app(settings)
-        run(new_server(app, on_ready=ready), listener, log_format=settings.log_format)
+        run(new_server(app, on_ready=ready), listener)
     logger.info("closed %s", url)
 
 

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from ...shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings
 from ...shared.invalidation import check_namespace
+from ...shared.process.extras import MissingPackage
 from ...shared.process.logs import LogSettings
 from ...shared.process.serving import is_loopback
 from ...shared.process.tokens import Tokens
@@ -161,6 +162,8 @@ class FanoutSettings(LogSettings, frozen=True, kw_only=True):
         # A fan-out that is off needs no DNS library.
         try:
             otherwise = DnsDiscovery(self.fanout_nameservers) if self.fanout_allow else None
+        except MissingPackage:
+            raise
         except InvalidSettings as error:
             raise InvalidSettings(f"BROADCACHE_FANOUT_NAMESERVERS: {error}") from None
         return ListDiscovery(lists_of(self.fanout_lists), otherwise)
@@ -317,6 +320,9 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
             return None
         service, colon, port = self.fanout_service.rpartition(":")
         lists = lists_of(self.fanout_lists)
+        token = self.replica_token and self.replica_token.partition(",")[0].strip()
+        if token is not None:
+            Tokens([token], variable="BROADCACHE_REPLICA_TOKEN", has_rights=False)
         try:
             if not colon:
                 raise InvalidSettings("expected service:port")
@@ -324,11 +330,13 @@ class ApiSettings(FanoutSettings, frozen=True, kw_only=True):
                 service,
                 port,
                 addresses=lists.get(service, ()),
-                token=self.replica_token and self.replica_token.partition(",")[0].strip(),
+                token=token,
                 networks=self.fanout_networks,
                 nameservers=self.fanout_nameservers,
                 **self._calling(),
             )
+        except MissingPackage:
+            raise
         except BroadcacheError as error:
             raise InvalidSettings(f"BROADCACHE_FANOUT_SERVICE: {error}; got {self.fanout_service!r:.100}") from None
 

@@ -16,7 +16,7 @@ from ..telemetry.observer import UNOBSERVED, PublisherObserver
 from .addresses import Discovery
 from .broadcaster import Broadcast, Broadcaster, CallOutcome, HostMode, Limits, Request, Scheme
 from .discovery import DnsDiscovery, ListDiscovery
-from .policy import FanoutPolicy, allow_of
+from .policy import FanoutPolicy, allow_of, check_destination
 from .response import HttpResponse
 
 __all__ = ["Fanout"]
@@ -75,8 +75,7 @@ class Fanout(Closing):
     Shape:  `service` is a DNS name, best of a headless service; `port` a number, or the name of a port in SRV records.
             `addresses` (`host:port`) are called instead of a DNS lookup. `path` is the route of the replicas for
             invalidations, `token` their bearer token. `networks`, `nameservers` and the rest: docs/fanout.md.
-    Raises: InvalidSettings, also when the extra `fanout` is not installed; FanoutRefused or InvalidService for an
-            invalid service or port.
+    Raises: InvalidSettings, which names the wrong argument; also when the extra `fanout` is not installed.
     """
 
     def __init__(
@@ -100,6 +99,7 @@ class Fanout(Closing):
             raise InvalidSettings(f"expected a percent-encoded path that begins with /, got {path!r:.100}")
         if token is not None:
             Tokens([token], variable="token", has_rights=False)
+        check_destination(service, str(port))
         self.service: Final = service
         policy = FanoutPolicy(allow_of(service, port), networks=networks)
         self._destination = policy.check("POST", service, str(port))

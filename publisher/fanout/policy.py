@@ -14,7 +14,15 @@ from urllib.parse import unquote
 from ...shared.errors import BroadcacheError, InvalidSettings
 from .ranges import IPAddress, Network, address_of, embedded_in, is_within, network_of, refused_ranges_of
 
-__all__ = ["Destination", "FanoutPolicy", "FanoutRefused", "InvalidService", "Rule", "allow_of"]
+__all__ = [
+    "Destination",
+    "FanoutPolicy",
+    "FanoutRefused",
+    "InvalidService",
+    "Rule",
+    "allow_of",
+    "check_destination",
+]
 
 Rule: TypeAlias = Literal[
     "fan-out-off",
@@ -73,6 +81,23 @@ class Destination(NamedTuple):
     service: str
     name: str
     port: int | str
+
+
+def check_destination(service: str, port: str) -> None:
+    """Check the service and the port that a caller has named as arguments of their own.
+
+    Raises: InvalidSettings, which names the wrong argument.
+    """
+    if _is_address(service):
+        raise InvalidSettings(
+            f"service: expected the DNS name of a service, got {_shown(service)}, which can be read as an IP address; "
+            "use a name, and list its addresses with addresses= (--address) if it is not in DNS"
+        )
+    try:
+        _name_of(service)
+        _port_of(port)
+    except InvalidService as error:
+        raise InvalidSettings(f"{error.part}: {error}") from None
 
 
 class FanoutPolicy:
@@ -280,13 +305,17 @@ def _port_of(port: str) -> int | str:
 
 
 def _check_is_no_address(service: str) -> None:
-    once = unquote(service)
-    if any(_reads_as_address(form) for form in (service, once, unquote(once))):
+    if _is_address(service):
         raise FanoutRefused(
             "ip-literal",
             f"expected the name of a service, got {_shown(service)}, which can be read as an IP address; use the name: "
             f"{_ALLOW} cannot permit an address",
         )
+
+
+def _is_address(service: str) -> bool:
+    once = unquote(service)
+    return any(_reads_as_address(form) for form in (service, once, unquote(once)))
 
 
 def _reads_as_address(text: str) -> bool:

@@ -21,7 +21,7 @@ def warn_of_rename(old_name: str, new_name: str, *, stacklevel: int) -> None:
 def old_names(
     package: str, new_name_of: Mapping[str, str], namespace: Mapping[str, Any], *, stacklevel: int = 2
 ) -> Callable[[str], Any]:
-    """Return a `__getattr__` for a package: an old name gives the object with the new name, and warns.
+    """Return a `__getattr__` for a package: it returns the object with the new name, and warns.
 
     Shape:  `stacklevel` is 2 where this is the package's `__getattr__` itself, one more for each function around it.
     Raises: AttributeError for every other name.

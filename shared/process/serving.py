@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import BroadcacheError
 from .bodies import UnfinishedBodies
 from .extras import check_installed
-from .logs import LogFormat, set_up_logging
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -31,9 +30,8 @@ class AddressUnavailable(BroadcacheError, OSError):
     """The address to listen on is in use, or is not an address of this machine."""
 
 
-def run(server: "Server", listener: socket.socket, *, log_format: LogFormat = "text") -> None:
+def run(server: "Server", listener: socket.socket) -> None:
     """Run `server` on `listener` until SIGINT or SIGTERM."""
-    set_up_logging(log_format)
     with _sigterm_as_interrupt(), contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 

@@ -98,6 +98,35 @@ def test_a_missing_package_is_answered_with_the_extra_to_install(module: str, ar
 
 
 @pytest.mark.parametrize(
+    ("service", "arguments"),
+    [("publisher", ["serve", "--fanout-only", "--port", "0"]), ("replica", ["replica", "--port", "0", "--source"])],
+)
+def test_a_service_without_the_metrics_library_logs_that_and_the_extra(
+    service: str, arguments: list[str], tmp_path: Path
+) -> None:
+    if service == "replica":
+        arguments = [*arguments, str(tmp_path / "catalogue.sqlite"), "--redis-url", "redis://127.0.0.1:1"]
+    program = (
+        "import importlib.util, sys\n"
+        "find_spec = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *_: None if name == 'prometheus_client' else find_spec(name, *_)\n"
+        f"sys.argv[1:] = {arguments!r}\n"
+        "from broadcache.cli import main\nmain()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        try:
+            assert process.stderr is not None
+            line = next((line for line in process.stderr if "/metrics" in line), "")
+            assert f"{service} " in line
+            assert "has no GET /metrics: prometheus_client is not installed" in line
+            assert "pip install 'broadcache[metrics]'" in line
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         ([], "at least one of --key, --tag, --prefix or --everything"),

@@ -113,8 +113,10 @@ async def test_addresses_can_be_named_instead_of_a_service_in_dns(pods: Pods, dn
 @pytest.mark.parametrize(
     ("arguments", "code", "problem"),
     [
-        (("127.1", "80"), 2, "can be read as an IP address"),
-        (("web.test", "0"), 2, "port"),
+        (("127.1", "80"), 2, "broadcache: service: expected the DNS name of a service, got '127.1'"),
+        (("nope nope", "80"), 2, "broadcache: service: expected the name of a service"),
+        (("web.test", "0"), 2, "broadcache: port: expected a number from 1 to 65535"),
+        (("web.test", "*"), 2, "broadcache: port: expected a number from 1 to 65535"),
         (("missing.test", "80"), 1, "expected addresses for missing.test"),
         (("web.test", "80", "no-slash"), 2, "expected a percent-encoded path"),
         (("web.test", "80", "-H", "nothing"), 2, "expected NAME: VALUE"),

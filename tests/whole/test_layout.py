@@ -1,6 +1,7 @@
 """The house: no folder is crowded, no module is long, and no import leads back to where it began."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -18,6 +19,8 @@ MODULES_MAX_OF = {
     "src/broadcache/cli": 14,  # one module a command, all at one level; what only one of them prints is beside it
 }
 """Folders that may hold up to 14 modules; the reason stands beside each."""
+OLD_PATHS = {"publisher/diagnosis.py", "publisher/metrics.py", "shared/logs.py"}
+"""Modules that only lead to where their content is now, until 0.2."""
 
 
 def test_no_import_leads_back_to_where_it_began() -> None:
@@ -43,9 +46,30 @@ def test_no_module_has_more_than_450_lines() -> None:
     assert {module: many for module, many in lines.items() if many > LINES_MAX} == {}
 
 
+def test_the_architecture_names_each_module_or_its_folder_and_nothing_that_is_gone() -> None:
+    named = {*_named_in_the_architecture()}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    modules = {str(module.relative_to(ROOT)) for module in _modules() if not module.name.startswith("__")}
+    folders = tuple(name for name in named if name.endswith("/"))
+    assert {module for module in modules - named - OLD_PATHS if not module.startswith(folders)} == set()
+
+
 def test_circles_are_found_where_there_are_some() -> None:
     imported = {"a": {"b", "d"}, "b": {"c"}, "c": {"b", "e"}, "d": {"e"}, "e": set[str]()}
     assert list(_circles(imported)) == [{"b", "c"}]
+
+
+def _named_in_the_architecture() -> Iterator[str]:
+    """The paths in the table "Where to look"; a name without a folder is in the folder of the one before it."""
+    table = (ROOT / "ARCHITECTURE.md").read_text().partition("\n## Where to look\n")[2].partition("\n## ")[0]
+    for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", cell):
+            if "/" in name.rstrip("/"):
+                folder = name.rstrip("/").rpartition("/")[0]
+                yield name
+            else:
+                yield f"{folder}/{name}"
 
 
 def _modules() -> Iterator[Path]:

@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.process.settings import variable_of
 
-PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")})
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"")
 FORGE = re.compile(
@@ -158,7 +158,7 @@ def test_what_the_readme_shows_is_what_happens(tmp_path: Path) -> None:
             assert replica["is_coherent"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     assert [link for link in links_into_the_repository(page) if not leads_somewhere(page, link)] == []
 

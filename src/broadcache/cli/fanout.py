@@ -65,9 +65,10 @@ def fanout(
     The replica token is read from BROADCACHE_REPLICA_TOKEN.
     """
     from ..publisher.api.settings import FanoutSettings
-    from ..publisher.fanout.policy import allow_of
+    from ..publisher.fanout.policy import allow_of, check_destination
     from ..shared.process.settings import read_settings
 
+    check_destination(service, port)
     settings = read_settings(
         FanoutSettings,
         os.environ,

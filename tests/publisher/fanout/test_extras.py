@@ -2,6 +2,7 @@
 
 import pytest
 
+from broadcache.publisher.api.settings import ApiSettings
 from broadcache.publisher.fanout.broadcaster import Broadcaster
 from broadcache.publisher.fanout.discovery import DnsDiscovery, ListDiscovery
 from broadcache.publisher.fanout.fanout import Fanout
@@ -41,3 +42,13 @@ def test_a_discovery_by_dns_without_the_library_names_the_extra(monkeypatch: pyt
         InvalidSettings, match=r"the look-up of a service in DNS needs the package dns.*'broadcache\[fanout\]'"
     ):
         DnsDiscovery()
+
+
+@pytest.mark.parametrize("package", ["h11", "dns"])
+def test_no_setting_is_named_where_a_package_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(package, monkeypatch)
+    with pytest.raises(InvalidSettings, match=rf"^the .* needs the package {package}.*'broadcache\[fanout\]'$"):
+        ApiSettings(delivery="both", fanout_service="web:80")
+    settings = ApiSettings(fanout_allow=("web:80",))
+    with pytest.raises(InvalidSettings, match=rf"^the .* needs the package {package}.*'broadcache\[fanout\]'$"):
+        settings.fanout_broadcaster(settings.fanout_policy())

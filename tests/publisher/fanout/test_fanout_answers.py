@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.support.pods import Behaviour, Pods, Received, answers, as_replica, s
 from broadcache.publisher import Confirm, Fanout, Publisher
 from broadcache.publisher.fanout.broadcaster import Limits
 from broadcache.publisher.telemetry.prometheus import PublisherMetrics
-from broadcache.shared import Keys, NotDelivered
+from broadcache.shared import InvalidSettings, Keys, NotDelivered
 from broadcache.shared.invalidation import invalidation_of
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.wire import encode_unsequenced
@@ -191,3 +192,18 @@ async def test_what_a_replica_answers_is_read_up_to_the_limit(pods: Pods) -> Non
     assert (report.succeeded, report.failed) == (0, 2)
     assert "40 bytes, cut at the limit of 40 bytes" in (report.outcomes[1].error or "")
     assert json.loads(pods[1].received[0].body)["keys"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("service", "port", "problem"),
+    [
+        ("127.0.0.1", 80, "service: expected the DNS name of a service, got '127.0.0.1'"),
+        ("web one", 80, "service: expected the name of a service, of labels"),
+        ("web", "nope nope", "port: expected a number from 1 to 65535"),
+        ("web", "*", "port: expected a number from 1 to 65535"),
+    ],
+)
+def test_a_wrong_argument_is_named_and_no_setting(service: str, port: int | str, problem: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"^{re.escape(problem)}") as caught:
+        Fanout(service, port)
+    assert "BROADCACHE_" not in str(caught.value)

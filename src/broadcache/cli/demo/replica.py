@@ -33,13 +33,14 @@ def replica(
     ] = False,
 ) -> None:
     """Run an example replica: GET /products/{id} reads through its cache, PUT only writes the source."""
-    from ...shared.process.logs import LogSettings
+    from ...shared.process.logs import LogSettings, set_up_logging
     from ...shared.process.serving import listen, new_server, run, url_of
     from ...shared.process.settings import read_settings
     from .catalogue import Catalogue, CatalogueSource, NaiveCatalogue
     from .replica_api import ObservedCache, naive_app, replica_app
 
     settings = read_settings(LogSettings, os.environ, read_elsewhere=_READ_ELSEWHERE)
+    set_up_logging(settings.log_format)
     with listen(host, port) as listener:
         name = name or _name_at(host, listener.getsockname()[1])
         products = CatalogueSource(source)
@@ -50,7 +51,7 @@ def replica(
             app = replica_app(Catalogue(products, redis_url, cache=cache, replica_id=name), name)
         url = url_of(host, listener)
         server = new_server(app, on_ready=lambda: print(f"{name} listens on {url}", flush=True))
-        run(server, listener, log_format=settings.log_format)
+        run(server, listener)
 
 
 def _name_at(host: str, port: int) -> str:
