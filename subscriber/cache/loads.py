@@ -135,6 +135,7 @@ class Loads:
         keep_inherited(self._running)
         self._running = {}
         self.started = self.shared = 0
+        self._has_warned = False
 
     async def load(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value."""
