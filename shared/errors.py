@@ -10,6 +10,7 @@ __all__ = [
     "BroadcacheError",
     "IdempotencyConflict",
     "InvalidLoader",
+    "InvalidName",
     "InvalidNamespace",
     "InvalidSettings",
     "InvalidTarget",
@@ -28,6 +29,13 @@ class BroadcacheError(Exception):
 
 class InvalidLoader(BroadcacheError, TypeError):
     """The loader cannot be used here, e.g. an asynchronous loader in a synchronous call."""
+
+
+class InvalidName(BroadcacheError, TypeError):
+    """A key or tag that was given to a local cache is not a string. No invalidation could name it.
+
+    Not a ValueError: `cachetools.cached` takes that for a value that is too large, and goes on without the cache.
+    """
 
 
 class InvalidTarget(BroadcacheError, ValueError):

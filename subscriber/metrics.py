@@ -35,6 +35,7 @@ _OF_CACHES: Final = {
     "shared_loads": "Reads that waited for a load that another read had begun.",
     "voided_fills": "Loaded values that were not stored: an invalidation arrived while they were loaded.",
     "refused_fills": "Loaded values that were not stored: they were too large for the cache.",
+    "unnameable_fills": "Loaded values that were not stored: no invalidation could name their key or tags.",
     "dropped": "Entries that were dropped by invalidations and clears.",
     "mapping_errors": "Errors that the wrapped mapping raised.",
 }

@@ -2,11 +2,27 @@
 
 import math
 from collections.abc import Iterable, MutableMapping
-from typing import Any
+from datetime import timedelta
+from numbers import Real
+from typing import Any, TypeAlias
 
-from ...shared.errors import InvalidSettings, InvalidTarget
+from cachetools import TTLCache
 
-__all__ = ["check_settings", "checked_key", "checked_tags", "checked_ttl", "exact"]
+from ...shared.errors import InvalidName, InvalidSettings, InvalidTarget
+from ...shared.invalidation import KEY_BYTES_MAX, TAG_BYTES_MAX, check_text
+
+__all__ = [
+    "Seconds",
+    "check_settings",
+    "checked_key",
+    "checked_tags",
+    "checked_ttl",
+    "exact",
+    "seconds_of",
+    "why_unnameable",
+]
+
+Seconds: TypeAlias = float | timedelta
 
 
 def exact(name: str) -> str:
@@ -15,45 +31,98 @@ def exact(name: str) -> str:
 
 
 def checked_key(key: str) -> str:
-    """Return a key as an exact string. Raises: InvalidTarget."""
+    """Return a key as an exact string. Raises: InvalidName."""
     if type(key) is str:
         return key
     if not isinstance(key, str):
-        raise InvalidTarget(
-            f"expected a string as key, got {type(key).__name__}: {key!r:.100}; invalidations name keys as strings"
+        raise InvalidName(
+            f"expected a string as key, got {type(key).__name__}: {key!r:.100}; invalidations name keys as strings. "
+            "Pass a string; to cachetools.cached, a function that returns one: key=lambda id: f'product:{id}'"
         )
     return exact(key)
 
 
 def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Return tags as exact strings. Raises: InvalidTarget."""
+    """Return tags as exact strings. Raises: InvalidName."""
     if isinstance(tags, str):
-        raise InvalidTarget(f"expected tags as a tuple or list of strings, got the string {tags!r}; write ({tags!r},)")
+        raise InvalidName(f"expected tags as a tuple or list of strings, got the string {tags!r}; write ({tags!r},)")
     if not tags:
         return ()
     tags = tuple(tags)
     for tag in tags:
         if not isinstance(tag, str):
-            raise InvalidTarget(
+            raise InvalidName(
                 f"expected strings as tags, got {type(tag).__name__}: {tag!r:.100}; invalidations name tags as strings"
             )
     return tuple(map(exact, tags))
 
 
-def checked_ttl(ttl_seconds: float | None) -> float | None:
-    """Return a lifetime. Raises: InvalidSettings when it is NaN."""
-    if ttl_seconds is not None and ttl_seconds != ttl_seconds:  # noqa: PLR0124  (only NaN differs from itself)
-        raise InvalidSettings("expected ttl_seconds to be a number of seconds or None, got NaN")
-    return ttl_seconds
+def why_unnameable(key: str, tags: Iterable[str]) -> str | None:
+    """Return why no invalidation could name this key, or one of these tags; None when each can be named.
+
+    The text shows neither.
+    """
+    try:
+        check_text(key, KEY_BYTES_MAX, "key")
+        for tag in tags:
+            check_text(tag, TAG_BYTES_MAX, "tag")
+    except InvalidTarget as error:
+        return str(error)
+    return None
+
+
+def checked_ttl(ttl_seconds: Seconds | None) -> float | None:
+    """Return a lifetime in seconds. Raises: InvalidSettings when it is not a number or a timedelta."""
+    if ttl_seconds is None:
+        return None
+    seconds = seconds_of(ttl_seconds, "ttl_seconds")
+    if math.isnan(seconds):
+        raise InvalidSettings("expected ttl_seconds to be a number of seconds, a timedelta or None, got NaN")
+    return seconds
+
+
+def seconds_of(duration: Any, name: str) -> float:
+    """Return a duration in seconds. Raises: InvalidSettings when it is not a number or a timedelta."""
+    if isinstance(duration, timedelta):
+        return duration.total_seconds()
+    if not isinstance(duration, Real):
+        raise InvalidSettings(
+            f"expected {name} to be a number of seconds or a timedelta, "
+            f"got {type(duration).__name__}: {duration!r:.100}"
+        )
+    try:
+        return float(duration)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf if duration == abs(duration) else -math.inf
 
 
 def check_settings(
     mapping: MutableMapping[str, Any],
-    max_staleness_seconds: float,
+    max_staleness_seconds: Seconds,
     ttl_jitter: float,
-    negative_ttl_seconds: float | None,
-) -> None:
-    """Check the settings of a LocalCache. Raises: InvalidSettings."""
+    negative_ttl_seconds: Seconds | None,
+) -> tuple[float, float | None]:
+    """Return `max_staleness_seconds` and `negative_ttl_seconds` in seconds. Raises: InvalidSettings."""
+    _check_mapping(mapping)
+    max_staleness = seconds_of(max_staleness_seconds, "max_staleness_seconds")
+    if not 0 < max_staleness < math.inf:
+        raise InvalidSettings(f"expected max_staleness_seconds to be a positive number, got {max_staleness_seconds!r}")
+    jitter: object = ttl_jitter
+    if not isinstance(jitter, float | int) or not 0 <= jitter < 1:
+        raise InvalidSettings(f"expected ttl_jitter to be at least 0 and below 1, got {ttl_jitter!r}")
+    if ttl_jitter:
+        seconds_of(getattr(mapping, "ttl", math.inf), "the ttl of a mapping whose lifetimes are jittered")
+    if negative_ttl_seconds is None:
+        return max_staleness, None
+    negative_ttl = seconds_of(negative_ttl_seconds, "negative_ttl_seconds")
+    if not 0 < negative_ttl < math.inf:
+        raise InvalidSettings(
+            f"expected negative_ttl_seconds to be None or a positive number, got {negative_ttl_seconds!r}"
+        )
+    return max_staleness, negative_ttl
+
+
+def _check_mapping(mapping: MutableMapping[str, Any]) -> None:
     if not isinstance(mapping, MutableMapping):
         raise InvalidSettings(f"expected a mutable mapping such as TTLCache, got {type(mapping).__name__}")
     if len(mapping):
@@ -61,11 +130,22 @@ def check_settings(
             f"expected an empty mapping, got one with {len(mapping)} entries, which may be stale by now; "
             "empty it, or hand over a new one"
         )
-    if not 0 < max_staleness_seconds < math.inf:
-        raise InvalidSettings(f"expected max_staleness_seconds to be a positive number, got {max_staleness_seconds!r}")
-    if not 0 <= ttl_jitter < 1:
-        raise InvalidSettings(f"expected ttl_jitter to be at least 0 and below 1, got {ttl_jitter!r}")
-    if negative_ttl_seconds is not None and not 0 < negative_ttl_seconds < math.inf:
+    if isinstance(mapping, TTLCache):
+        _check_ttl(mapping)
+
+
+def _check_ttl(mapping: "TTLCache[str, Any]") -> None:
+    """Check that the mapping can add its ttl to its timer's time: it does so at each store."""
+    try:
+        now = mapping.timer()
+    except Exception:  # noqa: BLE001  (the user's code; it may only fail now, and is reported when a store fails)
+        return
+    ttl: Any = mapping.ttl
+    try:
+        _ = now + ttl
+    except TypeError:
         raise InvalidSettings(
-            f"expected negative_ttl_seconds to be None or a positive number, got {negative_ttl_seconds!r}"
-        )
+            "expected a TTLCache that can add its ttl to the time of its timer, got "
+            f"ttl={ttl!r:.100} and a time of type {type(now).__name__}; with a timedelta, pass "
+            "ttl.total_seconds(), or timer=datetime.now"
+        ) from None

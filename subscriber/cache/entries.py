@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from cachetools import Cache, FIFOCache, LFUCache, LRUCache, RRCache, TLRUCache, TTLCache
 
 from ...shared.invalidation import Invalidation
+from .mapping.expiry import ExpirySlices
 from .mapping_errors import MappingErrors
 from .recent import History
 
@@ -64,6 +65,7 @@ class Entries:
         self.mapping: Final = mapping
         self._history = history
         self.errors = errors
+        self.expiry: Final = ExpirySlices(mapping)
         self._stamps: dict[str, int] = {}
         self._tags: dict[str, tuple[str, ...]] = {}
         self._keys_of_tag: dict[str, set[str]] = {}
@@ -256,8 +258,10 @@ class Entries:
         have to be examined, else an estimate. An entry that changes between two steps may be counted or not.
         """
         if invalidation.everything and self.is_settled and self.earliest_expiry > now:
-            yield Count(self.held, is_estimate=False)
-            return
+            held = self.held
+            if not self.expiry.is_behind:
+                yield Count(held, is_estimate=False)
+                return
         if invalidation.everything or invalidation.prefixes:
             total = len(self._unswept) + len(self._stamps)
             choosing = self._sampled(total, uniform)
@@ -333,6 +337,13 @@ class Entries:
         finally:
             self.is_changing = was_changing
         return removed
+
+    def expire_held(self) -> None:
+        """Remove a slice of the entries past the mapping's own expiry, unless the mapping has removed all itself."""
+        try:
+            self.expiry.advance()
+        except Exception as error:  # noqa: BLE001  (the user's timer)
+            self.errors.report(error, "removing expired entries: they are not served, and are removed later")
 
     def sweep(self, entries_max: int, stamp: int) -> int:
         """Sweep up to `entries_max` entries; return how many were removed. `stamp` is the newest one."""

@@ -224,7 +224,7 @@ class FollowedCache:
     @property
     def has_sweep_work(self) -> bool:
         """Whether dead entries still take up memory, and it is time to remove some."""
-        return self._entries.has_sweep_work or self._is_retry_due
+        return self._entries.has_sweep_work or self._entries.expiry.is_behind or self._is_retry_due
 
     def sweep(self) -> bool:
         """Free the memory of some dead entries, in far less than a millisecond; return whether more remain.
@@ -241,6 +241,7 @@ class FollowedCache:
             return False
         try:
             self._dropped += self._entries.sweep(entries_max, self._stamp)
+            self._entries.expire_held()
             if self._is_retry_due and not self._entries.retry(entries_max):
                 self._entries.retry_at = self._clock() + _RETRY_SECONDS
         finally:

@@ -2,10 +2,11 @@
 
 import asyncio
 import inspect
+import logging
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, Future
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Container, Iterable
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, Protocol
@@ -13,13 +14,20 @@ from typing import Any, Final, Protocol
 from ...shared.errors import InvalidLoader
 from ...shared.process.forks import keep_inherited
 from ...shared.process.tasks import is_cancelled
+from .loading.failure import Failure
 from .token import LoadToken
 
 __all__ = ["Fillable", "Loads"]
 
 Loader = Callable[[], Any]
 
+_log = logging.getLogger("broadcache.subscriber")
+
 _MISSING: Final = object()
+_CANCELLED: Final = object()
+"""The result of a load that was cancelled. Its callers start over."""
+_PATIENCE_SECONDS_MIN: Final = 1.0
+_PATIENCE_SECONDS_MAX: Final = 30.0
 
 
 class Fillable(Protocol):
@@ -118,6 +126,7 @@ class Loads:
         self._running: dict[str, _Load] = {}
         self.started: int = 0
         self.shared: int = 0
+        self._has_warned = False
 
     def start_over(self, lock: AbstractContextManager[bool]) -> None:
         """Forget the loads under way, and share another lock: in a forked child, the parent's loads never end."""
@@ -126,64 +135,107 @@ class Loads:
         keep_inherited(self._running)
         self._running = {}
         self.started = self.shared = 0
+        self._has_warned = False
 
     async def load(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value."""
         loop = asyncio.get_running_loop()
         within = _within.get()
-        while True:
-            with self._lock:
-                joined = self._join(key, tags, blocks_thread=False)
-                if joined is None:
-                    if (value := self._reread(key, _MISSING)) is not _MISSING:
-                        return value
-                    load = self._begin(key, tags, ttl_seconds)
-                    load.loop = loop
-                    # Not loop.create_task: an eager task factory would run the loader at once, under the lock.
-                    load.task = asyncio.Task(self._run(load, loader), loop=loop, name=f"broadcache load {key:.100}")
-                    load.task.add_done_callback(partial(self._finish_task, load))
+        waits: list[_Load] = []
+        own: _Load | None = None
+        try:
+            while True:
+                if own is None:
+                    with self._lock:
+                        load = self._join(key, tags, waits, blocks_thread=False)
+                        if load is None:
+                            if (value := self._reread(key, _MISSING)) is not _MISSING:
+                                return value
+                            load = own = self._begin_task(key, loader, tags, ttl_seconds)
+                        elif load.loop is not loop:
+                            _outcome_of(load)
+                        load.waiters += 1
+                        waits.append(load)
+                load, result = await _first_result(waits, loop, None if own else self._patience_seconds)
+                if load is None:
+                    self._warn_of_long_wait()
+                elif result is _CANCELLED:
+                    if load is own or is_cancelled():
+                        raise asyncio.CancelledError
+                    # Another caller's load was cancelled, e.g. with its event loop. This caller starts over.
+                    waits.remove(load)
+                    self._leave(within, load)
+                elif isinstance(result, Failure):
+                    raise result.error if load is own else result.of_joined_caller()
                 else:
-                    load = joined
-                load.waiters += 1
-                waiting = asyncio.shield(
-                    load.task if load.task and load.loop is loop else asyncio.wrap_future(_outcome_of(load))
-                )
-            try:
-                return await waiting
-            except asyncio.CancelledError:
-                self._abandon(load)
-                if joined is None or not load.is_finished or is_cancelled():
-                    raise
-                # Another caller's load was cancelled, e.g. with its event loop. This caller starts over.
-            finally:
-                _stop_waiting(within, load)
+                    return result
+        finally:
+            for load in waits:
+                self._leave(within, load)
 
     def load_sync(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value. The calling thread blocks until then."""
         within = _within.get()
-        while True:
-            with self._lock:
-                load = self._join(key, tags, blocks_thread=True)
-                if load is None:
-                    if (value := self._reread(key, _MISSING)) is not _MISSING:
-                        return value
-                    load = self._begin(key, tags, ttl_seconds)
-                    outcome = None
+        waits: list[_Load] = []
+        try:
+            while True:
+                with self._lock:
+                    load = self._join(key, tags, waits, blocks_thread=True)
+                    if is_own := load is None:
+                        if (value := self._reread(key, _MISSING)) is not _MISSING:
+                            return value
+                        load = self._begin(key, tags, ttl_seconds)
+                    else:
+                        _outcome_of(load)
+                    load.waiters += 1
+                    waits.append(load)
+                if is_own:
+                    return self._run_sync(load, loader)
+                outcomes = {_outcome_of(load): load for load in waits}
+                done, _ = wait(outcomes, self._patience_seconds, FIRST_COMPLETED)
+                if not done:
+                    self._warn_of_long_wait()
+                    continue
+                outcome = done.pop()
+                result = outcome.result()
+                if result is _CANCELLED:
+                    waits.remove(outcomes[outcome])
+                    self._leave(within, outcomes[outcome])
+                elif isinstance(result, Failure):
+                    raise result.of_joined_caller()
                 else:
-                    outcome = _outcome_of(load)
-                load.waiters += 1
-            try:
-                return self._run_sync(load, loader) if outcome is None else outcome.result()
-            except CancelledError:
-                if outcome is None:
-                    raise
-            finally:
-                _stop_waiting(within, load)
+                    return result
+        finally:
+            for load in waits:
+                self._leave(within, load)
 
-    def _join(self, key: str, tags: tuple[str, ...], *, blocks_thread: bool) -> _Load | None:
-        """Return the load of `key`, with a new caller recorded as waiting for it; None if it has none to join."""
+    @property
+    def _patience_seconds(self) -> float:
+        """How long a caller waits for another one's load before it loads by itself.
+
+        The load's loader may wait for this very caller: `_within` shows that only where the context is inherited, and a
+        pool of threads that all wait for a loader, which needs a thread of this pool, is another such circle.
+        """
+        return min(max(_PATIENCE_SECONDS_MIN, self._cache.max_staleness_seconds), _PATIENCE_SECONDS_MAX)
+
+    def _warn_of_long_wait(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "a read has waited %g s for another caller's load of its key, and loads by itself now. Either the "
+                "source is slow, or the loader waits for this read: it reads its own key in a thread or task that "
+                "does not inherit its context, as with loop.run_in_executor; use asyncio.to_thread, or run "
+                "contextvars.copy_context().run there. This is logged once per cache",
+                self._patience_seconds,
+            )
+
+    def _join(self, key: str, tags: tuple[str, ...], waits: Container[_Load], *, blocks_thread: bool) -> _Load | None:
+        """Return the load of `key`, with a new caller recorded as waiting for it; None if it has none to join.
+
+        Shape:  `waits` has the loads that this caller waits for already.
+        """
         load = self._running.get(key)
-        if load is None or not self._is_joinable(load, tags, blocks_thread=blocks_thread):
+        if load is None or load in waits or not self._is_joinable(load, tags, blocks_thread=blocks_thread):
             return None
         within = _within.get()
         with _waits_lock:
@@ -215,12 +267,23 @@ class Loads:
             within[-1].waits_for.append(load)
         return load
 
+    def _begin_task(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> _Load:
+        load = self._begin(key, tags, ttl_seconds)
+        load.loop = asyncio.get_running_loop()
+        # Not loop.create_task: an eager task factory would run the loader at once, under the lock.
+        load.task = asyncio.Task(self._run(load, loader), loop=load.loop, name=f"broadcache load {key:.100}")
+        load.task.add_done_callback(partial(self._finish_task, load))
+        return load
+
     async def _run(self, load: _Load, loader: Loader) -> Any:
         _within.set(_within_also(load))
-        value = loader()
-        if inspect.isawaitable(value):
-            value = await value
-        self._cache.store(load.token, value, tags=load.tags, ttl_seconds=load.ttl_seconds)
+        try:
+            value = loader()
+            if inspect.isawaitable(value):
+                value = await value
+            self._cache.store(load.token, value, tags=load.tags, ttl_seconds=load.ttl_seconds)
+        except Exception as error:  # noqa: BLE001  (raised by each caller)
+            return Failure(error)
         return value
 
     def _run_sync(self, load: _Load, loader: Loader) -> Any:
@@ -235,7 +298,7 @@ class Loads:
                 )
             self._cache.store(load.token, value, tags=load.tags, ttl_seconds=load.ttl_seconds)
         except BaseException as error:
-            self._finish(load, error=error)
+            self._finish(load, _CANCELLED if isinstance(error, CancelledError) else Failure(error))
             raise
         finally:
             _within.reset(within)
@@ -244,40 +307,78 @@ class Loads:
 
     def _finish_task(self, load: _Load, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
-            self._finish(load, error=CancelledError())
-        elif (error := task.exception()) is not None:
-            self._finish(load, error=error)
+            self._finish(load, _CANCELLED)
+        elif (error := task.exception()) is not None:  # not an Exception: those are results
+            self._finish(load, Failure(error))
         else:
             self._finish(load, task.result())
 
-    def _finish(self, load: _Load, value: Any = None, *, error: BaseException | None = None) -> None:
+    def _finish(self, load: _Load, result: Any) -> None:
+        """End a load with its value, a Failure, or `_CANCELLED`."""
         with self._lock:
             load.is_finished = True
             if self._running.get(load.token.key) is load:
                 del self._running[load.token.key]
             outcome = load.outcome
-        if outcome is None or not outcome.set_running_or_notify_cancel():
-            return
-        if error is None:
-            outcome.set_result(value)
-        else:
-            outcome.set_exception(error)
+        if outcome is not None and outcome.set_running_or_notify_cancel():
+            outcome.set_result(result)  # a failure too: one exception raised in several threads would mix their traces
+
+    def _leave(self, within: tuple[_Load, ...], load: _Load) -> None:
+        """Record that a caller no longer waits for `load`. If it was the last one, cancel the load."""
+        if not load.is_finished:
+            self._abandon(load)
+        _stop_waiting(within, load)
 
     def _abandon(self, load: _Load) -> None:
-        """Record that a waiting caller was cancelled. If it was the last one, cancel the load."""
+        """Record that a caller left a running load."""
         with self._lock:
             load.waiters -= 1
             if load.waiters or load.task is None or load.loop is None or load.task.done():
                 return
             if self._running.get(load.token.key) is load:
                 del self._running[load.token.key]
-        load.loop.call_soon_threadsafe(load.task.cancel)
+        with suppress(RuntimeError):  # the loop was closed, which ends the load too
+            load.loop.call_soon_threadsafe(load.task.cancel)
 
 
 def _outcome_of(load: _Load) -> "Future[Any]":
     if load.outcome is None:
         load.outcome = Future()
     return load.outcome
+
+
+async def _first_result(
+    loads: Iterable[_Load], loop: asyncio.AbstractEventLoop, seconds: float | None
+) -> tuple[_Load | None, Any]:
+    """Wait until one of `loads` has ended; return it and its result, or None after that many seconds.
+
+    Shape:  the result is a value, a Failure, or `_CANCELLED`. An `asyncio.CancelledError` is the caller's own.
+    """
+    first: asyncio.Future[tuple[_Load | None, Any]] = loop.create_future()
+    for load in loads:
+        ended = load.task if load.task and load.loop is loop else asyncio.wrap_future(_outcome_of(load))
+        ended.add_done_callback(partial(_settle, first, load))
+    timer = None if seconds is None else loop.call_later(seconds, _settle, first, None, None)
+    try:
+        return await first
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _settle(
+    first: "asyncio.Future[tuple[_Load | None, Any]]", load: _Load | None, ended: "asyncio.Future[Any] | None"
+) -> None:
+    if first.done():
+        return
+    if ended is None:
+        first.set_result((load, None))
+    elif ended.cancelled():
+        first.set_result((load, _CANCELLED))
+    elif (error := ended.exception()) is not None:
+        first.set_exception(error)
+    else:
+        first.set_result((load, ended.result()))
 
 
 def _within_also(load: _Load) -> tuple[_Load, ...]:

@@ -1,9 +1,14 @@
 """LocalCache: a mapping that applies invalidations, and never serves an entry that one has dropped."""
 
+import logging
 import math
 import random
+from abc import ABCMeta
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any, Final, NoReturn, TypeVar, cast, overload
+
+from cachetools import Cache
 
 from ...shared.clock import Clock, monotonic
 from ...shared.errors import InvalidSettings
@@ -11,10 +16,12 @@ from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import Everything, Invalidation, Target, invalidation_of
 from ...shared.process.copying import refuse_copy
 from ...shared.process.forks import in_forked_child
-from .checks import check_settings, checked_key, checked_tags, checked_ttl, exact
+from .checks import Seconds, check_settings, checked_key, checked_tags, checked_ttl, exact, seconds_of, why_unnameable
 from .entries import MISSING, Count
 from .followed_cache import FollowedCache, WhenIncoherent
 from .loads import Loads
+from .mapping.views import LiveMapping
+from .mapping_errors import is_refusal
 from .stats import CacheStats
 from .token import LoadToken
 
@@ -22,11 +29,13 @@ __all__ = ["LocalCache"]
 
 T = TypeVar("T")
 
+_log = logging.getLogger("broadcache.subscriber")
+
 _MISSING: Final = object()
 _STORE_SWEEP_ENTRIES: Final = 4
 
 
-class LocalCache(FollowedCache, MutableMapping[str, Any]):
+class LocalCache(FollowedCache, LiveMapping):
     """A mapping that serves an entry only while no invalidation has named it, and while invalidations arrive.
 
     It takes over an empty `TTLCache` (or any other mutable mapping), which no other code may write to from then on.
@@ -39,7 +48,8 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
 
     Units:  `max_staleness_seconds` bounds how long after an invalidation was accepted a read may still be served the
             old value. `ttl_jitter` is the largest share of an entry's lifetime that is randomly cut off, from 0 to 1.
-            `negative_ttl_seconds` is how long the value None is kept; without it None is never stored.
+            `negative_ttl_seconds` is how long the value None is kept; without it None is never stored. Each duration
+            may be a timedelta instead of a number of seconds.
     Raises: InvalidSettings.
     """
 
@@ -47,28 +57,26 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         self,
         mapping: MutableMapping[str, Any],
         *,
-        max_staleness_seconds: float = 5.0,
+        max_staleness_seconds: Seconds = 5.0,
         when_incoherent: WhenIncoherent = "bypass",
         ttl_jitter: float = 0.0,
-        negative_ttl_seconds: float | None = None,
+        negative_ttl_seconds: Seconds | None = None,
         clock: Clock = monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         if isinstance(mapping, LocalCache):
             raise InvalidSettings("expected a plain mapping such as TTLCache, got a LocalCache; use it as it is")
-        check_settings(mapping, max_staleness_seconds, ttl_jitter, negative_ttl_seconds)
-        super().__init__(
-            mapping, max_staleness_seconds=max_staleness_seconds, when_incoherent=when_incoherent, clock=clock
-        )
+        max_staleness, negative_ttl = check_settings(mapping, max_staleness_seconds, ttl_jitter, negative_ttl_seconds)
+        super().__init__(mapping, max_staleness_seconds=max_staleness, when_incoherent=when_incoherent, clock=clock)
         self._ttl_jitter = ttl_jitter
-        self._negative_ttl_seconds = negative_ttl_seconds
+        self._negative_ttl_seconds = negative_ttl
         self._uniform = uniform
         self._loads = Loads(self, self._lock, self._reread)
         # Bound once: looking it up for each read would be a good part of what a hit costs. So would a 31st attribute of
         # this object, those of FollowedCache included: CPython keeps no more than 30 where it finds them fastest.
         self._lookup = mapping.__getitem__
         self._hits = self._misses = self._bypassed = 0
-        self._voided_fills = self._refused_fills = 0
+        self._not_stored: Counter[str] = Counter()
         in_forked_child(self._start_over)
 
     def _start_over(self) -> None:
@@ -76,7 +84,7 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         self._lookup = self._entries.mapping.__getitem__
         self._loads.start_over(self._lock)
         self._hits = self._misses = self._bypassed = 0
-        self._voided_fills = self._refused_fills = 0
+        self._not_stored = Counter()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -136,7 +144,7 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         loader: Callable[[], Awaitable[T]],
         *,
         tags: Iterable[str] = (),
-        ttl_seconds: float | None = None,
+        ttl_seconds: Seconds | None = None,
     ) -> T: ...
     @overload
     async def get_or_load(
@@ -145,7 +153,7 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         loader: Callable[[], T],
         *,
         tags: Iterable[str] = (),
-        ttl_seconds: float | None = None,
+        ttl_seconds: Seconds | None = None,
     ) -> T: ...
     async def get_or_load(
         self,
@@ -153,7 +161,7 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         loader: Callable[[], Any],
         *,
         tags: Iterable[str] = (),
-        ttl_seconds: float | None = None,
+        ttl_seconds: Seconds | None = None,
     ) -> Any:
         """Return the value stored under `key`, or else the loader's value, which is then stored if it may be.
 
@@ -163,8 +171,10 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
 
         Shape:  `loader` has no arguments and returns the value, or an awaitable of it. None is stored only with
                 `negative_ttl_seconds`.
-        Units:  `ttl_seconds` shortens the entry's lifetime; it cannot outlive the mapping's own.
-        Raises: whatever the loader raises.
+        Units:  `ttl_seconds`, a number or a timedelta, shortens the entry's lifetime; it cannot outlive the mapping's
+                own.
+        Raises: whatever the loader raises. A caller that shares the load of another one raises a copy. InvalidName
+                when `key` or a tag is not a string; InvalidSettings.
         """
         value = self.get(key, _MISSING)
         if value is not _MISSING:
@@ -177,7 +187,7 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         loader: Callable[[], T],
         *,
         tags: Iterable[str] = (),
-        ttl_seconds: float | None = None,
+        ttl_seconds: Seconds | None = None,
     ) -> T:
         """Return the value stored under `key`, or else that of a loader that blocks. Call it from any thread.
 
@@ -192,22 +202,24 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
     # --- filling ------------------------------------------------------------------------------------------------------
 
     def begin_load(self, key: str) -> LoadToken:
-        """Return a token. Call this before the source is read. Raises: InvalidTarget when `key` is not a string."""
+        """Return a token. Call this before the source is read. Raises: InvalidName when `key` is not a string."""
         return LoadToken(checked_key(key), self._stamp, self._clock())
 
     def store(
-        self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: float | None = None
+        self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: Seconds | None = None
     ) -> bool:
         """Store the source's value, unless an invalidation since the token was made concerns it.
 
         Returns: whether it was stored. Also not stored: None without `negative_ttl_seconds`, a value that the mapping
-                 refuses as too large, and one that it failed to store. An older value is dropped even so.
+                 refuses as too large, one that it failed to store, and one whose key or tags no invalidation could
+                 name. An older value is dropped even so.
+        Raises:  InvalidName, InvalidSettings.
         """
         tags = checked_tags(tags)
         ttl_seconds = checked_ttl(ttl_seconds)
         with self._lock:
             if self.is_void(token, tags):
-                self._voided_fills += 1
+                self._not_stored["voided"] += 1
                 return False
             return self._put(token, value, tags, ttl_seconds)
 
@@ -217,29 +229,42 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
                 self._discard(token.key)  # the source no longer has a value
                 return False
             ttl_seconds = min(self._negative_ttl_seconds, math.inf if ttl_seconds is None else ttl_seconds)
+        if (why := why_unnameable(token.key, tags)) is not None:
+            self._discard(token.key)
+            self._count_unnameable(why)
+            return False
         # Close the hit path until this is done: the mapping's own code, e.g. getsizeof, may apply an invalidation.
         self._fast_until = -math.inf
         now, issued = self._clock(), self._issued
         try:
             self._entries.put(token.key, value, self._stamp, tags, self._expiry_of(now, ttl_seconds))
             if self._issued != issued and self.is_void(token, tags):
-                self._voided_fills += 1
+                self._not_stored["voided"] += 1
                 self._entries.discard(token.key)
                 return False
             self._expire(now)
             if self._entries.has_sweep_work or self._entries.stuck:
                 self._sweep(_STORE_SWEEP_ENTRIES)
-        except ValueError:  # cachetools: "value too large"
-            self._entries.discard(token.key)
-            self._refused_fills += 1
-            return False
         except Exception as error:  # noqa: BLE001  (the user's code)
             self._entries.discard(token.key)
-            self._entries.errors.report(error, "storing a value: its callers receive it, but it is not kept")
+            if isinstance(error, ValueError) and is_refusal(error):
+                self._not_stored["refused"] += 1
+            else:
+                self._entries.errors.report(error, "storing a value: its callers receive it, but it is not kept")
             return False
         finally:
             self._refresh()
         return True
+
+    def _count_unnameable(self, why: str) -> None:
+        self._not_stored["unnameable"] += 1
+        if self._not_stored["unnameable"] == 1:
+            _log.warning(
+                "a local cache did not store a value, because no invalidation could name it: %s. Its caller received "
+                "the value, and each read loads it again: shorten the key or tag, e.g. to a hash. Further values are "
+                "only counted, in stats().unnameable_fills",
+                why,
+            )
 
     def _discard(self, key: str) -> None:
         try:
@@ -250,7 +275,7 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
     def _expiry_of(self, now: float, ttl_seconds: float | None) -> float:
         if self._ttl_jitter:
             lifetime = getattr(self._entries.mapping, "ttl", math.inf) if ttl_seconds is None else ttl_seconds
-            ttl_seconds = lifetime * (1 - self._ttl_jitter * self._uniform())
+            ttl_seconds = seconds_of(lifetime, "ttl") * (1 - self._ttl_jitter * self._uniform())
         return math.inf if ttl_seconds is None else now + ttl_seconds
 
     # --- inspecting ---------------------------------------------------------------------------------------------------
@@ -265,8 +290,9 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
                 bypassed=self._bypassed,
                 loads=self._loads.started,
                 shared_loads=self._loads.shared,
-                voided_fills=self._voided_fills,
-                refused_fills=self._refused_fills,
+                voided_fills=self._not_stored["voided"],
+                refused_fills=self._not_stored["refused"],
+                unnameable_fills=self._not_stored["unnameable"],
                 dropped=self._dropped,
                 mapping_errors=self._entries.errors.count,
                 applied={"keys": self._applied_keys, **self._applied} if self._applied_keys else dict(self._applied),
@@ -316,6 +342,23 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         except Exception:  # noqa: BLE001  (the value's own code)
             return NO_FINGERPRINT
 
+    @property
+    def maxsize(self) -> float | None:
+        """How many entries the mapping holds at most, or the most that their sizes add up to; None: it has no limit."""
+        return getattr(self._entries.mapping, "maxsize", None)
+
+    @property
+    def currsize(self) -> float:
+        """What counts towards `maxsize` now, dead entries not yet swept included. Raises: any error of the mapping."""
+        with self._lock:
+            size = getattr(self._entries.mapping, "currsize", None)
+            return len(self._entries.mapping) if size is None else size
+
+    @property
+    def ttl(self) -> Any:
+        """The lifetime of the mapping's entries as the mapping has it, e.g. in seconds; None: it has none."""
+        return getattr(self._entries.mapping, "ttl", None)
+
     def __repr__(self) -> str:
         state = "coherent" if self.is_coherent else f"incoherent, {self._when_incoherent}"
         return f"<LocalCache of {self.stats().entries} entries, {state}>"
@@ -328,7 +371,7 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         value = self.get(key, _MISSING)
         if value is _MISSING:
-            raise KeyError(key)
+            raise KeyError(checked_key(key))
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -367,17 +410,10 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
             keys = list(self._entries.live_keys(now)) if self._may_serve(now) else []
         return iter(keys)
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
     def clear(self) -> None:
         """Drop everything, and void every load that is under way."""
         self.apply(Everything(), reason="clear")
 
-    # A cache equals only itself, whatever its contents: several caches may be in one set.
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+# So that `cache_info()` of `cachetools.cached` shows its sizes: of other mappings it shows the length only.
+cast("ABCMeta", Cache).register(LocalCache)

@@ -6,9 +6,11 @@ import threading
 from types import TracebackType
 from typing import Final
 
+from cachetools import Cache
+
 from ...shared.clock import Clock
 
-__all__ = ["MappingErrors"]
+__all__ = ["MappingErrors", "is_refusal"]
 
 _log = logging.getLogger("broadcache.subscriber")
 
@@ -52,6 +54,20 @@ class MappingErrors:
                 doing,
                 _QUIET_SECONDS,
             )
+
+
+def is_refusal(error: ValueError) -> bool:
+    """Whether a mapping raised `error` to refuse a value as too large.
+
+    Of a cachetools mapping only its own "value too large" is a refusal. Any other ValueError is a mistake of its
+    `getsizeof`, which may raise one or return a negative size, or of another method that a store calls.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is Cache.__setitem__.__code__:
+            return trace.tb_next is None and error.args == ("value too large",)
+        trace = trace.tb_next
+    return True
 
 
 def _place_of(trace: TracebackType | None) -> str:

@@ -10,8 +10,10 @@ class CacheStats:
     """Counters of one cache since it was made; `entries` is how many it has now, dead ones not yet swept included.
 
     Shape:  `applied` counts the names applied by target kind (`keys`, `tags`, `prefixes`, `everything`), `clears` how
-            often everything was dropped, by reason. `bypassed` reads do not count as misses. `mapping_errors` counts
-            the errors that the wrapped mapping raised, except for absent keys and values that are too large.
+            often everything was dropped, by reason. `bypassed` reads do not count as misses. `unnameable_fills`
+            counts values that were not stored because no invalidation could name their key or one of their tags.
+            `mapping_errors` counts the errors that the wrapped mapping raised, except for absent keys and values that
+            are too large.
     Source: exact when one thread reads. Hits are counted without a lock, so with several threads a few may be lost.
     """
 
@@ -23,6 +25,7 @@ class CacheStats:
     shared_loads: int
     voided_fills: int
     refused_fills: int
+    unnameable_fills: int
     dropped: int
     mapping_errors: int
     applied: dict[str, int] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from broadcache.subscriber.cache import followed_cache as followed_cache_module
 from broadcache.subscriber.cache import local_cache as local_cache_module
 from broadcache.subscriber.cache import recent as history_module
 from broadcache.subscriber.cache.entries import Entries
+from broadcache.subscriber.cache.mapping import expiry as expiry_module
 from broadcache.subscriber.cache.recent import History
 
 KEY = "product:42"
@@ -148,8 +149,8 @@ class Interleavings(RuleBasedStateMachine):
         self.clock = FakeClock()
         mapping = self.mapping_type(maxsize=self.maxsize, ttl=TTL_SECONDS, timer=self.clock)
         self.model = Model()
-        self.see_evictions(mapping)
         self.cache = self.cache_type(mapping, clock=self.clock, max_staleness_seconds=5)
+        self.see_evictions(mapping)
         self.loads: list[tuple[LoadToken, int, int, tuple[str, ...]]] = []
         self.values = itertools.count(1)
         self.confirm(0)
@@ -256,6 +257,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_cache_module, "_STORE_SWEEP_ENTRIES", 1)
     monkeypatch.setattr(entries_module, "_DROP_AT_ONCE_MAX", 1)
     monkeypatch.setattr(entries_module, "_INDEX_SLACK", 1)
+    monkeypatch.setattr(expiry_module, "_SLICE_ENTRIES", 1)
 
 
 @pytest.mark.usefixtures("small_slices")

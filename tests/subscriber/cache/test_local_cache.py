@@ -9,7 +9,7 @@ import pytest
 from cachetools import LRUCache, TTLCache, cached
 from tests.support.fake_clock import FakeClock
 
-from broadcache.shared import Everything, InvalidSettings, InvalidTarget, Keys, Prefixes, Tags, Target
+from broadcache.shared import Everything, InvalidName, InvalidSettings, InvalidTarget, Keys, Prefixes, Tags, Target
 from broadcache.shared.invalidation import Invalidation
 from broadcache.subscriber import LocalCache
 
@@ -268,7 +268,7 @@ def test_an_entry_whose_lifetime_is_over_is_not_served(ttl_seconds: float) -> No
 
 def test_a_lifetime_that_is_not_a_number_is_refused() -> None:
     cache = coherent_cache()
-    with pytest.raises(InvalidSettings, match=r"ttl_seconds to be a number of seconds or None, got NaN"):
+    with pytest.raises(InvalidSettings, match=r"ttl_seconds to be a number of seconds, a timedelta or None, got NaN"):
         cache.store(cache.begin_load(KEY), 1, ttl_seconds=math.nan)
     with pytest.raises(InvalidSettings, match=r"got NaN"):
         cache.get_or_load_sync(KEY, lambda: 1, ttl_seconds=math.nan)
@@ -475,16 +475,16 @@ def test_a_key_that_is_not_a_string_is_refused() -> None:
         lambda: cache.__setitem__(wrong, 1),
         lambda: cache.get_or_load_sync(wrong, lambda: 1),
     ):
-        with pytest.raises(InvalidTarget, match="expected a string as key, got int: 42"):
+        with pytest.raises(InvalidName, match="expected a string as key, got int: 42"):
             misuse()
 
 
 def test_tags_that_no_invalidation_could_name_are_refused() -> None:
     cache = coherent_cache()
     wrong: Any = (42,)
-    with pytest.raises(InvalidTarget, match="got the string 'catalogue'; write \\('catalogue',\\)"):
+    with pytest.raises(InvalidName, match="got the string 'catalogue'; write \\('catalogue',\\)"):
         cache.store(cache.begin_load(KEY), 1, tags=TAG)
-    with pytest.raises(InvalidTarget, match="expected strings as tags, got int: 42"):
+    with pytest.raises(InvalidName, match="expected strings as tags, got int: 42"):
         cache.store(cache.begin_load(KEY), 1, tags=wrong)
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.fake_clock import FakeClock
 
-from broadcache.shared import Everything, InvalidTarget, Keys, Prefixes, Tags, Target
+from broadcache.shared import Everything, InvalidName, Keys, Prefixes, Tags, Target
 from broadcache.shared.fingerprint import NO_FINGERPRINT
 from broadcache.shared.invalidation import Invalidation, invalidation_of
 from broadcache.shared.wire import encode
@@ -605,7 +605,7 @@ def test_a_key_that_cannot_be_hashed_or_is_no_string_is_its_callers_mistake() ->
         with pytest.raises(TypeError, match="unhashable"):
             cache.get(wrong)
         for misuse in (cache.begin_load, lambda key, cache=cache: cache.get_or_load_sync(key, lambda: 1)):
-            with pytest.raises(InvalidTarget, match="expected a string as key, got int: 42"):
+            with pytest.raises(InvalidName, match="expected a string as key, got int: 42"):
                 misuse(number)
         assert cache.stats().mapping_errors == 0
 

@@ -1,0 +1,1 @@
+"""The wrapped mapping, and the mapping that a cache is."""
