@@ -17,18 +17,18 @@ export PIP_USER := 0
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.package ## Watch three replicas forget (ONCE=1: tell the story and exit)
+demo: $(VENV)/.package ## Show three replicas that drop a stale entry, and one that does not (ONCE=1: run once and exit)
 	@$(PYTHON_IN_VENV) -m broadcache demo $(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
 
-test: $(SET_UP) ## Run the tests (ARGS='-k word -x' is handed to pytest)
+test: $(SET_UP) ## Run the tests (ARGS='-k word -x' is passed to pytest)
 	@$(PYTHON_IN_VENV) -m pytest -n auto $(ARGS)
 
-cover: $(SET_UP) ## Run the tests, and show which lines and branches they leave out (ARGS as above)
+cover: $(SET_UP) ## Run the tests, and show which lines and branches they do not reach (ARGS as above)
 	@$(PYTHON_IN_VENV) -m coverage erase
 	@status=0; $(PYTHON_IN_VENV) -m coverage run -m pytest -n auto $(ARGS) || status=$$?; \
 		$(PYTHON_IN_VENV) -m coverage combine --quiet && $(PYTHON_IN_VENV) -m coverage report && exit $$status
 
-check: $(SET_UP) ## Lint, formatting, imports, types: all that needs no run
+check: $(SET_UP) ## Check lint, formatting, directions of imports and types
 	$(PYTHON_IN_VENV) -m ruff check
 	$(PYTHON_IN_VENV) -m ruff format --check
 	$(PYTHON_IN_VENV) $(VENV)/bin/lint-imports --no-cache --no-logo
@@ -50,10 +50,10 @@ bench: $(SET_UP) ## Measure against peers and against the floor
 
 install: $(SET_UP) ## Set up .venv: locked tools and this package, editable
 
-lock: ## Write requirements/*.txt anew (UPGRADE=1: with the newest versions)
+lock: ## Write requirements/*.txt again (UPGRADE=1: with the newest versions)
 	@sh requirements/lock.sh $(UV_VERSION) $(if $(filter-out 0,$(UPGRADE)),--upgrade)
 
-clean: ## Remove .venv and whatever was built or cached
+clean: ## Remove .venv, builds and caches
 	rm -rf $(VENV) build dist src/broadcache.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -69,7 +69,8 @@ class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
             return f"fan-out found no replica of {self.service}"
         unreached = "".join(self._unreached())
         unsure = "" if self.complete else "; discovery may not have named every replica"
-        return f"fan-out reached {self.succeeded} of {self.total} replicas of {self.service}{unreached}{unsure}"
+        replicas = "replica" if self.total == 1 else "replicas"
+        return f"fan-out reached {self.succeeded} of {self.total} {replicas} of {self.service}{unreached}{unsure}"
 
     def _unreached(self) -> Iterator[str]:
         outcomes = [outcome for outcome in self.outcomes if not outcome.is_success]

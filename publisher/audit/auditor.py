@@ -1,4 +1,4 @@
-"""The auditor: samples invalidations, and queries all replicas whether they are consistent with them."""
+"""The auditor: samples invalidations, and finds the replicas that are not consistent with them."""
 
 import asyncio
 import logging

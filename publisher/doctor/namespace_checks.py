@@ -164,8 +164,9 @@ def _replicas(facts: NamespaceFacts) -> Iterable[Finding]:
     total = len(facts.replicas) + len(facts.without_presence)
     doubts = "".join(f"; {doubt}" for doubt in (facts.registry_doubt, _unregistered(facts)) if doubt)
     if faults := _faults_of(facts):
+        incoherent = f"{len(faults)} of {counted(total, 'replica')} {'is' if len(faults) == 1 else 'are'} not coherent"
         yield check.problem(
-            f"{len(faults)} of {total} replicas are not coherent: {listed(faults, '; ')}{doubts}",
+            f"{incoherent}: {listed(faults, '; ')}{doubts}",
             "read the log broadcache.subscriber of those processes for the cause",
             replicas=total,
             incoherent_replicas=len(faults),

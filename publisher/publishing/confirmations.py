@@ -313,7 +313,11 @@ class Confirmations:
         try:
             reports = decode_reports(frame)
         except MalformedFrame as error:
-            _log.warning("ignored a message for confirmations of %r, it proves nothing: %s", namespace, error)
+            _log.warning(
+                "ignored a message on the channel for confirmations of %r, because it is malformed: %s",
+                namespace,
+                error,
+            )
             return
         for report in reports.reports:
             # A part of a split invalidation has its id and a number.

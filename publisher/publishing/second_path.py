@@ -110,7 +110,7 @@ class _UnderWay:
 
 
 class _FanoutAlone(_UnderWay):
-    """By HTTP alone, without a log and without retries."""
+    """One publish by HTTP alone, without a log and without retries."""
 
     async def run(self) -> Receipt:
         self.fanout = self._fan_out()
@@ -121,7 +121,7 @@ class _FanoutAlone(_UnderWay):
 
 
 class _BothPaths(_UnderWay):
-    """Through the log, and by HTTP: at once, or when the log fails or is slow to answer."""
+    """One publish through the log and by HTTP: by HTTP at once, or when the log fails or is slow to answer."""
 
     def __init__(self, path: SecondPath, pending: Pending) -> None:
         super().__init__(path, pending)

@@ -11,7 +11,7 @@ __all__ = ["moved_to", "old_names"]
 def old_names(
     package: str, new_name_of: Mapping[str, str], namespace: Mapping[str, Any], *, stacklevel: int = 2
 ) -> Callable[[str], Any]:
-    """Return a `__getattr__` for a package: an old name gives the object with the new name, and warns.
+    """Return a `__getattr__` for a package: it returns the object with the new name, and warns.
 
     Shape:  `stacklevel` is 2 where this is the package's `__getattr__` itself, one more for each function around it.
     Raises: AttributeError for every other name.
@@ -32,9 +32,9 @@ def old_names(
 
 
 def moved_to(module: str, old_module: str) -> Callable[[str], Any]:
-    """Return a `__getattr__` for a module whose contents are in `module` now: it gives them, and warns.
+    """Return a `__getattr__` for a module whose contents are now in `module`: it returns them, and warns.
 
-    Shape:  both are absolute names of modules.
+    Shape:  both arguments are absolute names of modules.
     Raises: AttributeError for every name that `module` does not have.
     """
 
@@ -42,7 +42,9 @@ def moved_to(module: str, old_module: str) -> Callable[[str], Any]:
         if name.startswith("__"):
             raise AttributeError(f"module {old_module!r} has no attribute {name!r}")
         value = getattr(import_module(module), name)
-        warnings.warn(f"{old_module} is now {module}; the old path goes with 0.2", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            f"{old_module} is now {module}; the old path will be removed in 0.2", DeprecationWarning, stacklevel=2
+        )
         return value
 
     return find

@@ -173,7 +173,7 @@ class Entries:
         return True
 
     def discard(self, key: str) -> bool:
-        """The same, but report an error of the mapping instead of raising it."""
+        """Remove one entry; return whether it existed. An error of the mapping is reported instead of raised."""
         try:
             return self.drop(key)
         except Exception as error:  # noqa: BLE001  (the user's code)

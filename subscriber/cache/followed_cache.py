@@ -97,7 +97,7 @@ class FollowedCache:
         self.apply_invalidation(invalidation, reason=reason)
 
     def apply_invalidation(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
-        """Do the same for all targets of an invalidation, in one step.
+        """Apply all targets of an invalidation in one step.
 
         Names first, the mapping next, the stamp last: when the mapping's own code runs, loads and reads know all names,
         also those that this code begins. An error of the mapping clears the cache; only an error that is no
@@ -134,7 +134,7 @@ class FollowedCache:
                 self._issued = self._stamp = self._issued + 1
 
     def apply_counted(self, invalidation: Invalidation, *, reason: str = "invalidation") -> int:
-        """Do the same; return how many entries were removed at once or, for everything, how many the cache had."""
+        """Apply an invalidation; return how many entries it removed at once or, for everything, how many existed."""
         with self._lock:
             entries, dropped = self._entries.held, self._dropped
             self.apply_invalidation(invalidation, reason=reason)

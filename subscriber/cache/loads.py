@@ -145,7 +145,7 @@ class Loads:
                 _stop_waiting(within, load)
 
     def load_sync(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
-        """The same, from a thread that may block."""
+        """Join the load of `key`, or start one, and return its value. The calling thread blocks until then."""
         within = _within.get()
         while True:
             with self._lock:

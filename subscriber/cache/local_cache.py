@@ -169,7 +169,10 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         tags: Iterable[str] = (),
         ttl_seconds: float | None = None,
     ) -> T:
-        """The same for a loader that blocks, from any thread. Misses in other threads wait for the same load."""
+        """Return the value stored under `key`, or else that of a loader that blocks. Call it from any thread.
+
+        Misses in other threads wait for the same load. Raises: whatever the loader raises.
+        """
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast("T", value)
@@ -273,7 +276,8 @@ class LocalCache(FollowedCache, MutableMapping[str, Any]):
         return count
 
     def counting(self, invalidation: Invalidation) -> Iterator[Count]:
-        """The same for an invalidation, in steps of less than a millisecond, so that other tasks may run in between.
+        """Count the entries that an invalidation would drop, in steps of less than a millisecond: other tasks may run
+        in between.
 
         Each step yields the count so far; the last one is the result.
         """

@@ -39,7 +39,10 @@ class History:
         )
 
     def concerns_entry(self, since: int, key: str) -> bool:
-        """The same for a stored entry not yet swept: an invalidation of its key, or of a tag, dropped it at once."""
+        """Whether an invalidation after stamp `since` names a prefix of the stored `key`, or everything.
+
+        One of its key or of its tags dropped the entry at once.
+        """
         return self.everything_stamp > since or self.prefixes.has_since(since, key)
 
 
@@ -76,7 +79,7 @@ class _Recent:
 
 
 class _RecentPrefixes:
-    """The same for prefixes: one lookup for each length that occurs, however many prefixes there are."""
+    """A bounded memory of prefix → stamp. A query costs one lookup for each length that occurs, not for each prefix."""
 
     __slots__ = ("_old_lengths", "_recent", "_young_lengths")
 

@@ -52,7 +52,7 @@ def command(server: EmbeddedServer, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_no_replica_is_no_success(server: EmbeddedServer) -> None:
-    assert command(server, "replicas") == (1, "no replica of products is registered\n", "")
+    assert command(server, "replicas") == (1, "the namespace products has no registered replica\n", "")
     assert command(server, "replicas", "--json") == (1, "", "")
 
 
@@ -85,7 +85,7 @@ async def test_a_publish_is_confirmed_replica_by_replica(server: EmbeddedServer,
     assert published.startswith("published ")
     assert "✓ web-1" in web
     assert "dropped 1" in web or "by echo" in web
-    assert verdict == "confirmed by 1 of 1 replicas"
+    assert verdict == "confirmed by 1 of 1 replica"
     code, output, _ = command(server, "publish", "--key", KEY, "--confirm-seconds", "20", "--json")
     answer = json.loads(output)
     assert (code, answer["confirmation"]["confirmed"], answer["sequence"]) == (0, ["web-1"], 2)
@@ -98,7 +98,7 @@ async def test_a_publish_that_is_not_confirmed_names_who_is_missing_and_is_no_su
     code, output, _ = command(server, "publish", "--key", KEY, "--confirm-seconds", "0.2")
     assert code == 1
     assert "✗ web-1  missing" in output
-    assert output.splitlines()[-1] == "confirmed by 0 of 1 replicas"
+    assert output.splitlines()[-1] == "confirmed by 0 of 1 replica"
     code, output, _ = command(server, "publish", "--key", KEY, "--confirm", "--json")
     assert (code, json.loads(output)["confirmation"]["missing"]) == (1, ["web-1"])
 
@@ -117,15 +117,15 @@ async def test_a_registry_that_was_lost_meanwhile_is_no_success_although_every_r
     server: EmbeddedServer, child: ChildReplica
 ) -> None:
     code, output, _ = command(server, "publish", "--key", KEY, "--confirm-seconds", "20")
-    assert (code, output.splitlines()[-1]) == (0, "confirmed by 1 of 1 replicas")
+    assert (code, output.splitlines()[-1]) == (0, "confirmed by 1 of 1 replica")
     asked(server.port, "DEL", names_of(NAMESPACE).registry)
     wait_until(lambda: asked(server.port, "EXISTS", names_of(NAMESPACE).registry), "the registry")
     code, output, _ = command(server, "publish", "--key", KEY, "--confirm-seconds", "20")
-    assert (code, output.splitlines()[-1]) == (1, "confirmed by 1 of 1 replicas; there may be others")
+    assert (code, output.splitlines()[-1]) == (1, "confirmed by 1 of 1 replica; there may be others")
     assert "has existed for only" in output
     code, output, _ = command(server, "publish", "--key", KEY, "--dry-run")
     assert (code, "there may be other replicas" in output) == (0, True)
-    assert output.splitlines()[-1].startswith("nothing was dropped: 1 replicas, about ")
+    assert output.splitlines()[-1].startswith("nothing was dropped: 1 replica, about ")
 
 
 def test_a_time_to_wait_that_makes_no_sense_is_typed_wrongly(server: EmbeddedServer) -> None:

@@ -184,7 +184,7 @@ def explained(error: BaseException, secrets: Iterable[object]) -> str:
     text = _USER.sub("this user has no permissions", text)
     if _HARMLESS.fullmatch(text) is None and any(_is_shared(text, each) for each in secrets if isinstance(each, str)):
         return f"{type(error).__name__} (its text is not shown, since it repeats a part of a secret)"
-    return text
+    return text.removesuffix(".")  # the text continues a sentence
 
 
 def _is_shared(text: str, secret: str) -> bool:

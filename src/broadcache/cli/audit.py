@@ -1,4 +1,4 @@
-"""`broadcache audit`: samples invalidations and queries the replicas whether they honour them."""
+"""`broadcache audit`: samples invalidations and reports which replicas do not honour them."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any

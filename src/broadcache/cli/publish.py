@@ -35,7 +35,7 @@ def publish(
         float | None, typer.Option(help="How long to wait for the replicas; implies --confirm.", show_default="1")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Drop nothing; query the replicas how many entries would be dropped.")
+        bool, typer.Option("--dry-run", help="Report how many entries would be dropped, without dropping them.")
     ] = False,
     timeout_seconds: Annotated[float, typer.Option(help="How long to try to reach Redis.")] = 5.0,
     redis_url: RedisUrl = REDIS_URL,
@@ -108,7 +108,7 @@ def _print_preview(preview: "Preview", *, json: bool) -> None:
     """Print what would be dropped: as the response of `POST /invalidations/preview`, or a line for each replica."""
     import msgspec
 
-    from .printable import printable
+    from .printable import counted, printable
 
     if json:
         print(msgspec.json.encode(preview).decode())
@@ -120,7 +120,8 @@ def _print_preview(preview: "Preview", *, json: bool) -> None:
     about = "about " if preview.is_estimate else ""
     if preview.doubt is not None:
         print(f"  there may be other replicas: {printable(preview.doubt)}")
-    print(f"nothing was dropped: {preview.replicas} replicas, {about}{preview.entries} entries")
+    replicas, entries = counted(preview.replicas, "replica"), counted(preview.entries, "entry", "entries")
+    print(f"nothing was dropped: {replicas}, {about}{entries}")
 
 
 def _as_text(receipt: "Receipt") -> str:
@@ -133,7 +134,7 @@ def _as_text(receipt: "Receipt") -> str:
 
 
 def _as_json(receipt: "Receipt") -> str:
-    """The same fields as the response to `POST /invalidations`."""
+    """Return the fields of the response to `POST /invalidations`."""
     import json
 
     import msgspec
@@ -148,7 +149,7 @@ def _print_confirmation(confirmation: Confirmation) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from .printable import printable
+    from .printable import counted, printable
 
     console = Console(highlight=False)
     for each in confirmation.replicas:
@@ -167,5 +168,6 @@ def _print_confirmation(confirmation: Confirmation) -> None:
             Text(f"  ? there may be other replicas: {printable(confirmation.doubt)}", "yellow"), soft_wrap=True
         )
     missing, expected = len(confirmation.missing), len(confirmation.expected)
-    verdict = f"confirmed by {expected - missing} of {expected} replicas" if expected else "no replica is registered"
+    confirmed = f"confirmed by {expected - missing} of {counted(expected, 'replica')}"
+    verdict = confirmed if expected else "no replica is registered"
     print(verdict if confirmation.doubt is None else f"{verdict}; there may be others")

@@ -60,7 +60,7 @@ def _print_table(found: "list[ReplicaPresence]", namespace: str) -> None:
     from .printable import printable
 
     if not found:
-        print(f"no replica of {namespace} is registered")
+        print(f"the namespace {namespace} has no registered replica")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("replica", "state", "stale", "bound", "sequence", "behind", "entries", "hit ratio", "clears"):

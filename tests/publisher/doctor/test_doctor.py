@@ -515,7 +515,7 @@ async def test_a_presence_that_something_else_has_overwritten_is_a_problem(
     name, *arguments = command
     asked(own_server.port, name, names_of("default").presence_prefix + "r1", *arguments)
     finding = await found(own_server.url, "replicas")
-    assert (finding.severity, finding.what.partition(": ")[0]) == ("problem", "1 of 2 replicas are not coherent")
+    assert (finding.severity, finding.what.partition(": ")[0]) == ("problem", "1 of 2 replicas is not coherent")
     assert ("cannot be read" if name == "SET" else "its presence is missing") in finding.what
 
 
