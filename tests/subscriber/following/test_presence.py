@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from contextlib import AsyncExitStack
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,6 +22,8 @@ from broadcache.shared import Keys, Position, ReplicaPresence
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import Subscriber
+
+QUICK: dict[str, Any] = {**FAST, "echo_interval_seconds": 0.2}
 
 pytestmark = pytest.mark.anyio
 
@@ -263,7 +266,7 @@ async def test_among_many_namespaces_what_others_decide_by_is_published_with_the
     caches = {f"tenant-{number}": new_cache(max_staleness_seconds=30) for number in range(150)}
     async with (
         Publisher(redis_url) as publisher,
-        Subscriber(redis_url, caches=caches, replica_id="web-1", **FAST | {"echo_interval_seconds": 0.2}) as subscriber,
+        Subscriber(redis_url, caches=caches, replica_id="web-1", **QUICK) as subscriber,
     ):
         await until(lambda: subscriber.stats().echoes >= 10)
         for namespace in ("tenant-0", "tenant-70", "tenant-149"):
