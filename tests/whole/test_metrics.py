@@ -316,7 +316,7 @@ def test_without_the_library_there_is_no_route_and_it_is_said_what_to_install() 
     for said in (
         "replica r has no GET /metrics",
         "the publisher has no GET /metrics",
-        "InvalidSettings the metrics of",
+        "MissingPackage the metrics of",
     ):
         assert said in ran.stdout
     assert ran.stdout.count("pip install 'broadcache[metrics]'") == 3
