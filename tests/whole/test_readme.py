@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
 
 from broadcache.publisher.api.settings import ApiSettings
 from broadcache.shared.process.settings import variable_of
@@ -153,9 +154,14 @@ def test_what_the_readme_shows_is_what_happens(tmp_path: Path) -> None:
         url = quick_start.services["broadcache"][1]
         with urllib.request.urlopen(f"{url}/?namespace=products", timeout=PATIENCE_SECONDS) as page:
             assert page.headers.get_content_type() == "text/html"
-        with urllib.request.urlopen(f"{url}/replicas?namespace=products", timeout=PATIENCE_SECONDS) as answer:
-            [replica] = json.load(answer)["replicas"]
-            assert replica["is_coherent"]
+
+        def is_listed_as_coherent() -> bool:
+            with urllib.request.urlopen(f"{url}/replicas?namespace=products", timeout=PATIENCE_SECONDS) as answer:
+                [replica] = json.load(answer)["replicas"]
+            return bool(replica["is_coherent"])
+
+        # Its first echo says what it was before that echo; the next one comes a second later.
+        wait_until(is_listed_as_coherent, "a coherent replica")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
