@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from ...shared.clock import Clock, monotonic
 from ...shared.errors import BroadcacheError, InvalidSettings
-from ...shared.process.backoff import backoff_seconds
+from ...shared.process.backoff import Backoff
 from ...shared.process.closing import Closing
 from ...shared.process.extras import check_installed
 from ..telemetry.observer import UNOBSERVED, CallResult, PublisherObserver
@@ -36,8 +36,7 @@ HostMode: TypeAlias = Literal["address", "service", "original"]
 Scheme: TypeAlias = Literal["http", "https"]
 
 _ATTEMPTS_MAX: Final = 3
-_PAUSE_SECONDS_MIN: Final = 0.1
-_PAUSE_SECONDS_MAX: Final = 0.4
+_BACKOFF: Final = Backoff(seconds_min=0.1, seconds_max=0.4)
 # "Not now": the server has not acted on the request.
 _RETRYABLE_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
 
@@ -299,9 +298,7 @@ class Broadcaster(Closing):
 
     async def _pause(self, attempts: int, response: HttpResponse | None, ends_at: float) -> bool:
         """Wait before the next attempt; return whether one remains within limits and time."""
-        pause_seconds = backoff_seconds(
-            attempts, seconds_min=_PAUSE_SECONDS_MIN, seconds_max=_PAUSE_SECONDS_MAX, uniform=self._uniform
-        )
+        pause_seconds = _BACKOFF.seconds(attempts, self._uniform)
         if response is not None and response.retry_after_seconds is not None:
             pause_seconds = max(pause_seconds, response.retry_after_seconds)
         if attempts >= _ATTEMPTS_MAX or self._clock() + pause_seconds >= ends_at:

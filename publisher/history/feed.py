@@ -11,7 +11,7 @@ import msgspec
 
 from ...shared.errors import LinkLost, LogRefused, MalformedFrame
 from ...shared.invalidation import Invalidation, Position, check_namespace
-from ...shared.process.backoff import backoff_seconds
+from ...shared.process.backoff import Backoff
 from ...shared.transport.redis.link import Link, RedisAddress, Refused
 from ...shared.transport.redis.log import head, names_of, read_after
 from ...shared.wire import decode
@@ -23,8 +23,7 @@ T = TypeVar("T")
 
 _ANSWER_SECONDS: Final = 2.0
 _PING_INTERVAL_SECONDS: Final = 1.0
-_BACKOFF_SECONDS_MIN: Final = 0.1
-_BACKOFF_SECONDS_MAX: Final = 5.0
+_BACKOFF: Final = Backoff(seconds_min=0.1, seconds_max=5.0)
 _WAITING_BYTES_MAX: Final = 16 * 2**20
 """The limit on received frames that wait for the observer. Beyond it the link is closed, and the log is read."""
 _WAITING_FRAME_BYTES: Final = 200
@@ -110,14 +109,7 @@ class Feed:
                     is_lost = True
                     observer.on_lost(error if isinstance(error, LinkLost) else LinkLost(str(error)))
                 failures += 1
-            await asyncio.sleep(
-                backoff_seconds(
-                    failures,
-                    seconds_min=_BACKOFF_SECONDS_MIN,
-                    seconds_max=_BACKOFF_SECONDS_MAX,
-                    uniform=self._uniform,
-                )
-            )
+            await asyncio.sleep(_BACKOFF.seconds(failures, self._uniform))
 
     @asynccontextmanager
     async def _subscribed(self) -> AsyncIterator["_Arrivals"]:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from ...shared.errors import InvalidSettings, LinkLost, LogRefused, NotPrimary
-from ...shared.process.backoff import backoff_seconds
+from ...shared.process.backoff import Backoff
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link
 from .kept_link import KeptLinks
@@ -16,8 +16,7 @@ __all__ = ["Calls", "NotConnected", "without_log"]
 T = TypeVar("T")
 
 _CALL_TIMEOUT_SECONDS_MAX: Final = 1.0
-_BACKOFF_SECONDS_MIN: Final = 0.04
-_BACKOFF_SECONDS_MAX: Final = 0.5
+_BACKOFF: Final = Backoff(seconds_min=0.04, seconds_max=0.5)
 
 
 class NotConnected(LinkLost):
@@ -107,14 +106,7 @@ class Calls:
                     if on_failure is not None:
                         on_failure()
                     failures += 1
-                    await asyncio.sleep(
-                        backoff_seconds(
-                            failures,
-                            seconds_min=_BACKOFF_SECONDS_MIN,
-                            seconds_max=_BACKOFF_SECONDS_MAX,
-                            uniform=self._uniform,
-                        )
-                    )
+                    await asyncio.sleep(_BACKOFF.seconds(failures, self._uniform))
         except TimeoutError:
             if was_sent and lost is not None and refused is not None:
                 raise _both(lost, refused) from None

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ...shared.errors import IdempotencyConflict
-from ...shared.process.backoff import backoff_seconds
+from ...shared.process.backoff import Backoff
 from ...shared.receipt import Receipt
 from .backlog import Backlog, Pending
 
@@ -17,8 +17,7 @@ RETRY_QUEUE_NAMES_MAX: Final = 10_000
 """The limit on names that wait to be logged, over all namespaces."""
 _BATCH: Final = 100
 """How many are tried at once: enough to share round trips, few enough not to delay other calls on the link."""
-_BACKOFF_SECONDS_MIN: Final = 0.02
-_BACKOFF_SECONDS_MAX: Final = 2.0
+_BACKOFF: Final = Backoff(seconds_min=0.02, seconds_max=2.0)
 _NAMESPACES_SHOWN_MAX: Final = 10
 
 logger: logging.Logger = logging.getLogger("broadcache.publisher")
@@ -108,14 +107,7 @@ class RetryQueue:
                 failures = 0
                 continue
             failures += 1
-            await self._sleep(
-                backoff_seconds(
-                    failures,
-                    seconds_min=_BACKOFF_SECONDS_MIN,
-                    seconds_max=_BACKOFF_SECONDS_MAX,
-                    uniform=self._uniform,
-                )
-            )
+            await self._sleep(_BACKOFF.seconds(failures, self._uniform))
         logger.info("Redis has logged everything in the retry queue")
 
     async def _log_some(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 from ...shared.clock import Clock
 from ...shared.errors import BroadcacheError, LinkLost, LogRefused, NotPrimary
 from ...shared.invalidation import Invalidation
-from ...shared.process.backoff import backoff_seconds
+from ...shared.process.backoff import Backoff
 from ...shared.receipt import Receipt
 from ...shared.transport.redis.link import Link, RedisAddress
 from ...shared.transport.redis.log import Identity, append, echo, read_head
@@ -70,6 +70,7 @@ class Follower:
         self._sequencers: dict[str, Sequencer] = {}
         self._replica_id = replica_id
         self._timing = timing
+        self._backoff = Backoff(_BACKOFF_SECONDS_MIN, timing.backoff_seconds_max)
         self._clock = clock
         self._uniform = uniform
         self._on_change = on_change
@@ -201,14 +202,7 @@ class Follower:
             self.lost += 1
             # A link that has carried more than the first echo was a good one: count failures from the start.
             failures = 1 if self.echoes > echoes_before + 1 else failures + 1
-            await asyncio.sleep(
-                backoff_seconds(
-                    failures,
-                    seconds_min=_BACKOFF_SECONDS_MIN,
-                    seconds_max=self._timing.backoff_seconds_max,
-                    uniform=self._uniform,
-                )
-            )
+            await asyncio.sleep(self._backoff.seconds(failures, self._uniform))
 
     async def _follow(self) -> NoReturn:
         """Follow the namespaces over one link, until it is lost. Raises: BroadcacheError."""
