@@ -6,6 +6,8 @@ from typing import Final
 
 import msgspec
 
+from .texts import counted
+
 __all__ = ["AddressOutcome", "FanoutReport"]
 
 _UNREACHED_SHOWN_MAX: Final = 5
@@ -71,8 +73,8 @@ class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
             return f"fan-out found no replica of {self.service}"
         unreached = "".join(self._unreached())
         unsure = "" if self.complete else "; discovery may not have named every replica"
-        replicas = "replica" if self.total == 1 else "replicas"
-        return f"fan-out reached {self.succeeded} of {self.total} {replicas} of {self.service}{unreached}{unsure}"
+        reached = f"fan-out reached {self.succeeded} of {counted(self.total, 'replica')} of {self.service}"
+        return f"{reached}{unreached}{unsure}"
 
     def _unreached(self) -> Iterator[str]:
         outcomes = [outcome for outcome in self.outcomes if not outcome.is_success]

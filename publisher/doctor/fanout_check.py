@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from ...shared.errors import BroadcacheError
+from ...shared.texts import counted
 from ..fanout.addresses import Discovered
 from .facts import FanoutFacts
 from .findings import Check, Finding
-from .texts import counted, listed
+from .texts import listed
 
 __all__ = ["Discover", "examine_fanout", "look_up"]
 

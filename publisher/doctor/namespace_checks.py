@@ -7,11 +7,12 @@ from typing import Final
 
 from ...shared.invalidation import Position
 from ...shared.presence import UNKNOWN_STATE, Presence
+from ...shared.texts import counted
 from ...shared.transport.redis.names import names_of
 from .facts import DeliveryFacts, LogFacts, NamespaceFacts
 from .findings import Check, Finding
 from .rights import ROLES, Right, Role
-from .texts import counted, duration, listed, ms
+from .texts import duration, listed, ms
 
 __all__ = ["examine_namespace", "is_settled"]
 

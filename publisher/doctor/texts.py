@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["counted", "dotted", "duration", "listed", "mib", "ms"]
+__all__ = ["dotted", "duration", "listed", "mib", "ms"]
 
 _LISTED_MAX: Final = 8
 
@@ -31,11 +31,6 @@ def duration(seconds: float) -> str:
         if seconds >= unit_seconds:
             return f"{seconds / unit_seconds:.3g} {unit}"
     return f"{seconds:.3g} s"
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """Return a number with its noun; the plural is `many`, or `one` with an s."""
-    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
 
 
 def listed(texts: Sequence[str], separator: str = ", ") -> str:

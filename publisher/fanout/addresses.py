@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from ...shared.errors import BroadcacheError
+from ...shared.texts import host_and_port
 
 __all__ = [
     "AliasRefused",
@@ -23,7 +24,7 @@ class ReplicaAddress(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

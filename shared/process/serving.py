@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import BroadcacheError
+from ..texts import host_and_port
 from .bodies import UnfinishedBodies
 from .extras import check_installed
 
@@ -54,7 +55,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def url_of(host: str, listener: socket.socket) -> str:
     """Return the URL of `listener`."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    return f"http://{host_and_port(host, listener.getsockname()[1])}"
 
 
 def is_loopback(host: str) -> bool:

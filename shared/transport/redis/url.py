@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import unquote
 
 from ...errors import InvalidSettings
+from ...texts import host_and_port
 from .options import read_options
 
 __all__ = ["Kind", "Node", "ServerURL", "node_of", "read_url"]
@@ -43,7 +44,7 @@ class Node(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..publisher.doctor.findings import SEVERITIES, Finding, Severity, worst_of
+from ..shared.texts import counted
 from .printable import printable
 
 __all__ = ["print_json", "print_text"]
@@ -78,9 +79,7 @@ def _summary(label: str, findings: Sequence[Finding]) -> Text:
     text = Text(f"{printable(label)}: ", "bold")
     for severity in reversed(SEVERITIES):
         if counts[severity]:
-            text.append(
-                f"{counts[severity]} {severity if counts[severity] == 1 else _MANY[severity]}", _STYLES[severity]
-            )
+            text.append(counted(counts[severity], severity, _MANY[severity]), _STYLES[severity])
             text.append(", ")
     text.right_crop(2)
     return text

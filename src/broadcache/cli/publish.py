@@ -108,7 +108,8 @@ def _print_preview(preview: "Preview", *, json: bool) -> None:
     """Print what would be dropped: as the response of `POST /invalidations/preview`, or a line for each replica."""
     import msgspec
 
-    from .printable import counted, printable
+    from ..shared.texts import counted
+    from .printable import printable
 
     if json:
         print(msgspec.json.encode(preview).decode())
@@ -149,7 +150,8 @@ def _print_confirmation(confirmation: Confirmation) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from .printable import counted, printable
+    from ..shared.texts import counted
+    from .printable import printable
 
     console = Console(highlight=False)
     for each in confirmation.replicas:
