@@ -2,11 +2,11 @@
 
 import re
 from typing import Final
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
 from ...shared.process.bodies import read_at_most
+from ...shared.process.cross_site import is_cross_site
 from .documents.problems import (
     BODY_TOO_LARGE,
     CROSS_SITE,
@@ -44,24 +44,9 @@ def check_is_json(request: Request) -> None:
 
 
 def check_is_same_site(request: Request) -> None:
-    """Raises: Problem when a browser sent the request for a web page of another site, as replicas do.
-
-    Browsers send Sec-Fetch-Site, but not to plain HTTP addresses; there, Origin is compared with Host.
-    """
-    if sites := request.headers.getlist("sec-fetch-site"):
-        if not set(sites) <= {"same-origin", "none"}:
-            raise Problem(CROSS_SITE)
-        return
-    host = request.headers.get("host", "").lower()
-    if any(_host_of(origin) != host for origin in request.headers.getlist("origin")):
+    """Raises: Problem when a browser sent the request for a web page of another site."""
+    if is_cross_site(request.headers.raw):
         raise Problem(CROSS_SITE)
-
-
-def _host_of(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return None
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from ...shared.process.cross_site import is_cross_site
 from ...shared.process.tokens import Tokens
 from .replica_token import ALLOW_OPEN_VARIABLE, TOKEN_VARIABLE, replica_allow_open, replica_tokens
 
@@ -73,7 +74,7 @@ def refusal_of(scope: Mapping[str, Any], access: Access) -> Refusal | None:
     """Return why the request of this ASGI scope may not invalidate; None when it may."""
     if access.tokens and access.tokens.authorize(scope["headers"]).right is None:
         return _TOKEN_INVALID
-    if _is_cross_site(scope["headers"]):
+    if is_cross_site(scope["headers"]):
         return _CROSS_SITE
     if not access.tokens and not access.allow_open and not is_from_this_machine(scope):
         return _TOKEN_NOT_SET
@@ -113,24 +114,5 @@ def _is_loopback(host: object) -> bool:
 def _host_of(url: str) -> str | None:
     try:
         return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def _is_cross_site(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a browser sent the request for a web page of another site.
-
-    Browsers send Sec-Fetch-Site, but not to plain HTTP addresses; there, Origin is compared with Host.
-    """
-    given = [(name, value.decode("latin-1")) for name, value in headers]
-    if sites := [value for name, value in given if name == b"sec-fetch-site"]:
-        return not set(sites) <= {"same-origin", "none"}
-    host = next((value.lower() for name, value in given if name == b"host"), "")
-    return any(_netloc_of(value) != host for name, value in given if name == b"origin")
-
-
-def _netloc_of(url: str) -> str | None:
-    try:
-        return urlsplit(url).netloc.lower()
     except ValueError:
         return None
