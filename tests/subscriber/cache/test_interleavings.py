@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from tests.support.fake_clock import FakeClock
+from tests.support.promise_model_mutants import a_lease_has_no_end, a_lost_link_goes_unnoticed
 
 from broadcache.shared import Everything, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import LoadToken, LocalCache
@@ -314,21 +315,6 @@ def sweep_of_one_rule_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Entries, "_next_sweep", next_sweep)
 
 
-def no_disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalCache, "disconnect", lambda _: None)
-
-
-def no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    renew = LocalCache._renew
-
-    def for_ever(self: LocalCache) -> None:
-        renew(self)
-        self._serve_until = math.inf if self.upkeep.is_connected else self._serve_until
-        self._refresh()
-
-    monkeypatch.setattr(LocalCache, "_renew", for_ever)
-
-
 def no_expiry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalCache, "_expiry_of", lambda *_: math.inf)
 
@@ -347,8 +333,8 @@ def forgets_all_for_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
         no_doom,
         sweep_that_spares_the_dead,
         sweep_of_one_rule_at_a_time,
-        no_disconnect,
-        no_lease,
+        a_lost_link_goes_unnoticed,
+        a_lease_has_no_end,
         no_expiry,
         forgets_all_for_a_prefix,
     ],
