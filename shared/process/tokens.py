@@ -69,11 +69,6 @@ class Tokens:
         digest = self.digest_of_header(given[0]) if len(given) == 1 else None
         return Authorization(None if digest is None else self._rights[digest], len(given))
 
-    def right_of(self, token: bytes) -> Right | None:
-        """Return the right of `token`; None when it is not valid."""
-        digest = self._valid(token)
-        return None if digest is None else self._rights[digest]
-
     def digest_of_header(self, authorization: bytes) -> bytes | None:
         """Return the digest of the token in `Bearer TOKEN`; None without a valid token.
 

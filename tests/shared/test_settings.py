@@ -178,7 +178,8 @@ def test_the_same_token_with_two_rights_is_refused() -> None:
 
 def test_tokens_have_the_right_that_is_written_before_them() -> None:
     tokens = Tokens(["plain", "rw:writer", "ro:reader"])
-    rights = [tokens.right_of(token) for token in (b"plain", b"writer", b"reader", b"ro:reader", b"", b"\xff")]
+    given = (b"plain", b"writer", b"reader", b"ro:reader", b"", b"\xff")
+    rights = [tokens.authorize([(b"authorization", b"Bearer " + token)]).right for token in given]
     assert rights == ["rw", "rw", "ro", None, None, None]
     assert repr(tokens) == "<3 tokens>"
 
