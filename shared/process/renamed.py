@@ -37,6 +37,7 @@ def old_names(
     return find
 
 
+<<<<<<< HEAD
 def moved_to(
     module: str, old_module: str, *, elsewhere: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[str], Any]:
@@ -44,6 +45,13 @@ def moved_to(
 
     Shape:  both are absolute names of modules. `elsewhere` has the modules of names that went to other ones.
     Raises: AttributeError for every other name.
+=======
+def moved_to(module: str, old_module: str) -> Callable[[str], Any]:
+    """Return a `__getattr__` for a module whose contents are now in `module`: it returns them, and warns.
+
+    Shape:  both arguments are absolute names of modules.
+    Raises: AttributeError for every name that `module` does not have.
+>>>>>>> texts
     """
 
     def find(name: str) -> Any:
@@ -51,9 +59,16 @@ def moved_to(
             return [*import_module(module).__all__, *elsewhere]
         if name.startswith("__"):
             raise AttributeError(f"module {old_module!r} has no attribute {name!r}")
+<<<<<<< HEAD
         home = elsewhere.get(name, module)
         value = getattr(import_module(home), name)
         warn_of_rename(f"{old_module}.{name}", f"{home}.{name}", stacklevel=3)
+=======
+        value = getattr(import_module(module), name)
+        warnings.warn(
+            f"{old_module} is now {module}; the old path will be removed in 0.2", DeprecationWarning, stacklevel=2
+        )
+>>>>>>> texts
         return value
 
     return find
