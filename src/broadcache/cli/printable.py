@@ -1,6 +1,31 @@
-"""Texts for a terminal: those from the network made safe, and numbers with their nouns."""
+"""Text for a terminal: made safe if it is from the network, in the output's encoding, numbers with their nouns."""
 
-__all__ = ["counted", "printable"]
+import codecs
+import json
+import sys
+from io import TextIOWrapper
+from typing import Final
+
+__all__ = ["counted", "escape_unencodable", "printable"]
+
+_ESCAPE: Final = "broadcache.escape"
+_IN_ASCII: Final = {
+    "…": "...",
+    "✓": "+",
+    "✗": "x",
+    "“": "'",
+    "”": "'",
+    "’": "'",
+    "–": "-",
+    "—": "-",
+    "·": "-",
+    "•": "*",
+    "●": "*",
+    "×": "x",
+    "→": "->",
+    "≤": "<=",
+    "≥": ">=",
+}
 
 
 def printable(text: str) -> str:
@@ -11,3 +36,18 @@ def printable(text: str) -> str:
 def counted(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun; the plural is `many`, or `one` with an s."""
     return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
+
+
+def escape_unencodable() -> None:
+    """Print what the encoding of standard output and error does not have in ASCII, instead of raising."""
+    codecs.register_error(_ESCAPE, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPE)
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError), "output is only encoded"
+    text = error.object[error.start : error.end]
+    # Both forms may stand inside a JSON string.
+    return "".join(_IN_ASCII.get(char) or json.dumps(char)[1:-1] for char in text), error.end
