@@ -17,6 +17,7 @@ __all__ = [
     "LinkLost",
     "LogRefused",
     "MalformedFrame",
+    "NotConnected",
     "NotDelivered",
     "NotPrimary",
     "ServerBinaryNotFound",
@@ -62,6 +63,10 @@ class LinkLost(BroadcacheError, ConnectionError):
 
     A command that was sent before may have run.
     """
+
+
+class NotConnected(LinkLost):
+    """There was no connection to Redis, so no command was sent: nothing was logged."""
 
 
 class LogRefused(BroadcacheError):

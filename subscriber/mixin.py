@@ -121,6 +121,13 @@ class CacheInvalidationMixin:
         )
 
     @final
+    def invalidate_sync(self, *targets: Target, reason: str = "", timeout_seconds: float = 5.0) -> Receipt:
+        """`Subscriber.invalidate_sync` for this object's namespace: `invalidate` from a thread that may block."""
+        return self.__parts.subscriber.invalidate_sync(
+            *targets, namespace=self.namespace, reason=reason, timeout_seconds=timeout_seconds
+        )
+
+    @final
     async def start(self) -> None:
         """Start the subscriber. Returns when the cache is coherent, or after `start_timeout_seconds`."""
         await self.__parts.subscriber.__aenter__()

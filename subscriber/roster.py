@@ -2,14 +2,15 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
 from ..shared.clock import Clock
 from ..shared.errors import InvalidSettings
-from ..shared.invalidation import check_namespace
+from ..shared.invalidation import Invalidation, check_namespace
 from ..shared.process.forks import keep_inherited
+from ..shared.receipt import Receipt
 from ..shared.transport.redis.address import RedisAddress
 from .cache.local_cache import LocalCache
 from .following.follower import Follower
@@ -128,6 +129,16 @@ class Roster:
                 f"{self._timing.echo_interval_seconds:g}): reads would be bypassed between two proofs of coherence"
             )
         return cache
+
+    async def wait_coherent(self) -> None:
+        """Wait until every follower is coherent."""
+        while waiting := [each for each in self.followers.values() if each.state != "coherent"]:
+            await waiting[0].wait_coherent()
+
+    def publish(self, invalidation: Invalidation, timeout_seconds: float) -> Callable[[], Awaitable[Receipt]]:
+        """Return the work that publishes an invalidation over the link of its namespace."""
+        follower = self.followers[self.link_key(invalidation.namespace)]
+        return partial(follower.publish, invalidation, timeout_seconds=timeout_seconds)
 
     def link_key(self, namespace: str) -> str:
         """Return the key of the link that `namespace` uses: one for all, but in a cluster one for each."""

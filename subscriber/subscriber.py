@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Final, Literal, NoReturn, Self
@@ -14,20 +14,21 @@ from weakref import WeakMethod
 
 from ..shared.clock import Clock, monotonic
 from ..shared.errors import InvalidSettings
-from ..shared.invalidation import Everything, Position, Target, invalidation_of
+from ..shared.invalidation import Everything, Invalidation, Position, Target, invalidation_of
 from ..shared.process.closing import Closing
 from ..shared.process.forks import at_exit, in_forked_child, keep_inherited
+from ..shared.process.loops import end_task, in_time, on_loop
 from ..shared.receipt import Receipt
 from ..shared.telemetry.tracing import publishing
 from ..shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
 from .cache.local_cache import LocalCache
 from .cache.owners import Owners
 from .cache.sweeper import Sweeper
-from .following.applied import Applied, Posted
+from .following.applied import Applied, Posted, check_may_wait_for, published, published_sync
 from .following.follower import Follower
 from .following.sequencer import Sequencer
 from .following.settings import Timing, checked_replica_id, checked_seconds, forked_replica_id
-from .following.state import STATES_WORST_FIRST, State, SubscriberStats
+from .following.state import STATES_WORST_FIRST, Starts, State, SubscriberStats
 from .following.thread import SubscriberThread
 from .roster import Roster
 
@@ -44,7 +45,7 @@ class Subscriber(Closing):
     """Keeps the caches of one replica coherent. An asynchronous context manager; `with` runs it in a thread of its own.
 
     Entering returns as soon as the caches are coherent, and after `start_timeout_seconds` at the latest: a service
-    starts even if Redis is not reachable, and the caches are bypassed until it is.
+    starts even if Redis is not reachable, and the caches are bypassed until it is. Several of one address wait as one.
 
     Shape:  `caches` maps each namespace to its cache, or to several: `{"products": cache, "users": [names, rights]}`.
             `replica_id` identifies this process to others; without one, entering draws one. `on_state` is called with
@@ -106,6 +107,7 @@ class Subscriber(Closing):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._following: dict[str, asyncio.Task[NoReturn]] = {}
         self._thread: SubscriberThread | None = None
+        self._starts = Starts(self._address.label, clock)
         # How a parent process runs this subscriber, as long as this one has not started it again.
         self._inherited: Literal["in a thread", "in a loop"] | None = None
         self._exits_as = 0  # the process id for which an exit handler is registered
@@ -173,7 +175,7 @@ class Subscriber(Closing):
 
     async def wait_coherent(self, timeout_seconds: float | None = None) -> bool:
         """Wait until the caches are coherent, at most `timeout_seconds`; return whether they are."""
-        return await _in_time(timeout_seconds, self._all_coherent())
+        return await in_time(timeout_seconds, on_loop(self._loop, self._roster.wait_coherent))
 
     # --- namespaces ---------------------------------------------------------------------------------------------------
 
@@ -195,7 +197,7 @@ class Subscriber(Closing):
             return False
         cache.upkeep.on_bypass = None
         self._run(follower, self._tasks)
-        return await _in_time(self._start_timeout_seconds, follower.wait_coherent())
+        return await in_time(self._starts.left_seconds(self._start_timeout_seconds), follower.wait_coherent())
 
     async def detach(self, namespace: str) -> None:
         """Stop following `namespace`; its caches are bypassed from now on.
@@ -225,12 +227,7 @@ class Subscriber(Closing):
         self._begin()
         self._main = asyncio.create_task(self._live(), name=f"broadcache subscriber {self.replica_id}")
         try:
-            if not await self.wait_coherent(self._start_timeout_seconds):
-                _log.warning(
-                    "not coherent %g s after the start: the caches are bypassed until %s answers",
-                    self._start_timeout_seconds,
-                    self._address.label,
-                )
+            await self._starts.wait(self.wait_coherent, self._start_timeout_seconds)
         except BaseException:
             await self.close()
             raise
@@ -239,20 +236,25 @@ class Subscriber(Closing):
     async def close(self) -> None:
         """Stop, and bypass the caches. Closing twice, or before starting, is harmless."""
         if (main := self._main) is not None:
-            main.cancel()
             # The subscriber is running until this task has ended, also if this call is cancelled meanwhile.
-            await asyncio.wait([main])
+            await end_task(main)
             if self._main is main:
                 self._main = None
                 self._release_caches()
 
     def __enter__(self) -> Self:
         self._begin()
-        self._start_thread().wait()
+        try:
+            self._start_thread().wait()
+        except InvalidSettings:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def _start_thread(self) -> SubscriberThread:
-        self._thread = SubscriberThread(self._live, lambda: self.wait_coherent(self._start_timeout_seconds))
+        self._thread = SubscriberThread(
+            self._live, lambda: self._starts.wait(self.wait_coherent, self._start_timeout_seconds)
+        )
         self._thread.start()
         if self._exits_as != os.getpid():
             # Many services never leave the `with`: a replica that ends in order has to deregister even so.
@@ -288,6 +290,7 @@ class Subscriber(Closing):
         except InvalidSettings:
             self._release_caches()
             raise
+        self._starts.begin()
         self._inherited = None
         if self._given_replica_id is None:
             self._replica_id = checked_replica_id(None)
@@ -308,6 +311,7 @@ class Subscriber(Closing):
         finally:
             if followers is self._roster.followers:  # else this is the parent's task, in a forked child
                 self._tasks = self._loop = None
+                self._starts.end()
                 self._following.clear()
                 for follower in followers.values():
                     follower.leave("closed")
@@ -323,15 +327,12 @@ class Subscriber(Closing):
         state = self.state
         if state != self._reported_state:
             self._reported_state = state
+            self._starts.record(each.state for each in self._roster.followers.values())
             if self._on_state is not None:
                 try:
                     self._on_state(state)
                 except Exception:  # noqa: BLE001  (the user's code must not end the subscription)
                     _log.exception("on_state(%r) failed: expected a function that does not raise", state)
-
-    async def _all_coherent(self) -> None:
-        while waiting := [each for each in self._roster.followers.values() if each.state != "coherent"]:
-            await waiting[0].wait_coherent()
 
     # --- in a forked child --------------------------------------------------------------------------------------------
 
@@ -404,9 +405,7 @@ class Subscriber(Closing):
         Raises: nothing, whatever the bytes.
         """
         applied = self._posted.apply(body, self._roster.sequencers.copy())
-        if (loop := self._loop) is not None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed just now
-                loop.call_soon_threadsafe(self._sweeper.has_work.set)
+        self._sweeper.wake(self._loop)
         return applied
 
     async def invalidate(
@@ -414,29 +413,36 @@ class Subscriber(Closing):
     ) -> Receipt:
         """Drop `targets` here at once, then publish them over the subscriber's own link for all other replicas.
 
-        The message is applied again when it arrives here, before this returns.
+        The message is applied again when it arrives here, before this returns. May be awaited on any event loop.
 
-        Raises: LinkLost when it could not be published within `timeout_seconds`, or may not have been; this replica has
-                dropped its entries even so. LogRefused, InvalidTarget, InvalidSettings.
+        Raises: LinkLost when it was not, or may not have been, published within `timeout_seconds`, and at once when not
+                running; this replica has dropped its entries even so. LogRefused, InvalidTarget, InvalidSettings.
         """
+        with publishing(self._dropped_here(targets, namespace, reason)) as traced:
+            return await published(self._home(), self._roster.publish(traced, timeout_seconds), timeout_seconds)
+
+    def invalidate_sync(
+        self, *targets: Target, namespace: str, reason: str = "", timeout_seconds: float = 5.0
+    ) -> Receipt:
+        """Do what `invalidate` does, from a thread that may block. The subscriber must run in another thread.
+
+        Raises: as `invalidate`; InvalidSettings, before anything is dropped, on the subscriber's own event loop.
+        """
+        check_may_wait_for(self._loop)
+        with publishing(self._dropped_here(targets, namespace, reason)) as traced:
+            return published_sync(self._home(), self._roster.publish(traced, timeout_seconds), timeout_seconds)
+
+    def _dropped_here(self, targets: Sequence[Target], namespace: str, reason: str) -> Invalidation:
+        """Return the invalidation of `targets`, after this replica has applied it. May be called from any thread."""
         sequencer = self._roster.sequencer(namespace)
         self.restart_if_forked()
         invalidation = invalidation_of(targets, namespace=namespace, reason=reason, source=self.replica_id)
         sequencer.apply_own(invalidation)
-        self._sweeper.has_work.set()
-        with publishing(invalidation) as traced:
-            follower = self._roster.followers[self._roster.link_key(namespace)]
-            return await follower.publish(traced, timeout_seconds=timeout_seconds)
+        self._sweeper.wake(self._loop)
+        return invalidation
 
-
-async def _in_time(timeout_seconds: float | None, waiting: Awaitable[None]) -> bool:
-    """Wait at most `timeout_seconds`; return whether `waiting` ended in time."""
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            await waiting
-    except TimeoutError:
-        return False
-    return True
+    def _home(self) -> asyncio.AbstractEventLoop | None:
+        return self._loop if (thread := self._thread) is None else thread.loop
 
 
 def _call(method: "WeakMethod[Callable[[], None]]") -> None:

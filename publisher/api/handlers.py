@@ -10,8 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from ...shared.errors import IdempotencyConflict, LinkLost, LogRefused, NotDelivered
-from ..publishing.calls import NotConnected
+from ...shared.errors import IdempotencyConflict, LinkLost, LogRefused, NotConnected, NotDelivered
 from .documents.problems import (
     IDEMPOTENCY_CONFLICT,
     INTERNAL_ERROR,

@@ -180,9 +180,11 @@ class Broadcaster(Closing):
         self.observer: PublisherObserver = observer
         self._slots = asyncio.Semaphore(self.limits.concurrency)
         self._running: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def close(self) -> None:
         """Wait for the broadcasts under way; each ends by its deadline. Closing twice is harmless."""
+        self._settle()
         while self._running:
             await asyncio.wait(self._running)
 
@@ -192,6 +194,7 @@ class Broadcaster(Closing):
         Raises: FanoutRefused if one of the addresses may not be called: then none is; ServiceNotFound, ResolverFailed,
                 AliasRefused; TooManyBroadcasts.
         """
+        self._settle()
         try:
             if len(self._running) >= self.limits.broadcasts_max:
                 raise TooManyBroadcasts(
@@ -202,6 +205,14 @@ class Broadcaster(Closing):
         except BroadcacheError as error:
             self.observer.not_broadcast(request.destination.name, type(error).__name__)
             raise
+
+    def _settle(self) -> None:
+        """On a new event loop, forget the broadcasts of the one before: it has ended, so they never do."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._slots = asyncio.Semaphore(self.limits.concurrency)
+            self._running = set()
 
     def _start(self, work: Coroutine[Any, Any, Broadcast]) -> asyncio.Task[Broadcast]:
         task = asyncio.create_task(work, name="broadcache broadcast")

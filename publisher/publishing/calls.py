@@ -5,22 +5,18 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from ...shared.errors import InvalidSettings, LinkLost, LogRefused, NotPrimary
+from ...shared.errors import InvalidSettings, LinkLost, LogRefused, NotConnected, NotPrimary
 from ...shared.process.backoff import Backoff
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link
 from .kept_link import KeptLinks
 
-__all__ = ["Calls", "NotConnected", "without_log"]
+__all__ = ["Calls", "without_log"]
 
 T = TypeVar("T")
 
 _CALL_TIMEOUT_SECONDS_MAX: Final = 1.0
 _BACKOFF: Final = Backoff(seconds_min=0.04, seconds_max=0.5)
-
-
-class NotConnected(LinkLost):
-    """No connection came about, so nothing was sent, and nothing was logged."""
 
 
 class Calls:
@@ -56,13 +52,21 @@ class Calls:
         if self._links is not None:
             await self._links.close()
 
+    def abandon(self) -> None:
+        """Close the links without their event loop, which has ended. The next call opens new ones."""
+        if self._links is not None:
+            self._links.abandon()
+
     def check_is_open(self) -> None:
         """Raises: InvalidSettings."""
         if not self.is_open:
             raise InvalidSettings("the publisher is not open: use it within `async with`")
 
     async def link(self, namespace: str) -> Link:
-        """Return an open link to the server that has `namespace`. Raises: LinkLost; InvalidSettings without a log."""
+        """Return an open link to the server that has `namespace`.
+
+        Raises: LinkLost; InvalidSettings without a log.
+        """
         if self._links is None:
             raise without_log()
         return await self._links.connected(namespace)

@@ -244,6 +244,11 @@ class Confirmations:
         self._subscribed.clear()
         await self._links.close()
 
+    def abandon(self) -> None:
+        """Close the links without their event loop, which has ended. The next wait or query opens new ones."""
+        self._subscribed.clear()
+        self._links.abandon()
+
     @contextmanager
     def waiting(self, invalidation: Invalidation) -> Iterator[Wait]:
         """Give a wait that receives the reports of this invalidation while the block runs."""

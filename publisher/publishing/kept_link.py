@@ -63,6 +63,14 @@ class KeptLink:
         if link is not None:
             await link.close()
 
+    def abandon(self) -> None:
+        """Close the link, for good, without its event loop: that has ended."""
+        self._is_closed = True
+        self._connecting = None
+        link, self._link = self._link, None
+        if link is not None:
+            link.abandon()
+
     async def _connect(self) -> Link:
         try:
             lost, self._link = self._link, None
@@ -76,7 +84,8 @@ class KeptLink:
             )
             return self._link
         finally:
-            self._connecting = None
+            if self._connecting is asyncio.current_task():
+                self._connecting = None
 
 
 def _retrieve_failure(connecting: asyncio.Task[Any]) -> None:
@@ -141,6 +150,13 @@ class KeptLinks:
             finding.cancel()
             await asyncio.wait([finding])
         await asyncio.gather(*[link.close() for link in links.values()])
+
+    def abandon(self) -> None:
+        """Close all links without their event loop, which has ended; `connected` opens new ones."""
+        links, self._links = self._links, {}
+        self._finding = self._primaries = None
+        for link in links.values():
+            link.abandon()
 
     async def _node_of(self, namespace: str) -> Node:
         if self._primaries is not None and namespace not in self._distrusted:

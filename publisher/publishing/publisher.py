@@ -6,11 +6,11 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Self, get_args
+from typing import Any, Final, Self, TypeVar, get_args
 
 from ...shared.clock import Clock, monotonic
 from ...shared.confirmation import Confirm
-from ...shared.errors import InvalidSettings, LinkLost
+from ...shared.errors import InvalidSettings, LinkLost, NotConnected
 from ...shared.invalidation import (
     DEFAULT_NAMESPACE,
     SCOPE_BYTES_MAX,
@@ -23,6 +23,7 @@ from ...shared.invalidation import (
 )
 from ...shared.presence import ReplicaPresence
 from ...shared.process.closing import Closing
+from ...shared.process.loops import Home, LoopBlocked
 from ...shared.process.renamed import renamed, warn_of_rename
 from ...shared.question import Question, counting
 from ...shared.receipt import Receipt
@@ -35,7 +36,7 @@ from ..history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
 from ..history.since import unix_ms_of
 from ..telemetry.observer import UNOBSERVED, PublisherObserver, observed
 from .backlog import Pending
-from .calls import Calls, NotConnected, without_log
+from .calls import Calls, without_log
 from .confirmations import Confirmations
 from .confirming import Confirming
 from .delivery import Delivery, InvalidationSender, sender_of
@@ -45,6 +46,8 @@ from .retry_queue import RETRY_QUEUE_NAMES_MAX, RetryQueue
 from .second_path import SecondPath
 
 __all__ = ["Publisher"]
+
+T = TypeVar("T")
 
 _RECEIPT_SECONDS_MIN: Final = 30.0
 
@@ -56,6 +59,9 @@ class Publisher(Closing):
 
     An asynchronous context manager. Entering does not connect: a publisher outlives an outage of Redis, and each
     `publish` says whether it was logged.
+
+    It may be used from one event loop after another, or from several: its connections belong to the first loop, which
+    does the work of the others for as long as it runs. Code without an event loop uses `SyncPublisher`.
 
     Shape:  `source` names the publisher to replicas and operators, and scopes each `id`; by default the host's name.
             With a `delivery` other than "redis", `fanout` calls the replicas; with "fanout" alone, `url` may be None.
@@ -113,6 +119,7 @@ class Publisher(Closing):
         self._log_length = log_length
         self._uniform = uniform
         self._registries = Registries()
+        self._home = Home(self._move, begin_seconds=timeout_seconds)
         self._calls = Calls(address, timeout_seconds=timeout_seconds, uniform=uniform)
         self._confirmations = None if address is None else Confirmations(address, clock=clock)
         subscribe_seconds_max = self._calls.attempt_seconds
@@ -128,10 +135,7 @@ class Publisher(Closing):
         )
 
     async def __aenter__(self) -> Self:
-        if self._fanout is not None and self._second_path is None:
-            await self._fanout.__aenter__()
-            self._second_path = self._new_second_path(self._fanout)
-        self._calls.open()
+        await self._run(self._open)
         return self
 
     @property
@@ -156,6 +160,15 @@ class Publisher(Closing):
         A fan-out that has begun is awaited, for 20 s at most. What is in the retry queue is tried once more, for up to
         `last_attempt_seconds`; what is left then is lost, and logged as an error.
         """
+        await self._run(partial(self._close, last_attempt_seconds))
+
+    async def _open(self) -> None:
+        if self._fanout is not None and self._second_path is None:
+            await self._fanout.__aenter__()
+            self._second_path = self._new_second_path(self._fanout)
+        self._calls.open()
+
+    async def _close(self, last_attempt_seconds: float) -> None:
         self._calls.stop_retries()
         try:
             if self._second_path is not None:
@@ -164,6 +177,8 @@ class Publisher(Closing):
         finally:
             if self._confirmations is not None:
                 await asyncio.gather(self._calls.close(), self._confirmations.close())
+            if not self._calls.is_open:  # not entered again meanwhile
+                self._home.leave()
 
     async def publish(
         self,
@@ -189,9 +204,10 @@ class Publisher(Closing):
                 another invalidation. Only its hash goes to Redis.
         Units:  `receipt_seconds` is how long the id is remembered, by default at least half a minute.
         Raises: InvalidTarget (for a reason or an id that is too long as well), InvalidNamespace; LinkLost when it is
-                not known whether it was logged (its text says so if it was not); LogRefused when it was not (its text
-                says so if it was: Redis 6.2), NotPrimary when no primary was found that would; NotDelivered, instead
-                of these three, when both paths failed; IdempotencyConflict when the id was used for other targets.
+                not known whether it was logged (NotConnected, a LinkLost, when it was not); LogRefused when it was not
+                (its text says so if it was: Redis 6.2), NotPrimary when no primary was found that would; NotDelivered,
+                instead of these three, when both paths failed; IdempotencyConflict when the id was used for other
+                targets.
         """
         self._calls.check_is_open()
         if scope is not None:
@@ -208,9 +224,10 @@ class Publisher(Closing):
         )
         if self.observer is UNOBSERVED and not is_set_up():
             # A publish takes a fraction of a millisecond: an observer and a span that record nothing would be felt.
-            return await deliver(Pending(invalidation, receipt_seconds, scope=scope))
+            pending = Pending(invalidation, receipt_seconds, scope=scope)
+            return await (deliver(pending) if self._home.is_here else self._run(partial(deliver, pending)))
         with observed(self.observer, namespace) as recorded, publishing(invalidation) as traced:
-            return recorded(await deliver(Pending(traced, receipt_seconds, scope=scope)))
+            return recorded(await self._run(partial(deliver, Pending(traced, receipt_seconds, scope=scope))))
 
     async def history(
         self,
@@ -257,9 +274,7 @@ class Publisher(Closing):
         check_namespace(namespace)
 
         async def read(count: int, before: int | None) -> list[Entry]:
-            return await self._calls.with_retries(
-                namespace, partial(read_newest, namespace=namespace, count=count, before=before)
-            )
+            return await self._call(namespace, partial(read_newest, namespace=namespace, count=count, before=before))
 
         is_wanted = Filter(key=key, since_ms=since_ms)
         return await read_page(read, is_wanted, count=count, before=before, examined_max=examined_max)
@@ -270,7 +285,7 @@ class Publisher(Closing):
         Raises: InvalidNamespace, LinkLost, LogRefused; InvalidSettings when there is no log.
         """
         check_namespace(namespace)
-        return await self._calls.with_retries(namespace, partial(head, namespace=namespace))
+        return await self._call(namespace, partial(head, namespace=namespace))
 
     async def replicas(self, namespace: str = DEFAULT_NAMESPACE) -> list[ReplicaPresence]:
         """Return the replicas that follow `namespace`, by name, as each was at its last echo.
@@ -278,7 +293,7 @@ class Publisher(Closing):
         Raises: InvalidNamespace, LinkLost, LogRefused.
         """
         check_namespace(namespace)
-        return await self._calls.with_retries(namespace, partial(replicas_of, namespace=namespace))
+        return await self._call(namespace, partial(replicas_of, namespace=namespace))
 
     async def preview(
         self, *targets: Target, namespace: str = DEFAULT_NAMESPACE, timeout_seconds: float = 1.0
@@ -303,9 +318,28 @@ class Publisher(Closing):
         Confirm(timeout_seconds=timeout_seconds)  # the same bounds
         if self._confirmations is None:
             raise without_log()
-        return await Questions(self._confirmations, self._calls, self._registries).query(
-            namespace, questions, timeout_seconds
-        )
+        asked = Questions(self._confirmations, self._calls, self._registries)
+        return await self._run(partial(asked.query, namespace, questions, timeout_seconds))
+
+    async def _run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do `work` on the event loop that the publisher's connections belong to. Raises: NotConnected; as `work`."""
+        try:
+            return await self._home.run(work)
+        except LoopBlocked as error:
+            raise NotConnected(
+                "the event loop that this publisher belongs to, the first that used it, has not responded for "
+                f"{self._timeout_seconds:g} s: do not block it, or make a Publisher for each event loop"
+            ) from error
+
+    async def _call(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
+        return await self._run(partial(self._calls.with_retries, namespace, work))
+
+    def _move(self) -> Coroutine[Any, Any, None] | None:
+        """Drop the connections of an event loop that has ended; what waits to be logged stays."""
+        self._calls.abandon()
+        if self._confirmations is not None:
+            self._confirmations.abandon()
+        return None if self._second_path is None else self._second_path.resume()
 
     @renamed("Publisher.query")
     async def ask(

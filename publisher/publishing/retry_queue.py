@@ -77,9 +77,18 @@ class RetryQueue:
                 "Redis has not logged an invalidation of %r: it waits in the retry queue and is retried",
                 pending.invalidation.namespace,
             )
+        self._start()
+        return None
+
+    def resume(self) -> None:
+        """Continue on this event loop: the one before has ended, and with it the queue's task."""
+        self._task = None
+        if self._backlog and not self._is_closed:
+            self._start()
+
+    def _start(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="broadcache publisher retry queue")
-        return None
 
     async def close(self, last_attempt_seconds: float) -> None:
         """Try once more within this time, and report what is left as lost. Closing twice is harmless."""
@@ -102,7 +111,10 @@ class RetryQueue:
 
     async def _run(self) -> None:
         failures = 0
+        task = asyncio.current_task()
         while self._backlog:
+            if self._task is not task:
+                return  # the queue has been resumed on another event loop
             if await self._log_some():
                 failures = 0
                 continue

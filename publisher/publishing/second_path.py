@@ -112,8 +112,20 @@ class SecondPath:
         else:
             logger.error("%r had not closed after %g s, and was cancelled", self.sender, self.fanout_seconds_max)
 
+    async def resume(self) -> None:
+        """Continue on this event loop: the one before has ended, and with it the deliveries that were under way."""
+        self._under_way.clear()
+        self.retry_queue.resume()
+        try:
+            await self.sender.close()
+        except Exception:  # a user's sender may need the loop that has ended
+            logger.warning("the sender of the fan-out could not be closed on a new event loop", exc_info=True)
+        await self.sender.__aenter__()
+
     def _forget(self, task: asyncio.Task[Receipt]) -> None:
-        under_way = self._under_way.pop(task)
+        under_way = self._under_way.pop(task, None)
+        if under_way is None:
+            return
         error = None if task.cancelled() else task.exception()
         if error is not None and under_way.is_abandoned:
             logger.warning("a publish failed after its caller was cancelled: %s", error)

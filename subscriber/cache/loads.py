@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from ...shared.errors import InvalidLoader
 from ...shared.process.forks import keep_inherited
-from ...shared.process.tasks import is_cancelled
+from ...shared.process.loops import is_cancelled, is_in_event_loop
 from .loading.failure import Failure
 from .token import LoadToken
 
@@ -257,7 +257,7 @@ class Loads:
         if age_seconds >= self._cache.max_staleness_seconds or self._cache.is_void(load.token, load.tags):
             return False
         # A thread that runs an event loop must not block: the load may need this same loop.
-        return not blocks_thread or (load.thread_id != threading.get_ident() and not _is_in_event_loop())
+        return not blocks_thread or (load.thread_id != threading.get_ident() and not is_in_event_loop())
 
     def _begin(self, key: str, tags: tuple[str, ...], ttl_seconds: float | None) -> _Load:
         load = _Load(self._cache.begin_load(key), tags, ttl_seconds)
@@ -393,11 +393,3 @@ def _stop_waiting(within: tuple[_Load, ...], load: _Load) -> None:
     """
     if within:
         within[-1].waits_for.remove(load)
-
-
-def _is_in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -1,6 +1,7 @@
 """The sweeper: frees the memory of dead entries in the background."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -21,6 +22,12 @@ class Sweeper:
     def __init__(self, caches: Callable[[], Iterable[LocalCache]]) -> None:
         self.has_work: asyncio.Event = asyncio.Event()
         self._caches = caches
+
+    def wake(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Set `has_work`, from any thread. `loop` is the event loop of the sweep; None when there is none."""
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(self.has_work.set)
 
     async def sweep_for_ever(self) -> NoReturn:
         """Sweep whenever there is work. Ends only by being cancelled."""

@@ -1,18 +1,24 @@
-"""Invalidations posted to a replica over HTTP, and what became of them."""
+"""Invalidations that do not come from the channel: posted over HTTP, and published by this replica itself."""
 
+import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from ...shared.errors import MalformedFrame
+from ...shared.errors import InvalidSettings, LinkLost, MalformedFrame
 from ...shared.invalidation import Invalidation, Position
+from ...shared.process.loops import LoopUnavailable, awaited_on, is_in_event_loop, result_from
+from ...shared.receipt import Receipt
 from ...shared.wire import decode
 from .sequencer import Sequencer
 from .state import State
 
-__all__ = ["Applied", "ApplyOutcome", "Posted"]
+__all__ = ["Applied", "ApplyOutcome", "Posted", "check_may_wait_for", "published", "published_sync"]
+
+_LOOP_SECONDS: Final = 0.5
+"""How much longer than its timeout a blocking call waits for an event loop that may be blocked."""
 
 ApplyOutcome: TypeAlias = Literal["applied", "not followed", "cleared"]
 """`applied`; `not followed`: this replica does not follow the namespace, so it had nothing to drop; `cleared`:
@@ -99,3 +105,52 @@ class Posted:
     def _count(self, outcome: str) -> None:
         with self._lock:
             self.counts.update(("http", outcome))
+
+
+async def published(
+    loop: asyncio.AbstractEventLoop | None, publish: Callable[[], Awaitable[Receipt]], timeout_seconds: float
+) -> Receipt:
+    """Do `publish` on the subscriber's event loop, whichever loop this is.
+
+    Shape:  `loop` is None when the subscriber is not running.
+    Raises: LinkLost, at once when there is no such loop; what `publish` raises.
+    """
+    if loop is asyncio.get_running_loop():
+        return await publish()
+    if loop is None:
+        raise _unpublished(_NOT_RUNNING)
+    try:
+        return await awaited_on(loop, publish, begin_seconds=timeout_seconds)
+    except LoopUnavailable as error:
+        raise _unpublished(error) from error
+
+
+def published_sync(
+    loop: asyncio.AbstractEventLoop | None, publish: Callable[[], Awaitable[Receipt]], timeout_seconds: float
+) -> Receipt:
+    """Do the same, and block this thread until it is done."""
+    if loop is None:
+        raise _unpublished(_NOT_RUNNING)
+    try:
+        return result_from(loop, publish, timeout_seconds=timeout_seconds + _LOOP_SECONDS)
+    except LoopUnavailable as error:
+        raise _unpublished(error) from error
+
+
+def check_may_wait_for(loop: asyncio.AbstractEventLoop | None) -> None:
+    """Refuse to block the subscriber's own event loop, which would then never publish. Raises: InvalidSettings."""
+    if loop is not None and is_in_event_loop() and loop is asyncio.get_running_loop():
+        raise InvalidSettings(
+            "invalidate_sync would wait for ever: it was called on the event loop that the subscriber runs on; use "
+            "`await invalidate(…)`, or call it from another thread (asyncio.to_thread)"
+        )
+
+
+_NOT_RUNNING: Final = "the subscriber is not running"
+
+
+def _unpublished(why: object) -> LinkLost:
+    return LinkLost(
+        f"the invalidation may not have been published: {why}; this replica has dropped its entries, others may not "
+        "have: enter the subscriber, do not block its event loop, and publish again, which is harmless"
+    )

@@ -1,13 +1,19 @@
-"""The state of a subscriber, and its counters."""
+"""The state of a subscriber, its counters, and how long a start waits for the state `coherent`."""
 
+import logging
+import os
 from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from time import time
 from typing import Final, Literal, TypeAlias
 
+from ...shared.clock import Clock
 from ...shared.telemetry.histogram import Histogram
 
-__all__ = ["STATES_WORST_FIRST", "Lag", "State", "SubscriberStats"]
+__all__ = ["STATES_WORST_FIRST", "Lag", "Starts", "State", "SubscriberStats"]
+
+_log = logging.getLogger("broadcache.subscriber")
 
 State: TypeAlias = Literal["connecting", "recovering", "coherent", "lost", "closed"]
 
@@ -53,3 +59,64 @@ class Lag(Histogram):
                 seconds = 0.0
             self._counts[bisect_left(self._bounds, seconds)] += 1
             self.total += seconds
+
+
+class Starts:
+    """How long one subscriber waits at its start. Subscribers that start one after another wait at the same time.
+
+    While a running subscriber gets no answer from the address, the time that it has waited counts for the others.
+
+    Shape:  `address` is the label of the address: subscribers with the same one share the wait.
+    """
+
+    def __init__(self, address: str, clock: Clock) -> None:
+        self._address = address
+        self._clock = clock
+        self._silent_since: float | None = None
+        self._pid = 0
+
+    def begin(self) -> None:
+        """Record that the subscriber starts."""
+        self._silent_since = self._clock()
+        self._pid = os.getpid()
+        _running[id(self)] = self
+
+    def record(self, states: Iterable[State]) -> None:
+        """Record the states of the followers: one that has a link has had an answer."""
+        if any(state in ("recovering", "coherent") for state in states):
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = self._clock()
+
+    def end(self) -> None:
+        """Record that the subscriber has ended."""
+        _running.pop(id(self), None)
+
+    async def wait(self, wait_coherent: Callable[[float], Awaitable[bool]], timeout_seconds: float) -> bool:
+        """Wait for coherence, for what is left of `timeout_seconds`; return whether it was reached."""
+        left_seconds = self.left_seconds(timeout_seconds)
+        is_coherent = await wait_coherent(left_seconds)
+        if not is_coherent:
+            _log.warning(
+                "not coherent %g s after the start%s: the caches are bypassed until %s answers",
+                round(left_seconds, 1),
+                "" if timeout_seconds - left_seconds < _SHARED_SECONDS_MIN else ", others have waited already",
+                self._address,
+            )
+        return is_coherent
+
+    def left_seconds(self, timeout_seconds: float) -> float:
+        """Return what is left of a wait."""
+        waited = [each._silent_seconds for each in list(_running.values()) if each._address == self._address]
+        return max(0.0, timeout_seconds - max(waited, default=0.0))
+
+    @property
+    def _silent_seconds(self) -> float:
+        since = self._silent_since
+        if since is None or self._pid != os.getpid():  # of the parent of a fork: it does not run here
+            return 0.0
+        return self._clock() - since
+
+
+_SHARED_SECONDS_MIN: Final = 0.05
+_running: Final[dict[int, Starts]] = {}

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from ...shared.errors import InvalidSettings
+
 __all__ = ["SubscriberThread"]
 
 
@@ -24,18 +26,29 @@ class SubscriberThread:
         self._started = threading.Event()
         self._is_stopping = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_loop = threading.Event()
         self._stop: asyncio.Event | None = None
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._run()), name="broadcache subscriber", daemon=True
-        )
+        self._other_loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run_loop, name="broadcache subscriber", daemon=True)
 
     def start(self) -> None:
         """Start the thread. Raises: RuntimeError when the interpreter is ending, or has no thread left."""
         self._thread.start()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop of the thread, which has been started. None if it could not run one."""
+        self._has_loop.wait()
+        return self._loop
+
     def wait(self) -> None:
         """Return when the subscriber is ready, or has given up waiting for that."""
         self._started.wait()
+        if self._other_loop is not None:
+            raise InvalidSettings(
+                "expected a thread without an event loop, got one that runs a loop already: with gevent, all greenlets "
+                "share one; give all caches to one subscriber, and enter it before other code runs a loop"
+            )
 
     def stop(self, timeout_seconds: float | None = None) -> None:
         """Stop the subscriber, and return when the thread has ended, or after `timeout_seconds`."""
@@ -45,8 +58,18 @@ class SubscriberThread:
                 self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout_seconds)
 
+    def _run_loop(self) -> None:
+        try:
+            self._other_loop = asyncio.get_running_loop()  # with gevent, in which this is a greenlet
+            self._started.set()
+        except RuntimeError:
+            asyncio.run(self._run())
+        finally:
+            self._has_loop.set()
+
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._has_loop.set()
         self._stop = asyncio.Event()
         try:
             if self._is_stopping.is_set():  # before there was a loop to tell

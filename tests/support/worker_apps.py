@@ -18,8 +18,8 @@ from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber
 
 NAMESPACE: Final = "products"
 KEY: Final = "key"
-BOUND_SECONDS: Final = 4.0
-_OPTIONS: Final[dict[str, Any]] = {"echo_interval_seconds": 0.2, "echo_timeout_seconds": 4.0}
+BOUND_SECONDS: Final = 8.0
+_OPTIONS: Final[dict[str, Any]] = {"echo_interval_seconds": 0.2, "echo_timeout_seconds": 8.0}
 _OVERLAP_SECONDS: Final = 0.05
 """How long each request takes at least, so that several at once reach several workers."""
 

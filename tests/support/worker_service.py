@@ -90,11 +90,17 @@ async def celery(url: str, folder: Path) -> AsyncIterator[WorkerService]:
     command = ["celery", "--app", f"{_APPS}:celery_app", "worker", *options, "--loglevel", "WARNING"]
 
     async def call() -> dict[str, Any]:
-        def run() -> dict[str, Any]:
-            answer: dict[str, Any] = client.send_task("read").get(timeout=15, interval=0.02)
-            return answer
+        # All from this one thread, and without the client's own waiting: several threads may not share that.
+        task = client.send_task("read").id
+        meta: dict[str, Any] = {}
 
-        return await asyncio.to_thread(run)
+        def has_ended() -> bool:
+            meta.update(client.backend.get_task_meta(task, cache=False))
+            return bool(meta["status"] == "SUCCESS")
+
+        await until(has_ended, "the end of a task")
+        answer: dict[str, Any] = meta["result"]
+        return answer
 
     async def end_one(_: int) -> None:
         client.send_task("end")

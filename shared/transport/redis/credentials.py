@@ -3,7 +3,6 @@
 import asyncio
 import concurrent.futures
 import inspect
-import os
 import re
 import threading
 import traceback
@@ -12,6 +11,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ...errors import InvalidSettings, LinkLost
+from ...process.forks import in_forked_child
 
 if TYPE_CHECKING:
     from redis.credentials import CredentialProvider
@@ -100,14 +100,17 @@ class _InThread:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pending: concurrent.futures.Future[Any] | None = None
-        self._pid = 0
+        in_forked_child(self._start_over)
+
+    def _start_over(self) -> None:
+        """Forget the call under way: a child of a fork has no thread that would end it."""
+        self._lock = threading.Lock()
+        self._pending = None
 
     async def call(self, function: _Call) -> Any:
         with self._lock:
-            # A child of a fork has no thread that would end the call of its parent.
-            if self._pending is None or self._pending.done() or self._pid != os.getpid():
+            if self._pending is None or self._pending.done():
                 self._pending = concurrent.futures.Future()
-                self._pid = os.getpid()
                 self._pending.set_running_or_notify_cancel()  # no waiter can cancel it for the others
                 thread = threading.Thread(
                     target=_run, args=(function, self._pending), name="broadcache credentials", daemon=True

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from ...errors import LinkLost
 from ...process.forks import close_inherited, in_forked_child, keep_inherited
 from .address import Connected, RedisAddress
-from .responses import Refused, descriptor_of, packer_of, responses_of
+from .responses import Refused, close_socket, close_without_waiting, descriptor_of, packer_of, responses_of
 
 __all__ = ["Argument", "Link", "OnMessage", "RedisAddress", "Refused"]
 
@@ -148,6 +148,24 @@ class Link:
             # Also when the closing task is cancelled meanwhile.
             await self._connection.disconnect(nowait=True)
 
+    def abandon(self) -> None:
+        """Close the connection without its event loop, which has ended. May be called from any thread."""
+        if self._is_inherited:
+            return
+        loop = self.lost.get_loop()
+        if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(self._end_with_loop)  # if it ever runs again
+                return
+        with contextlib.suppress(RuntimeError):  # the tasks of a closed loop cannot be cancelled any more
+            self._lose(LinkLost(f"the event loop of the link to {self.label} has ended"))
+        close_socket(self._connection)
+
+    def _end_with_loop(self) -> None:
+        if not self.lost.done():
+            self._lose(LinkLost(f"the event loop of the link to {self.label} has ended"))
+        close_without_waiting(self._connection)
+
     def _send(self, command: tuple[Argument, ...]) -> asyncio.Future[Any]:
         if self.lost.done():
             raise LinkLost(str(self.lost.result()))
@@ -196,6 +214,8 @@ class Link:
                     else:
                         _settle(self._waiting.popleft(), response)
         except asyncio.CancelledError:
+            if not self.lost.done():  # not cancelled by `close`: the event loop ends, with all its tasks
+                self._end_with_loop()
             raise
         except Exception as error:  # noqa: BLE001  (any error ends the link, and becomes its reason)
             self._lose(LinkLost(f"the link to {self.label} was lost: {error}"))

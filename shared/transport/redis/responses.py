@@ -1,18 +1,31 @@
-"""Packing commands, and reading responses in slices between which other tasks of the event loop run.
+"""The inside of a connection of the client library: packing, reading in slices, and closing without an event loop.
+
+Between two slices other tasks of the event loop run.
 
 With hiredis installed, responses are parsed straight from the stream, several times as fast as through the client
 library. Without it, or if the client library no longer exposes its stream, the library reads each response.
 """
 
 import asyncio
+import contextlib
 import math
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Packer", "Refused", "Responses", "descriptor_of", "packer_of", "responses_of"]
+__all__ = [
+    "Packer",
+    "Refused",
+    "Responses",
+    "close_socket",
+    "close_without_waiting",
+    "descriptor_of",
+    "packer_of",
+    "responses_of",
+]
 
 _SLICE_RESPONSES: Final = 128
 """How many responses are returned before other tasks run, so that a flood never starves the event loop."""
@@ -75,8 +88,33 @@ def descriptor_of(connection: "AbstractConnection") -> int | None:
     transport = getattr(getattr(connection, "_writer", None), "transport", None)
     if transport is None or transport.is_closing():
         return None  # the number may already belong to another file
-    socket = transport.get_extra_info("socket")
-    return None if socket is None or socket.fileno() < 0 else int(socket.fileno())
+    shown = transport.get_extra_info("socket")
+    return None if shown is None or shown.fileno() < 0 else int(shown.fileno())
+
+
+def close_without_waiting(connection: "AbstractConnection") -> None:
+    """Close a connection on its event loop, from a task that is being cancelled or from a callback."""
+    writer = _taken_writer(connection)
+    if writer is not None:
+        writer.close()
+
+
+def close_socket(connection: "AbstractConnection") -> None:
+    """Close the socket of a connection whose event loop has ended. Nothing is sent."""
+    writer = _taken_writer(connection)
+    if writer is not None and (shown := writer.get_extra_info("socket")) is not None:
+        inner = getattr(shown, "_sock", None)  # asyncio shows a wrapper that cannot be closed
+        if isinstance(inner, socket.socket):
+            with contextlib.suppress(OSError):
+                inner.close()
+
+
+def _taken_writer(connection: Any) -> asyncio.StreamWriter | None:
+    """Take the writer from a connection, which then is closed for the client library as well."""
+    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+    if writer is not None:
+        connection._writer = connection._reader = None
+    return writer
 
 
 class _FromStream:

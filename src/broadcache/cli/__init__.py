@@ -11,7 +11,9 @@ def main() -> None:
     """Run the command line, and say what to do about whatever it cannot do."""
     from ..shared.errors import BroadcacheError, InvalidNamespace, InvalidSettings, InvalidTarget
     from ..shared.process.extras import installation_of
+    from .printable import escape_unencodable
 
+    escape_unencodable()
     try:
         from .app import app
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..shared.confirmation import Confirm, Confirmation
-from ..shared.errors import InvalidTarget
-from ..shared.invalidation import DEFAULT_NAMESPACE, Everything, Keys, Prefixes, Tags, Target
+from ..shared.errors import InvalidTarget, LinkLost
+from ..shared.invalidation import DEFAULT_NAMESPACE, Everything, Keys, Prefixes, Tags, Target, new_id
 from .exit_codes import FAILED, OK
 from .options import REDIS_URL, Json, Namespace, RedisUrl
 
@@ -28,6 +28,10 @@ def publish(
     ] = None,
     everything: Annotated[bool, typer.Option("--everything", help="Drop every entry of the namespace.")] = False,
     reason: Annotated[str, typer.Option(help="Why; stored in the log.")] = "",
+    id: Annotated[
+        str | None,
+        typer.Option(help="The id of an earlier attempt, to publish it again: it is logged once.", show_default="new"),
+    ] = None,
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Wait for the replicas, and list which have applied it.")
     ] = False,
@@ -63,6 +67,7 @@ def publish(
             redis_url=redis_url,
             namespace=namespace,
             reason=reason,
+            id=new_id() if id is None else id,
             timeout_seconds=timeout_seconds,
             confirm=wait,
         )
@@ -88,13 +93,18 @@ async def _published(
     redis_url: str,
     namespace: str,
     reason: str,
+    id: str,
     timeout_seconds: float,
     confirm: Confirm | None,
 ) -> "Receipt":
     from ..publisher import Publisher
 
     async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
-        return await publisher.publish(*targets, namespace=namespace, reason=reason, confirm=confirm)
+        try:
+            return await publisher.publish(*targets, namespace=namespace, reason=reason, id=id, confirm=confirm)
+        except LinkLost as error:
+            # The library names its argument, the command line its option.
+            raise type(error)(str(error).replace(f"id={id!r}", f"--id {id}")) from error
 
 
 async def _previewed(targets: list[Target], redis_url: str, namespace: str, timeout_seconds: float) -> "Preview":

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -71,7 +71,12 @@ class JsonPrinter(_LinkPrinter):
 
 
 class TextPrinter(_LinkPrinter):
-    """One line of text for each message, in colour on a terminal."""
+    """One line of text for each message, in colour on a terminal.
+
+    Units:  an invalidation is stamped with the local time at which its publisher sent it, by the publisher's clock: it
+            may come from the log, long after. One that has no such time is stamped with the time at which it arrived.
+            The time of an unreadable entry of the log is not known.
+    """
 
     def __init__(self, namespace: str) -> None:
         super().__init__(namespace)
@@ -88,23 +93,22 @@ class TextPrinter(_LinkPrinter):
         if invalidation.reason:
             line.append(f"  “{printable(invalidation.reason)}”", "italic")
         line.append(f"  from {printable(invalidation.source) or 'an unknown source'}", "dim")
-        self._print(line)
+        self._print(line, _time_of(invalidation.sent_at_ms))
 
     def on_unreadable(self, frame: bytes, error: MalformedFrame, position: Position | None = None) -> None:
         """Print what is wrong with the frame."""
         line = Text("unreadable", "bold red")
         line.append(f"  replicas drop everything: {printable(str(error))}", "red")
-        self._print(line)
+        self._print(line, _now() if position is None else None)
 
     def on_gap(self, gap: Gap) -> None:
         """Print that invalidations may be missing here, and why."""
         line = Text("gap", "bold yellow")
         line.append(f"  invalidations may be missing here: {printable(gap.detail)}", "yellow")
-        self._print(line)
+        self._print(line, _now())
 
-    def _print(self, line: Text) -> None:
-        now = datetime.now().astimezone()
-        stamp = Text(f"{now:%H:%M:%S}.{now.microsecond // 1_000:03}  ", "dim")
+    def _print(self, line: Text, time: datetime | None) -> None:
+        stamp = Text(f"{_shown(time)}  ", "dim")
         self._console.print(stamp + line, soft_wrap=not self._console.is_terminal, no_wrap=True, overflow="ellipsis")
         self._console.file.flush()
 
@@ -114,6 +118,28 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
+
+
+def _time_of(sent_at_ms: int | None) -> datetime:
+    """Return when a message was sent; now, if it does not say that, or names no time that there is."""
+    if sent_at_ms is None:
+        return _now()
+    try:
+        return datetime.fromtimestamp(sent_at_ms / 1_000, UTC).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return _now()
+
+
+def _shown(time: datetime | None) -> str:
+    """Return a time of day in milliseconds, with the date if that is not today."""
+    if time is None:
+        return "--:--:--.---"
+    date = "" if time.date() == _now().date() else f"{time:%Y-%m-%d} "
+    return f"{date}{time:%H:%M:%S}.{time.microsecond // 1_000:03}"
 
 
 def _targets(invalidation: Invalidation) -> list[tuple[str, str]]:

@@ -10,10 +10,10 @@ from tests.publisher.publishing.test_delivery import never, pending_of
 from tests.support.tcp_proxy import TcpProxy
 
 from broadcache.publisher import Publisher
-from broadcache.publisher.publishing.calls import NotConnected
 from broadcache.publisher.publishing.retry_queue import RetryQueue
 from broadcache.publisher.publishing.second_path import SecondPath
 from broadcache.shared import FanoutReport, Keys, LinkLost, NotDelivered
+from broadcache.shared.errors import NotConnected
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
