@@ -45,27 +45,35 @@ class Confirm:
 class ReplicaConfirmation(msgspec.Struct, frozen=True, kw_only=True):
     """Whether one replica has confirmed one invalidation.
 
-    Shape:  `is_expected` is false for a replica that confirmed without being registered at the time of the publish.
-            `how` is `message` when the replica sent a report, `echo` when its proven position reaches the invalidation
-            in the history of the log, `http` when it answered a fan-out request; null when it is missing.
-            `dropped` is the number of entries dropped; null where it is not known: prefixes and large tags are swept
-            later.
+    Shape:  `outcome` is `missing` for an expected replica that has not confirmed; `silent` for one that is not
+            expected, because its registration has ended and it then serves nothing; `not followed` for one that is
+            not expected, and answered that no subscriber of its process follows the namespace. `is_expected` is false
+            for a replica that was not registered at the time of the publish, nor silent and set to serve. `how` is
+            `message` when the replica sent a report, `echo` when its proven position reaches the invalidation in the
+            history of the log, `http` when it answered a fan-out request; null when it has not confirmed. `dropped` is
+            the number of entries dropped; null where it is not known: prefixes and large tags are swept later.
     Units:  `latency_ms` is from before the call to the log until the publisher knew, on the publisher's clock.
+            `silent_ms` is how long ago the registration of a silent replica ended, on the server's clock, and
+            `seen_ms_ago` how long ago its last echo reached the server; both null for other replicas, the latter also
+            when it is not known.
     """
 
     replica: str
-    outcome: Literal["confirmed", "missing"]
+    outcome: Literal["confirmed", "missing", "silent", "not followed"]
     is_expected: bool = True
     latency_ms: float | None = None
     dropped: int | None = None
     how: Literal["message", "echo", "http"] | None = None
+    silent_ms: int | None = None
+    seen_ms_ago: int | None = None
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
     """Which replicas have applied an invalidation.
 
-    Shape:  `replicas` has the expected replicas and those that confirmed without being expected, by name. `doubt` says
-            why other replicas may exist, which were not expected and may serve old values; None when none can.
+    Shape:  `replicas` has the expected replicas, and others that confirmed, fell silent or do not follow the namespace,
+            by name. `doubt` says why other replicas may exist, which were not expected and may serve old values; None
+            when none can.
     """
 
     replicas: tuple[ReplicaConfirmation, ...]
@@ -73,7 +81,7 @@ class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """The replicas that were registered when the invalidation was published."""
+        """The replicas that could serve from their caches when the invalidation was published."""
         return tuple(each.replica for each in self.replicas if each.is_expected)
 
     @property
@@ -83,13 +91,29 @@ class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The expected replicas that have not confirmed: they may serve old values, up to their staleness bound."""
+        """The expected replicas that have not confirmed: they may serve old values, up to their staleness bound.
+
+        Without a bound if they are set to serve while incoherent.
+        """
         return tuple(each.replica for each in self.replicas if each.outcome == "missing")
 
     @property
+    def silent(self) -> tuple[str, ...]:
+        """The replicas that fell silent, and serve nothing from their caches: they are not missing."""
+        return tuple(each.replica for each in self.replicas if each.outcome == "silent")
+
+    @property
+    def not_followed(self) -> tuple[str, ...]:
+        """The replicas that answered by HTTP that no subscriber of their process follows the namespace."""
+        return tuple(each.replica for each in self.replicas if each.outcome == "not followed")
+
+    @property
     def is_complete(self) -> bool:
-        """Whether no replica is missing, and no unlisted replica can exist."""
-        return not self.missing and self.doubt is None
+        """Whether no replica is missing, and no unlisted replica can exist.
+
+        When replicas answered that they do not follow the namespace, at least one other must have applied it.
+        """
+        return not self.missing and self.doubt is None and bool(self.confirmed or not self.not_followed)
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -1,11 +1,12 @@
 """The publisher's HTTP API as an ASGI application, and the fan-out without the API."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any, Final, TypeAlias
+from urllib.parse import unquote
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
 
@@ -23,7 +24,16 @@ from ..telemetry.prometheus import PublisherMetrics
 from .documents import openapi, operations
 from .documents.invalidation_request import PreviewRequest, PublishRequest
 from .documents.models import Accepted, History, Replicas
-from .documents.problems import INVALIDATION_INVALID, LOG_MISSING, NAMESPACE_UNKNOWN, PARAMETER_INVALID, Flaw, Problem
+from .documents.problems import (
+    INVALIDATION_INVALID,
+    LOG_MISSING,
+    NAMESPACE_UNKNOWN,
+    PARAMETER_INVALID,
+    REPLICA_REGISTERED,
+    REPLICA_UNKNOWN,
+    Flaw,
+    Problem,
+)
 from .events.event import position_of
 from .events.hub import Hub
 from .events.stream import EventStream
@@ -44,6 +54,8 @@ Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _OPEN_PATHS: Final = frozenset({"/health/live", "/health/ready", *PAGE_PATHS})
 """The paths that need no token."""
+_COUNT_SECONDS: Final = 0.5
+"""How long a scrape waits for Redis to count the replicas."""
 
 
 def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> FastAPI:
@@ -78,11 +90,12 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     app.add_api_route("/invalidations", api.history, methods=["GET"], **operations.HISTORY)
     app.add_api_route("/events", api.events, methods=["GET"], **operations.EVENTS)
     app.add_api_route("/replicas", api.replicas, methods=["GET"], **operations.REPLICAS)
+    app.add_api_route("/replicas/{replica:path}", api.forget, methods=["DELETE"], **operations.FORGET)
     _add_health(app, "/health/live", _live, operations.LIVE)
     _add_health(app, "/health/ready", api.ready, operations.READY)
     app.router.routes += page_routes(settings.namespaces, tokens)
     broadcasters = (fanout.broadcaster, None if second_path is None else second_path.broadcaster)
-    metrics = _add_metrics(app, publisher, *broadcasters, audits=audits.stats)
+    metrics = _add_metrics(app, publisher, *broadcasters, audits=audits.stats, namespaces=settings.namespaces)
     return _completed(app, settings, tokens, fanout, metrics)
 
 
@@ -119,6 +132,7 @@ def _add_metrics(
     publisher: Publisher | None,
     *broadcasters: Broadcaster | None,
     audits: Callable[[], Iterable[AuditStats]] = tuple,
+    namespaces: Sequence[str] = (),
 ) -> PublisherMetrics | None:
     """Add metrics and GET /metrics to `app`, if the Prometheus client library is installed."""
     if not can_expose("the publisher"):
@@ -130,6 +144,8 @@ def _add_metrics(
         publisher.observer = metrics
 
     async def scrape(request: Request) -> Response:
+        if publisher is not None and publisher.has_log:
+            metrics.replicas = await publisher.replica_counts(namespaces, timeout_seconds=_COUNT_SECONDS)
         text, media_type = exposed(metrics.registry, request.headers.get("accept"))
         return Response(text, media_type=media_type)
 
@@ -239,6 +255,11 @@ class _ReplicasQuery(BaseModel):
     namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace that the replicas follow.")
 
 
+_ReplicaId = Annotated[
+    str, Path(min_length=1, max_length=512, description="The id of the replica.", examples=["web-2"])
+]
+
+
 class _Api:
     """The endpoints of the API."""
 
@@ -336,6 +357,28 @@ class _Api:
         _check_is_namespace(query.namespace)
         replicas = await self._publisher.replicas(query.namespace)
         return json_response(Replicas.of(query.namespace, replicas))
+
+    async def forget(self, replica: _ReplicaId, query: Annotated[_ReplicasQuery, Query()]) -> Response:
+        self._check_is_known(query.namespace)
+        self._check_has_log()
+        _check_is_namespace(query.namespace)
+        replica = unquote(replica)  # routes see the path as it was sent
+        try:
+            result = await self._publisher.forget_replica(replica, query.namespace)
+        except InvalidTarget as error:
+            raise _invalid("replica", f"{error} at the end of the path") from None
+        if result == "unknown":
+            raise Problem(
+                REPLICA_UNKNOWN,
+                f"expected the id of a replica that fell silent, got {replica!r:.100}; GET /replicas lists them",
+            )
+        if result == "registered":
+            raise Problem(
+                REPLICA_REGISTERED,
+                f"expected a replica that fell silent, got {replica!r:.100}, whose next echo would list it again; stop "
+                "it: it then leaves",
+            )
+        return Response(status_code=204)
 
     async def ready(self) -> Response:
         if self._publisher.delivery != "redis":

@@ -114,6 +114,11 @@ class AuditStats(msgspec.Struct, frozen=True, kw_only=True):
         return all(each.judged == each.consistent for each in self.within)
 
     @property
+    def has_judged(self) -> bool:
+        """Whether at least one invalidation was judged: otherwise nothing is known."""
+        return any(each.judged for each in self.within)
+
+    @property
     def found_nobody(self) -> bool:
         """Whether every check was `unasked`: then nothing is known."""
         return self.unasked > 0 and not any(each.judged for each in self.within)

@@ -12,11 +12,12 @@ from typing import Any, Final, NamedTuple
 from ...shared.clock import Clock, monotonic
 from ...shared.errors import InvalidSettings, LinkLost, LogRefused
 from ...shared.invalidation import check_namespace
+from ...shared.presence import Presence
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Argument, Link, OnMessage, Refused
 from ...shared.transport.redis.log import Entry, echo_channel_of, head, read_after, read_newest
 from ...shared.transport.redis.names import names_of
-from ...shared.transport.redis.registry import presences, registered
+from ...shared.transport.redis.registry import as_of_now, presences, registered
 from .facts import DeliveryFacts, LogFacts, NamespaceFacts, ServerFacts
 from .findings import Finding
 from .namespace_checks import examine_namespace, is_settled
@@ -266,16 +267,22 @@ class Diagnosis:
             async with link.within(self._timeout_seconds):
                 registry = await registered(link, facts.namespace)
             async with link.within(self._timeout_seconds):
-                found = await presences(link, facts.namespace, list(registry.left_ms))
+                found = await presences(link, facts.namespace, [*registry.left_ms, *registry.silent])
         except LogRefused as error:
             refusal = error.__cause__
             is_right_missing = isinstance(refusal, Refused) and refusal.code == "NOPERM"
             return replace(facts, replicas_refusal=str(error), may_read_replicas=not is_right_missing)
         return replace(
             facts,
-            replicas=list(found.values()),
+            replicas=[found[replica] for replica in registry.left_ms if replica in found],
             without_presence=[replica for replica in registry.left_ms if replica not in found],
-            registry_doubt=registry.doubt or "",
+            silent=[
+                as_of_now(found.get(replica) or Presence(replica=replica), registry, facts.head)
+                for replica in registry.silent
+            ],
+            shared_ids=registry.shared,
+            registry_doubt=registry.doubt_of_list or "",
+            read_at=self._wall_clock(),
             subscribers=await self._subscribers(link, facts.namespace),
         )
 

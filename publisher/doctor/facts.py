@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...shared.invalidation import Position
-from ...shared.presence import Presence
+from ...shared.presence import Presence, ReplicaPresence
 from .rights import Right
 
 __all__ = ["DeliveryFacts", "FanoutFacts", "LogFacts", "NamespaceFacts", "ServerFacts"]
@@ -66,10 +66,13 @@ class NamespaceFacts:
 
     Shape:  `head` was read before the replicas were. `log` is None if it cannot be read; `log_refusal` says why.
             `replicas` are the registered ones, each with its presence; `without_presence` are registered and have none.
-            `registry_doubt` is why the registry may not list every replica. `subscribers` counts the connections that
+            `silent` are those whose registration has ended without that they left. `shared_ids` are the registered
+            replicas whose id another process may have too. `registry_doubt` is why the registry may not list every
+            replica. `subscribers` counts the connections that
             are subscribed to the channel: replicas and followers; None if not known. `replicas_refusal` says why the
             registry cannot be read; `may_read_replicas` is False if this user lacks the right. `missing` are the rights
             that `user` lacks.
+    Units:  `read_at` is when the replicas were read, in Unix seconds.
     """
 
     namespace: str
@@ -78,6 +81,8 @@ class NamespaceFacts:
     log_refusal: str = ""
     replicas: Sequence[Presence] = ()
     without_presence: Sequence[str] = ()
+    silent: Sequence[ReplicaPresence] = ()
+    shared_ids: Sequence[str] = ()
     registry_doubt: str = ""
     subscribers: int | None = None
     replicas_refusal: str = ""
@@ -85,6 +90,7 @@ class NamespaceFacts:
     user: str = ""
     checked: Sequence[Right] = ()
     missing: Sequence[Right] = ()
+    read_at: float = 0.0
     delivery: DeliveryFacts | None = None
 
 

@@ -28,7 +28,7 @@ _WHY_ANSWERS: Final[dict[Role, str]] = {
 def examine_namespace(facts: NamespaceFacts, *, away_seconds: float) -> list[Finding]:
     """Judge one namespace. `away_seconds` is how long a disconnected replica must be able to catch up from the log."""
     findings = [*_rights(facts), *_answers(facts), *_log(facts, away_seconds), *_delivery(facts)]
-    return [*findings, *_replicas(facts)]
+    return [*findings, *_replicas(facts), *_silent(facts), *_shared_ids(facts)]
 
 
 def _subject(facts: NamespaceFacts) -> str:
@@ -163,7 +163,8 @@ def _replicas(facts: NamespaceFacts) -> Iterable[Finding]:
         yield _unread_registry(check, facts)
         return
     total = len(facts.replicas) + len(facts.without_presence)
-    doubts = "".join(f"; {doubt}" for doubt in (facts.registry_doubt, _unregistered(facts)) if doubt)
+    silent = f"{len(facts.silent)} more fell silent" if facts.silent else ""
+    doubts = "".join(f"; {doubt}" for doubt in (silent, facts.registry_doubt, _unregistered(facts)) if doubt)
     if faults := _faults_of(facts):
         incoherent = f"{len(faults)} of {counted(total, 'replica')} {'is' if len(faults) == 1 else 'are'} not coherent"
         yield check.problem(
@@ -187,6 +188,47 @@ def _replicas(facts: NamespaceFacts) -> Iterable[Finding]:
             "there are no replicas",
             "start one, or correct the namespace; one that lacks a right cannot register: run the doctor with its user",
             replicas=0,
+        )
+
+
+def _silent(facts: NamespaceFacts) -> Iterable[Finding]:
+    for may_serve in (True, False):
+        silent = [each for each in facts.silent if each.may_serve is may_serve]
+        if not silent:
+            continue
+        why = (
+            "it was killed, frozen or cut off, and is set to serve while incoherent: it may serve old values"
+            if may_serve
+            else "it was killed, frozen or cut off; it serves nothing from its caches until it has caught up"
+        )
+        check = Check("silent", _subject(facts), why)
+        words = [f"{each.replica} {each.last_word(facts.read_at)}" for each in silent]
+        what = f"{counted(len(silent), 'replica')} fell silent: {listed(words, '; ')}"
+        remedy = f"repair or stop it; once it has ended: broadcache replicas -n {facts.namespace} --forget ID"
+        find = check.problem if may_serve else check.warning
+        yield find(what, remedy, silent_replicas=len(silent))
+
+
+def _shared_ids(facts: NamespaceFacts) -> Iterable[Finding]:
+    check = Check(
+        "replica-ids",
+        _subject(facts),
+        "each process confirms for the other: confirmations that rest on such an id are incomplete",
+    )
+    conflicts = [
+        f"{each.replica} ({each.conflict}; pid {each.pid} on {each.host})" for each in facts.replicas if each.conflict
+    ]
+    if conflicts:
+        yield check.problem(
+            f"several processes have one replica id: {listed(conflicts)}",
+            "leave replica_id out, or give each process its own",
+            shared_ids=len(conflicts),
+        )
+    elif facts.shared_ids:
+        yield check.info(
+            f"the process that had this replica id before may still run: {listed(facts.shared_ids)}",
+            "run the doctor again when its lease has ended",
+            shared_ids=len(facts.shared_ids),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from ...shared.errors import BroadcacheError, InvalidSettings
-from ...shared.fanout_report import AddressOutcome, FanoutReport
+from ...shared.fanout_report import NOT_FOLLOWED, AddressOutcome, FanoutReport
 from ...shared.process.closing import Closing
 from ...shared.process.renamed import renamed
 from ...shared.process.tokens import Tokens
@@ -166,26 +166,29 @@ class Fanout(Closing):
         # An address discovered late has not received the first frames; after a problem no address receives any.
         outcomes = tuple(_outcome_of(url, each, frames) for url, each in by_address.items())
         succeeded = sum(outcome.is_success for outcome in outcomes)
+        not_followed = sum(outcome.is_not_followed for outcome in outcomes)
         return FanoutReport(
             service=self.service,
             total=len(outcomes),
             succeeded=succeeded,
-            failed=len(outcomes) - succeeded,
+            failed=len(outcomes) - succeeded - not_followed,
             complete=all(broadcast.is_complete for broadcast in broadcasts),
             discovery=broadcasts[0].how if broadcasts else None,
             elapsed_ms=round(sum(broadcast.elapsed_ms for broadcast in broadcasts), 3),
             outcomes=outcomes,
             problem=problem,
+            not_followed=not_followed,
         )
 
 
 def _outcome_of(url: str, calls: Sequence[CallOutcome], frames: int) -> AddressOutcome:
     """Return the outcome of one address: that of the first frame that failed, or else of the last frame."""
     decisive = next((call for call in calls if not call.is_success), calls[-1])
-    error = decisive.error
-    if decisive.is_success and len(calls) < frames:
+    is_not_followed = all(_is_not_followed(call) for call in calls)
+    error = None if is_not_followed else decisive.error
+    if (decisive.is_success or is_not_followed) and len(calls) < frames:
         error = f"only {len(calls)} of {frames} parts were sent to this address; publish again"
-    elif error is None and not decisive.is_success:
+    elif error is None and not decisive.is_success and not is_not_followed:
         error = f"answered {decisive.status_code}"
     responses = [response for call in calls if call.is_success and (response := _replica_response_in(call.body))]
     dropped = [response.dropped for response in responses if response.dropped is not None]
@@ -206,6 +209,13 @@ def _outcome_of(url: str, calls: Sequence[CallOutcome], frames: int) -> AddressO
     )
 
 
+def _is_not_followed(call: CallOutcome) -> bool:
+    if call.status_code is None or not 200 <= call.status_code < 300:
+        return False
+    response = _replica_response_in(call.body)
+    return response is not None and bool(response.replica) and response.outcome == NOT_FOLLOWED
+
+
 def _objection_to(id: str, answer_bytes_max: int, response: HttpResponse) -> str | None:
     """Return why a response of 200 to 299 does not prove that a replica has applied the invalidation of this id."""
     answer = _replica_response_in(response.body)
@@ -218,7 +228,7 @@ def _objection_to(id: str, answer_bytes_max: int, response: HttpResponse) -> str
     replica = f"replica {answer.replica[:_SHOWN_MAX]!r}"
     if answer.outcome == "cleared":
         return None  # the replica has dropped everything
-    if answer.outcome == "not followed":
+    if answer.outcome == NOT_FOLLOWED:
         return (
             f"expected {replica} to have applied it, got 'not followed': this replica has no cache of this namespace; "
             "have the fan-out call the service whose replicas follow the namespace"

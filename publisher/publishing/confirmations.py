@@ -18,6 +18,7 @@ from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link, Refused
 from ...shared.transport.redis.log import Entry
 from ...shared.transport.redis.names import names_of
+from ...shared.transport.redis.registry import Registry, SilentReplica
 from ...shared.wire import digest_of, encode_tails, frame_at, parts_of
 from .kept_link import KeptLinks
 
@@ -44,6 +45,9 @@ class Wait:
         self._clock = clock
         self._began_at = clock()
         self._expected: dict[str, None] = {}
+        self._silent: dict[str, SilentReplica] = {}
+        self._seen_ms_ago: dict[str, int] = {}
+        self._not_followed: set[str] = set()
         self._doubt: str | None = None
         self._parts: tuple[_Part, ...] = ()
         self._reports: dict[str, dict[str, _Reported]] = {}
@@ -55,6 +59,16 @@ class Wait:
         """The expected replicas that have not confirmed."""
         return [replica for replica in self._expected if replica not in self._confirmed]
 
+    @property
+    def silent(self) -> list[str]:
+        """The replicas that have fallen silent: first those that may serve from their caches."""
+        return sorted(self._silent, key=lambda replica: (not self._silent[replica].may_serve, replica))
+
+    def expect_registered(self, registry: Registry) -> None:
+        """Expect the replicas that the registry lists, beside those of earlier calls."""
+        self._silent = dict(registry.silent)
+        self.expect(registry.expected, registry.doubt)
+
     def expect(self, replicas: Collection[str], doubt: str | None = None) -> None:
         """Expect these replicas, beside those of earlier calls: a retried append reads the registry again.
 
@@ -62,6 +76,12 @@ class Wait:
         """
         self._expected.update(dict.fromkeys(replicas))
         self._doubt = doubt or self._doubt
+
+    def record_last_presences(self, presences: Iterable[Presence]) -> None:
+        """Record the last presences of silent replicas."""
+        for each in presences:
+            if each.lifetime_ms and (silent := self._silent.get(each.replica)) is not None:
+                self._seen_ms_ago[each.replica] = each.lifetime_ms + silent.ended_ms_ago
 
     def accept(self, receipt: Receipt) -> None:
         """Record the place of the invalidation in the log."""
@@ -127,10 +147,16 @@ class Wait:
         self._check_complete()
 
     def record_response(self, outcome: FanoutOutcome) -> None:
-        """Record the HTTP response of an address: of all replicas there that have applied the invalidation."""
+        """Record the HTTP response of an address: of all replicas there that have applied the invalidation.
+
+        One of a process that does not follow the namespace confirms nothing: an expected replica stays missing.
+        """
         if outcome.error is not None:
             return
         replicas = outcome.replicas or ((outcome.replica,) if outcome.replica else ())
+        if outcome.is_not_followed:
+            self._not_followed.update(replicas)
+            return
         for replica in replicas:
             if replica not in self._confirmed:
                 self._confirmed[replica] = ReplicaConfirmation(
@@ -149,9 +175,23 @@ class Wait:
 
     def confirmation(self) -> Confirmation:
         """Return the confirmation as of now."""
-        known = {replica: ReplicaConfirmation(replica=replica, outcome="missing") for replica in self._expected}
-        known.update(self._confirmed)
+        known = {
+            **{replica: self._unconfirmed(replica, "silent") for replica in self._silent},
+            **{replica: self._unconfirmed(replica, "not followed") for replica in self._not_followed},
+            **{replica: self._unconfirmed(replica, "missing") for replica in self._expected},
+            **self._confirmed,
+        }
         return Confirmation(replicas=tuple(known[replica] for replica in sorted(known)), doubt=self._doubt)
+
+    def _unconfirmed(self, replica: str, outcome: Literal["missing", "silent", "not followed"]) -> ReplicaConfirmation:
+        silent = self._silent.get(replica)
+        return ReplicaConfirmation(
+            replica=replica,
+            outcome=outcome,
+            is_expected=outcome == "missing",
+            silent_ms=None if silent is None else silent.ended_ms_ago,
+            seen_ms_ago=self._seen_ms_ago.get(replica),
+        )
 
     def _match_reports(self, replica: str) -> None:
         """Confirm the replica if it has reported every part."""

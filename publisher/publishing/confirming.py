@@ -11,7 +11,7 @@ from ...shared.fanout_report import FanoutReport
 from ...shared.receipt import Receipt
 from ...shared.transport.redis.link import Link
 from ...shared.transport.redis.log import read_at
-from ...shared.transport.redis.registry import Registries, presences
+from ...shared.transport.redis.registry import Registries, Registry, presences
 from .backlog import Pending
 from .calls import Calls
 from .confirmations import Confirmations, Wait
@@ -22,6 +22,7 @@ _POSITIONS_INTERVAL_SECONDS: Final = 0.25
 """How often a publish that waits reads the positions of replicas: a report may have been lost."""
 _POSITIONS_SECONDS: Final = 0.25
 """The limit for one such read, which may exceed the time to wait."""
+_LAST_PRESENCES_MAX: Final = 50
 
 
 class Confirming:
@@ -52,12 +53,11 @@ class Confirming:
     async def publish(self, pending: Pending, timeout_seconds: float) -> Receipt:
         """Deliver `pending`, wait at most `timeout_seconds`, and return the receipt with its confirmation."""
         if self._confirmations is None:
-            return _confirmed_by_http(await self._deliver(pending), Wait(pending.invalidation, self._clock))
+            return _confirmed_by_http(await self._deliver(pending), Wait(pending.invalidation, self._clock), None)
         namespace = pending.invalidation.namespace
 
         async def expect_registered(link: Link) -> None:
-            registry = await self._registries.read(link, namespace)
-            wait.expect(registry.left_ms, registry.doubt)
+            wait.expect_registered(await self._registries.read(link, namespace))
 
         with self._confirmations.waiting(pending.invalidation) as wait:
             subscribe_seconds = min(self._subscribe_seconds_max, timeout_seconds)
@@ -66,7 +66,7 @@ class Confirming:
             # nothing has been logged.
             receipt = await self._deliver(pending._replace(before_append=expect_registered))
             if receipt.position is None:
-                return _confirmed_by_http(receipt, wait)
+                return _confirmed_by_http(receipt, wait, self._registries.last(namespace))
             try:
                 # And again after the append: a replica may have registered in between, with entries of before.
                 await self._calls.once(namespace, expect_registered)
@@ -82,6 +82,7 @@ class Confirming:
             await self._wait(wait, namespace, timeout_seconds, has_reports=has_reports)
             if has_reports and not wait.has_report and wait.confirmation().confirmed:
                 await self._confirmations.distrust(namespace)
+            await self._read_last_presences(wait, namespace)
             return receipt._replace(confirmation=wait.confirmation())
 
     async def _wait(self, wait: Wait, namespace: str, timeout_seconds: float, *, has_reports: bool) -> None:
@@ -109,12 +110,31 @@ class Confirming:
                     # The log is read after the positions: it must still hold what a replica has proven.
                     wait.record_positions(reaching, await read_at(link, namespace, wait.sequences(reaching)))
 
+    async def _read_last_presences(self, wait: Wait, namespace: str) -> None:
+        """Read when the silent replicas were seen last, for people."""
+        silent = wait.silent[:_LAST_PRESENCES_MAX]
+        if not silent or not self._calls.is_open:
+            return
+        with contextlib.suppress(BroadcacheError, TimeoutError):
+            async with asyncio.timeout(_POSITIONS_SECONDS):
+                link = await self._calls.link(namespace)
+                wait.record_last_presences((await presences(link, namespace, silent)).values())
 
-def _confirmed_by_http(receipt: Receipt, wait: Wait) -> Receipt:
-    """Return the receipt of an invalidation that is not in the log, confirmed by the responses to its fan-out."""
+
+def _confirmed_by_http(receipt: Receipt, wait: Wait, registry: Registry | None) -> Receipt:
+    """Return the receipt of an invalidation that is not in the log, confirmed by the responses to its fan-out.
+
+    Shape: `registry` is as it was last read: a replica that it lists does follow the namespace, whatever it answers.
+    """
     outcomes = receipt.fanout.outcomes if receipt.fanout else ()
+    listed = set() if registry is None else {*registry.expected}
     # A response without a replica id proves nothing: its address stays missing.
-    expected = [replica for each in outcomes for replica in each.replicas or (each.replica or each.address,)]
+    expected = [
+        replica
+        for each in outcomes
+        for replica in each.replicas or (each.replica or each.address,)
+        if not each.is_not_followed or replica in listed
+    ]
     wait.expect(expected, _doubt_of(receipt.fanout))
     for outcome in outcomes:
         wait.record_response(outcome)

@@ -23,9 +23,9 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     """How many live replicas there are, and about how many of their entries the targets name. Nothing is dropped.
 
     Shape:  `replicas` counts the replicas that are registered or answered, `entries` is the sum over those that
-            answered, and `by_replica` lists these by name. `missing` are registered and did not answer in time: the sum
-            lacks their entries, and is an estimate. Replicas of older versions never answer. `doubt` says why there may
-            be replicas that were not queried: then, too, the sum is an estimate.
+            answered, and `by_replica` lists these by name. `missing` are registered, or silent and set to serve, and
+            did not answer in time: the sum lacks their entries, and is an estimate. Replicas of older versions never
+            answer. `doubt` says why there may be replicas that were not queried: then, too, the sum is an estimate.
     """
 
     namespace: str

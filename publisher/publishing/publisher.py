@@ -1,16 +1,17 @@
 """The publisher: logs invalidations for the replicas of a namespace, and delivers them by HTTP as a second path."""
 
 import asyncio
+import contextlib
 import random
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Self, TypeVar, get_args
+from typing import Any, Final, Literal, Self, TypeVar, get_args
 
 from ...shared.clock import Clock, monotonic
 from ...shared.confirmation import Confirm
-from ...shared.errors import InvalidSettings, LinkLost, NotConnected
+from ...shared.errors import BroadcacheError, InvalidSettings, LinkLost, NotConnected
 from ...shared.invalidation import (
     DEFAULT_NAMESPACE,
     SCOPE_BYTES_MAX,
@@ -31,7 +32,7 @@ from ...shared.telemetry.tracing import is_set_up, publishing
 from ...shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
 from ...shared.transport.redis.link import Link
 from ...shared.transport.redis.log import LOG_LENGTH, Entry, append, head, read_newest
-from ...shared.transport.redis.registry import Registries, replicas_of
+from ...shared.transport.redis.registry import Registries, ReplicaCounts, forget, replicas_of
 from ..history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
 from ..history.since import unix_ms_of
 from ..telemetry.observer import UNOBSERVED, PublisherObserver, observed
@@ -50,6 +51,8 @@ __all__ = ["Publisher"]
 T = TypeVar("T")
 
 _RECEIPT_SECONDS_MIN: Final = 30.0
+_ID_BYTES_MAX: Final = 512
+"""More than the id of a replica may have; other programs may write longer ones into a registry."""
 
 
 class Publisher(Closing):
@@ -290,10 +293,33 @@ class Publisher(Closing):
     async def replicas(self, namespace: str = DEFAULT_NAMESPACE) -> list[ReplicaPresence]:
         """Return the replicas that follow `namespace`, by name, as each was at its last echo.
 
+        Shape:  with those that fell silent within a day: that have not left, and whose registration has ended.
         Raises: InvalidNamespace, LinkLost, LogRefused.
         """
         check_namespace(namespace)
+        self._registries.watch(namespace)
         return await self._call(namespace, partial(replicas_of, namespace=namespace))
+
+    async def forget_replica(
+        self, replica_id: str, namespace: str = DEFAULT_NAMESPACE
+    ) -> Literal["forgotten", "registered", "unknown"]:
+        """Forget a replica that fell silent: it is neither listed nor missing any more, until its next echo.
+
+        Shape:  `registered` if it is not silent: its next echo would register it again, so it stays.
+        Raises: InvalidNamespace, LinkLost, LogRefused.
+        """
+        check_namespace(namespace)
+        replica_id = check_text(replica_id, _ID_BYTES_MAX, "replica")
+        return await self._call(namespace, partial(forget, namespace=namespace, replica_id=replica_id))
+
+    async def replica_counts(
+        self, namespaces: Sequence[str] = (), *, timeout_seconds: float = 0.5
+    ) -> dict[str, ReplicaCounts]:
+        """Count the replicas of each namespace, for metrics; those that Redis does not answer for are left out.
+
+        Shape: without `namespaces`, those whose replicas this publisher has read before.
+        """
+        return await self._run(partial(self._count_replicas, tuple(namespaces), timeout_seconds))
 
     async def preview(
         self, *targets: Target, namespace: str = DEFAULT_NAMESPACE, timeout_seconds: float = 1.0
@@ -333,6 +359,21 @@ class Publisher(Closing):
 
     async def _call(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
         return await self._run(partial(self._calls.with_retries, namespace, work))
+
+    async def _count_replicas(self, namespaces: tuple[str, ...], timeout_seconds: float) -> dict[str, ReplicaCounts]:
+        counts: dict[str, ReplicaCounts] = {}
+
+        async def count(namespace: str) -> None:
+            with contextlib.suppress(BroadcacheError):
+                counts[namespace] = (
+                    await self._calls.once(namespace, partial(self._registries.read, namespace=namespace))
+                ).counts
+
+        wanted = namespaces or self._registries.namespaces
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await asyncio.gather(*map(count, wanted))
+        return counts
 
     def _move(self) -> Coroutine[Any, Any, None] | None:
         """Drop the connections of an event loop that has ended; what waits to be logged stays."""

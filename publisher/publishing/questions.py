@@ -19,8 +19,9 @@ __all__ = ["Answers", "Query", "Questions"]
 class Answers(NamedTuple):
     """The answers of each replica, in the order of the questions.
 
-    Shape:  `missing` names the registered replicas that have not answered every question in time, sorted. A replica
-            that is not registered may answer too. `doubt` says why there may be replicas that are not registered; None
+    Shape:  `missing` names the replicas that may serve from their caches and have not answered every question in time,
+            sorted: registered ones, and silent ones, which are not waited for. A replica that is not registered may
+            answer too. `doubt` says why there may be replicas that are not registered; None
             when there are none.
     """
 
@@ -35,6 +36,7 @@ class Query:
     def __init__(self, questions: Sequence[Question]) -> None:
         self._questions = questions
         self._expected: dict[str, None] = {}
+        self._silent: set[str] = set()
         self._doubt: str | None = None
         self._answers: dict[str, dict[str, ReplicaAnswer]] = {}
         self._is_sent = False
@@ -45,9 +47,13 @@ class Query:
         """Whether a replica has answered, or none is expected to."""
         return bool(self._answers) or not self._expected
 
-    def expect(self, replicas: Collection[str], doubt: str | None = None) -> None:
-        """Expect answers from these replicas. `doubt` says why there may be other replicas."""
+    def expect(self, replicas: Collection[str], doubt: str | None = None, *, silent: Collection[str] = ()) -> None:
+        """Expect answers from these replicas. `doubt` says why there may be other replicas.
+
+        Shape: `silent` are replicas that may serve from their caches, and will hardly answer.
+        """
         self._expected.update(dict.fromkeys(replicas))
+        self._silent = {*silent}
         self._doubt = doubt or self._doubt
 
     def sent(self) -> None:
@@ -71,10 +77,11 @@ class Query:
             for replica, answers in sorted(self._answers.items())
             if len(answers) == len(self._questions)
         }
-        return Answers(whole, sorted(self._expected.keys() - whole.keys()), self._doubt)
+        missing = (self._expected.keys() | self._silent) - whole.keys()
+        return Answers(whole, sorted(missing), self._doubt)
 
     def _check_complete(self) -> None:
-        if self._is_sent and not self.answers().missing:
+        if self._is_sent and self._expected.keys() <= self.answers().by_replica.keys():
             self._is_complete.set()
 
 
@@ -92,7 +99,8 @@ class Questions:
 
         async def send(link: Link) -> None:
             registry = await self._registries.read(link, namespace)
-            query.expect(registry.left_ms, registry.doubt)
+            silent = [replica for replica in registry.expected if replica not in registry.left_ms]
+            query.expect(registry.left_ms, registry.doubt, silent=silent)
             channel = names_of(namespace).question
             try:
                 await link.call_all([(link.publish_command, channel, encode_question(each)) for each in questions])

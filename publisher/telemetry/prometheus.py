@@ -1,11 +1,12 @@
 """The Prometheus metrics of a publisher. What each metric means: docs/metrics.md."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, get_args
 
 from ...shared.telemetry.exposition import check_can_expose
 from ...shared.telemetry.histogram import Histogram
+from ...shared.transport.redis.registry import ReplicaCounts
 from .metric import Metric as Number
 from .observer import CalledAddress, CallResult
 
@@ -30,7 +31,8 @@ class HasMetrics(Protocol):
 class PublisherMetrics:
     """Counts the publishes, broadcasts and HTTP requests of a publisher: an observer, and a collector for a registry.
 
-    Shape:  `Publisher(url, observer=metrics)` and `Broadcaster(…, observer=metrics)` report to it. `registry` is the
+    Shape:  `replicas` are the replicas of each namespace, as they were counted last: set it before each scrape.
+            `Publisher(url, observer=metrics)` and `Broadcaster(…, observer=metrics)` report to it. `registry` is the
             one that is scraped; without it a new one is made. `publisher` gives the length of its retry queue, `audits`
             the counters of each audit.
     Raises: InvalidSettings when prometheus_client is not installed.
@@ -46,6 +48,7 @@ class PublisherMetrics:
         check_can_expose("the metrics of a publisher")
         from prometheus_client import CollectorRegistry, ProcessCollector
 
+        self.replicas: Mapping[str, ReplicaCounts] = {}
         self._publisher = publisher
         self._audits = audits
         self._publishes: Counter[tuple[str, str]] = Counter()
@@ -136,6 +139,15 @@ class PublisherMetrics:
             "Invalidations that wait for Redis to come back.",
             value=getattr(self._publisher, "retry_queue_length", 0) or 0,
         )
+        replicas = GaugeMetricFamily(
+            "broadcache_replicas",
+            "Replicas that are registered, silent (serve nothing), and silent and may serve.",
+            labels=["namespace", "state"],
+        )
+        for namespace, counts in self.replicas.items():
+            for state, count in counts._asdict().items():
+                replicas.add_metric([namespace, state.replace("_", " ")], count)
+        yield replicas
         yield from _audited(self._audits())
 
 

@@ -92,7 +92,7 @@ class Follower:
         self._answerer = Answerer(replica_id)
         self._log_reader = LogReader(reporter=self._reporter, timing=timing, clock=clock, on_change=on_change)
         self._presence_publisher = PresencePublisher(replica_id)
-        self._registration = Registration(replica_id)
+        self._registration = Registration(replica_id, clock)
         self._has_work = asyncio.Event()
         self._has_probe = asyncio.Event()
         self._is_coherent = asyncio.Event()
@@ -348,12 +348,16 @@ class Follower:
                 probe_channel=self._channels.echo,
                 replica_id=self._replica_id,
                 probe=self._probe.decode(),
+                life=self._registration.life,
+                marks=[self._registration.marks(each, presence_seconds) for each in probed.values()],
                 presences=self._presence_publisher.publish(
                     probed.values(),
                     namespaces=self.namespaces,
                     state=self.state,
                     lifetime_seconds=presence_seconds,
                     lag_ms=self._reporter.lag_ms,
+                    life=self._registration.life,
+                    conflict=self._registration.conflict,
                 ),
                 presence_seconds=presence_seconds,
             )
@@ -363,7 +367,8 @@ class Follower:
         if heads.replication_id != server.replication_id:
             raise LinkLost(f"{link.label} was demoted or promoted: invalidations that it had accepted may be lost")
         self._registration.record_refusal(heads.complaint)
-        self._presence_publisher.forget(heads.unpublished)
+        # Another process with this id is seen, and sees this one, only by presences that are written.
+        self._presence_publisher.forget({*heads.unpublished, *self._registration.record(probed, heads.others)})
         for namespace, sequencer in probed.items():
             mark, newest = self._marks[namespace], heads.anchors[namespace]
             reason = sequencer.compare(mark, newest)

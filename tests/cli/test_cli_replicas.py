@@ -1,6 +1,7 @@
 """`broadcache replicas` and `broadcache publish --confirm`: what they print, and with which exit code they end."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
@@ -132,3 +133,41 @@ def test_a_time_to_wait_that_makes_no_sense_is_typed_wrongly(server: EmbeddedSer
     code, _, errors = command(server, "publish", "--key", KEY, "--confirm-seconds", "0")
     assert code == 2
     assert "timeout_seconds" in errors
+
+
+async def test_a_replica_that_fell_silent_is_named_until_it_is_forgotten(server: EmbeddedServer) -> None:
+    options = {**FAST, "max_staleness_seconds": 0.6}
+    async with child_replica(server.url, NAMESPACE, "web-1", **options) as child:
+        await make_registry_old(server.url, NAMESPACE)
+        code, output, _ = command(server, "replicas", "--forget", "web-1")
+        assert (code, output.partition(":")[0]) == (1, "replica web-1 of products is registered")
+        child.freeze()
+        async with Publisher(server.url) as publisher:
+            await until(partial(_is_silent, publisher), "a silent replica")
+        code, output, _ = command(server, "publish", "--key", KEY, "--confirm")
+        assert re.search(r"– web-1  fell silent, last seen \d\d:\d\d:\d\d: it serves nothing from its caches", output)
+        assert (code, output.splitlines()[-1]) == (0, "no replica is registered")
+        code, output, _ = command(server, "replicas")
+        assert code == 1
+        assert output.splitlines()[1].split()[:2] == ["web-1", "silent"]
+        said = r"web-1 fell silent: last seen \d\d:\d\d:\d\d, has not dropped #1; it serves nothing from its caches"
+        assert re.fullmatch(said, output.splitlines()[2])
+        code, output, _ = command(server, "doctor")
+        assert "1 replica fell silent" in " ".join(output.split())
+        code, output, _ = command(server, "replicas", "--forget", "web-1", "--json")
+        assert (code, json.loads(output)["result"]) == (0, "forgotten")
+        code, output, _ = command(server, "replicas", "--forget", "web-1")
+        assert (code, output.partition(";")[0]) == (1, "replica web-1 of products is not listed")
+        assert command(server, "replicas")[:2] == (1, "no replica of products is registered\n")
+
+
+async def _is_silent(publisher: Publisher) -> bool:
+    return any(each.is_silent for each in await publisher.replicas(NAMESPACE))
+
+
+def test_a_dry_run_and_an_audit_of_nothing_are_no_success(server: EmbeddedServer) -> None:
+    code, output, _ = command(server, "publish", "--key", KEY, "--dry-run")
+    assert (code, output.splitlines()[-1]) == (1, "nothing was dropped: 0 replicas, about 0 entries")
+    code, output, _ = command(server, "audit", "--seconds", "0.1")
+    assert code == 1
+    assert "nothing was audited: no invalidation was sampled" in output

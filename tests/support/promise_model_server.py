@@ -360,11 +360,11 @@ class Network:
                 keys, arguments = [str(key) for key in rest[:key_count]], rest[key_count:]
                 if not server.is_primary:
                     return Refused("READONLY You can't write against a read only replica.")
+                if keys[0] not in self._namespace_of_head:
+                    return 1  # a withdrawal: the registry is no part of the model
                 if keys[2] == names_of(self._namespace_of_head[keys[0]]).registry:
                     return self._echo(server, keys, arguments)
                 return self._append(server, keys, arguments)
-            case ("ZREM" | "DEL", str(), *_):
-                return 1  # the registry is no part of the model
         raise AssertionError(f"expected a command that the model knows, got {command!r}")
 
     def _append(self, server: Server, keys: list[str], arguments: list[Argument]) -> list[Any]:
@@ -380,7 +380,7 @@ class Network:
                 log.begin(f"E{next(self._numbers)}")
             heads += [*log.fields, 1]  # presences are no part of the model
         self._publish(server, str(arguments[0]), str(arguments[1]).encode())
-        return [b"" if self.is_identity_hidden else server.replication_id.encode(), b"", *heads]
+        return [b"" if self.is_identity_hidden else server.replication_id.encode(), b"", [], *heads]
 
 
 class ModelLink:

@@ -685,6 +685,7 @@ async def all_metrics(redis_url: str) -> set[str]:
         )
         async with replica(redis_url) as (_, of_replica), served(create_app(settings)) as of_publisher:
             await of_publisher.post("/web/80/x")
+            await of_publisher.get("/replicas?namespace=products")
             of_audit = await published_until(
                 of_publisher, lambda scrape: "broadcache_audit_consistent_ratio" in scrape.names
             )

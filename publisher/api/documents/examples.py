@@ -61,6 +61,7 @@ _FANNED_OUT: Final = {
             }
         ],
         "problem": None,
+        "not_followed": 0,
     },
 }
 ACCEPTED: Final = {
@@ -77,6 +78,8 @@ _CONFIRMED_REPLICA: Final = {
     "latency_ms": 0.71,
     "dropped": 1,
     "how": "message",
+    "silent_ms": None,
+    "seen_ms_ago": None,
 }
 _UNCONFIRMED: Final = {
     **_ACCEPTED,
@@ -85,6 +88,8 @@ _UNCONFIRMED: Final = {
         "expected": ["web-1", "web-2"],
         "confirmed": ["web-1"],
         "missing": ["web-2"],
+        "silent": [],
+        "not_followed": [],
         "doubt": None,
         "replicas": [
             _CONFIRMED_REPLICA,
@@ -95,6 +100,8 @@ _UNCONFIRMED: Final = {
                 "latency_ms": None,
                 "dropped": None,
                 "how": None,
+                "silent_ms": None,
+                "seen_ms_ago": None,
             },
         ],
     },
@@ -106,6 +113,8 @@ _DOUBTED: Final = {
         "expected": ["web-1"],
         "confirmed": ["web-1"],
         "missing": [],
+        "silent": [],
+        "not_followed": [],
         "doubt": "the registry of 'products' has existed for only 1.2 s: it is new or was lost, and a replica that it "
         "does not list may serve old values for up to 3.8 s more; confirm again after that time",
         "replicas": [_CONFIRMED_REPLICA],
@@ -144,6 +153,9 @@ REPLICAS: Final = {
             "replays": 0,
             "gaps": 0,
             "lag_ms": 0.4,
+            "is_silent": False,
+            "may_serve": True,
+            "conflict": "",
         }
     ],
 }

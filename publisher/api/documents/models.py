@@ -30,15 +30,19 @@ __all__ = [
 class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
     """Which replicas have reported that they applied it. `expected` were registered when it was published.
 
-    Replicas that are `missing` may serve the dropped entries until their staleness bound. `doubt` says why there may be
+    Replicas that are `missing` may serve the dropped entries until their staleness bound, or longer if they are set to
+    serve while incoherent. Those that are `silent` serve nothing, and those that are `not_followed` answered by HTTP
+    that no subscriber of their process follows the namespace. `doubt` says why there may be
     replicas that the registry does not list, which may serve them as well; null when there is no such reason.
-    `is_complete`: no replica is missing, and there is no doubt.
+    `is_complete`: no replica is missing, there is no doubt, and at least one applied it if some do not follow it.
     """
 
     is_complete: bool
     expected: tuple[str, ...]
     confirmed: tuple[str, ...]
     missing: tuple[str, ...]
+    silent: tuple[str, ...]
+    not_followed: tuple[str, ...]
     doubt: str | None
     replicas: tuple[ReplicaConfirmation, ...]
 
@@ -85,6 +89,8 @@ def _confirmed(confirmation: Confirmation) -> Confirmed:
         expected=confirmation.expected,
         confirmed=confirmation.confirmed,
         missing=confirmation.missing,
+        silent=confirmation.silent,
+        not_followed=confirmation.not_followed,
         doubt=confirmation.doubt,
         replicas=confirmation.replicas,
     )
@@ -98,13 +104,15 @@ class ListedPosition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica as of its last echo, `seen_ms_ago`; only `staleness_seconds` and `is_coherent` are as of now.
+    """One replica as of its last echo, `seen_ms_ago`; `staleness_seconds` and the booleans are as of now.
 
     `staleness_seconds` is how long ago everything accepted was last proven to be applied there; it may serve from its
     cache while that is below `max_staleness_seconds`. `namespaces` are the first 16 of `namespaces_count`.
     `behind` is null when its epoch is not that of the log.
     `state` is `coherent`, `recovering`, `connecting`, `lost`, or `unknown`. Counters begin when the replica starts;
-    `lag_ms` is the difference of two machines' wall clocks.
+    `lag_ms` is the difference of two machines' wall clocks. `is_silent`: it has not left, and its registration has
+    ended; it is listed for a day, or until DELETE. `may_serve` is false if it then serves nothing from its caches.
+    `conflict` names other processes that use the same id; empty if there is none.
     """
 
     replica: str
@@ -132,6 +140,9 @@ class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
     replays: int
     gaps: int
     lag_ms: float | None
+    is_silent: bool
+    may_serve: bool
+    conflict: str
 
     @classmethod
     def of(cls, replica: ReplicaPresence) -> "ListedReplica":

@@ -14,6 +14,7 @@ from .problems import Kind, ProblemDocument
 
 __all__ = [
     "EVENTS",
+    "FORGET",
     "HISTORY",
     "LIVE",
     "METRICS",
@@ -202,13 +203,38 @@ REPLICAS: Final[dict[str, Any]] = {
     "operation_id": "replicas",
     "tags": ["replicas"],
     "summary": "List the replicas",
-    "description": "Lists the registered replicas of a namespace, each as of its last echo, about a second ago. A "
-    "replica that stopped is removed from the list once it could no longer serve from its cache.",
+    "description": "Lists the registered replicas of a namespace, each as of its last echo, about a second ago, and "
+    "the silent ones: those that were killed, frozen or cut off within a day, and were not forgotten. A replica that "
+    "closes removes itself.",
     "responses": {
         200: answered("The registered replicas.", schema_of(Replicas), examples.REPLICAS),
         **problem_responses(
             problems.TOKEN_INVALID,
             problems.NAMESPACE_UNKNOWN,
+            problems.PARAMETER_INVALID,
+            problems.INTERNAL_ERROR,
+            problems.LOG_UNREACHABLE,
+            problems.LOG_REFUSED,
+        ),
+    },
+}
+FORGET: Final[dict[str, Any]] = {
+    "operation_id": "forget_replica",
+    "tags": ["replicas"],
+    "summary": "Forget a silent replica",
+    "description": "Removes a silent replica from the list: it has ended for good. Confirmations no longer expect it. "
+    "If it still runs, its next echo lists it again.",
+    "response_class": Response,
+    "status_code": 204,
+    "responses": {
+        204: {"description": "It is forgotten."},
+        **problem_responses(
+            problems.TOKEN_INVALID,
+            problems.RIGHT_MISSING,
+            problems.NAMESPACE_UNKNOWN,
+            problems.REPLICA_UNKNOWN,
+            problems.LOG_MISSING,
+            problems.REPLICA_REGISTERED,
             problems.PARAMETER_INVALID,
             problems.INTERNAL_ERROR,
             problems.LOG_UNREACHABLE,

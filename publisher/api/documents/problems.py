@@ -27,6 +27,8 @@ __all__ = [
     "NOT_DELIVERED",
     "NOT_FOUND",
     "PARAMETER_INVALID",
+    "REPLICA_REGISTERED",
+    "REPLICA_UNKNOWN",
     "RESOLVER_FAILED",
     "RESOLVER_TIMED_OUT",
     "RIGHT_MISSING",
@@ -145,6 +147,18 @@ NAMESPACE_UNKNOWN: Final = Kind(
     404,
     "The namespace is not known",
     "expected one of the namespaces products, users, got 'prodcuts' at /namespace",
+)
+REPLICA_UNKNOWN: Final = Kind(
+    "replica-unknown",
+    404,
+    "The replica is not known",
+    "expected the id of a replica that fell silent, got 'web-9'; GET /replicas lists them",
+)
+REPLICA_REGISTERED: Final = Kind(
+    "replica-registered",
+    409,
+    "The replica is registered",
+    "expected a replica that fell silent, got 'web-1', whose next echo would list it again; stop it: it then leaves",
 )
 LOG_MISSING: Final = Kind(
     "log-missing",

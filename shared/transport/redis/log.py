@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -15,10 +15,14 @@ from .names import Names, names_of
 from .refusals import refused as _refused
 
 __all__ = [
+    "IS_SHARED",
     "LOG_LENGTH",
+    "SERVES_NOTHING",
     "Entry",
     "Heads",
     "Identity",
+    "ReplacedPresence",
+    "Script",
     "append",
     "echo",
     "echo_channel_of",
@@ -30,25 +34,35 @@ __all__ = [
     "read_from",
     "read_head",
     "read_newest",
+    "run_script",
 ]
 
 LOG_LENGTH: Final = 10_000
 """About how many invalidations a namespace's log keeps: how far back a replica that was away can catch up."""
 
 
-class _Script(NamedTuple):
+SERVES_NOTHING: Final = 2
+"""The mark of a registration beyond whose end the replica serves nothing from its caches."""
+IS_SHARED: Final = 1
+"""The mark of a registration whose id may be that of another process too."""
+
+
+class Script(NamedTuple):
+    """A script, and the hash by which a server knows it."""
+
     text: bytes
     sha: str
 
     @classmethod
     def read(cls, file_name: str) -> Self:
+        """Read the script from a file of this folder."""
         text = Path(__file__).with_name(file_name).read_bytes()
         return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
 _HEAD_FIELDS: Final = ("epoch", "seq", "digest", "digest_seq")
-_APPEND: Final = _Script.read("append.lua")
-_ECHO: Final = _Script.read("echo.lua")
+_APPEND: Final = Script.read("append.lua")
+_ECHO: Final = Script.read("echo.lua")
 
 
 class Identity(NamedTuple):
@@ -68,18 +82,27 @@ class Identity(NamedTuple):
         return bool(self.run_id and self.replication_id)
 
 
+class ReplacedPresence(NamedTuple):
+    """The presence that an echo replaced, and in how many milliseconds that registration would have ended."""
+
+    text: bytes
+    left_ms: int
+
+
 class Heads(NamedTuple):
     """The reply to an echo: the head of each namespace and the server's replication id, at one moment.
 
     Shape: the digest of a head is None when the stored digest is that of an earlier sequence: a writer that keeps no
            digest has moved the head on. When it is that of a later sequence, the head was moved back, and the digest
            is one that no frame has. `complaint` is the error that kept this replica from being registered, or empty.
+           `others` has the namespaces in which another process has written the presence that this echo replaced.
            `unpublished` are the namespaces whose presence was to be renewed, and was gone.
     """
 
     replication_id: str
     anchors: dict[str, Anchor]
     complaint: str = ""
+    others: Mapping[str, "ReplacedPresence"] = {}
     unpublished: frozenset[str] = frozenset()
 
 
@@ -129,7 +152,9 @@ async def append(
         *encode_tails(invalidation),
     )
     try:
-        answer = await _run(link, _APPEND, (names.head, names.log, _receipt_key(names, invalidation, scope)), arguments)
+        answer = await run_script(
+            link, _APPEND, (names.head, names.log, _receipt_key(names, invalidation, scope)), arguments
+        )
     except Refused as refusal:
         raise _refused(f"log an invalidation of {invalidation.namespace!r}", refusal) from refusal
     epoch, sequence, receivers, is_repeat, fingerprint_before, *unpublished = answer
@@ -205,14 +230,18 @@ async def echo(
     probe_channel: str,
     replica_id: str,
     probe: str,
+    life: str,
+    marks: Sequence[int],
     presences: Sequence[bytes],
     presence_seconds: float,
 ) -> Heads:
     """Have the server, which must be a primary, publish `probe` to this replica and return the heads.
 
     Shape:  `probe_channel` is that of one of the namespaces (`echo_channel_of`). `presences` are this replica's
-            encoded presences, one for each namespace, kept for `presence_seconds`; an empty one renews what is there.
-            A namespace without a head gets one, at sequence 0.
+            encoded presences, one for each namespace; an empty one renews what is there. `marks` are those of its
+            registrations (`SERVES_NOTHING`, `IS_SHARED`), and `life` is the token in the presences. A namespace without
+            a head gets one, at sequence 0.
+    Units:  `presence_seconds` is how long the registrations last.
     Raises: LinkLost; LogRefused, e.g. NotPrimary by a server that was demoted.
     """
     keys: list[str] = []
@@ -225,17 +254,23 @@ async def echo(
         replica_id,
         max(1, round(presence_seconds * 1_000)),
         new_id(),
+        life,
+        "".join(map(str, marks)),
         *presences,
     )
     try:
-        replication_id, complaint, *fields = await _run(link, _ECHO, keys, arguments)
+        replication_id, complaint, others, *fields = await run_script(link, _ECHO, keys, arguments)
         width = len(_HEAD_FIELDS) + 1
         heads = [fields[start : start + width] for start in range(0, len(fields), width)]
         anchors = {namespace: _anchor_of(head[:-1]) for namespace, head in zip(namespaces, heads, strict=True)}
     except (Refused, ValueError) as error:
         raise _refused("answer an echo", error) from error
+    replaced: dict[str, ReplacedPresence] = {
+        namespaces[number - 1]: ReplacedPresence(text, left_ms)
+        for number, left_ms, text in zip(others[::3], others[1::3], others[2::3], strict=True)
+    }
     unpublished = frozenset(namespace for namespace, head in zip(namespaces, heads, strict=True) if not head[-1])
-    return Heads(replication_id.decode(), anchors, complaint.decode(), unpublished)
+    return Heads(replication_id.decode(), anchors, complaint.decode(), replaced, unpublished)
 
 
 async def read_after(link: Link, namespace: str, *, after: int, count: int) -> list[Entry]:
@@ -287,7 +322,8 @@ async def read_newest(link: Link, namespace: str, *, count: int, before: int | N
     return [_entry_of(row, namespace) for row in rows]
 
 
-async def _run(link: Link, script: _Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+async def run_script(link: Link, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+    """Run a script, and load it first if the server does not know it. Raises: LinkLost; Refused."""
     try:
         return await link.call("EVALSHA", script.sha, len(keys), *keys, *arguments)
     except Refused as refusal:

@@ -40,7 +40,8 @@ def audit(
 ) -> None:
     """Sample invalidations, and query every replica for entries that it should have dropped.
 
-    The exit code is 1 when a replica is inconsistent, and when no query is known to have reached every replica.
+    The exit code is 1 when a replica is inconsistent, and when nothing could be judged: there was no invalidation, or
+    no query is known to have reached every replica.
     """
     source = None if source_url is None else _source_at(source_url, namespace)
     stats, findings = asyncio.run(
@@ -50,7 +51,7 @@ def audit(
         _print_json(stats, findings)
     else:
         _print_text(stats, findings, seconds)
-    raise typer.Exit(OK if stats.is_consistent and not stats.found_nobody else FAILED)
+    raise typer.Exit(OK if stats.is_consistent and stats.has_judged else FAILED)
 
 
 async def _audited(
@@ -105,6 +106,10 @@ def _print_text(stats: "AuditStats", findings: "tuple[Inconsistency, ...]", seco
         print(f"  consistent within {each.seconds:g} s: {_share_of(each)}")
     for finding in findings:
         print(printable(f"  ✗ {finding}"))
+    if not stats.sampled:
+        print("  nothing was audited: no invalidation was sampled; audit for longer, or with a larger --sample")
+    elif not stats.has_judged:
+        print("  nothing was judged: no query is known to have reached every replica")
     if stats.unasked:
         print(f"  not queried: {stats.unasked}, no replica was registered or the registry may have been incomplete")
     if stats.undecided:

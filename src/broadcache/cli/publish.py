@@ -13,6 +13,7 @@ from .options import REDIS_URL, Json, Namespace, RedisUrl
 
 if TYPE_CHECKING:
     from ..publisher import Preview
+    from ..shared.confirmation import ReplicaConfirmation
     from ..shared.receipt import Receipt
 
 __all__ = ["publish"]
@@ -49,7 +50,7 @@ def publish(
 
     With --confirm, 0 also means that every registered replica has applied it.
     It exits with 1 if the registry, new or lost, may not list every replica.
-    With --dry-run, 0 means that every registered replica has answered.
+    With --dry-run, 0 means that every replica has answered, and at least one.
     """
     targets = _targets(key or [], tag or [], prefix or [], everything=everything)
     if not targets:
@@ -57,7 +58,7 @@ def publish(
     if dry_run:
         preview = asyncio.run(_previewed(targets, redis_url, namespace, timeout_seconds))
         _print_preview(preview, json=json)
-        raise typer.Exit(FAILED if preview.missing else OK)
+        raise typer.Exit(FAILED if preview.missing or not preview.replicas else OK)
     wait = None
     if confirm or confirm_seconds is not None:
         wait = Confirm() if confirm_seconds is None else Confirm(timeout_seconds=confirm_seconds)
@@ -155,6 +156,24 @@ def _as_json(receipt: "Receipt") -> str:
     return json.dumps(msgspec.to_builtins(Accepted.of(receipt)))
 
 
+def _unconfirmed_text(each: "ReplicaConfirmation") -> str:
+    import time
+
+    from ..shared.presence import time_of_day
+
+    if each.outcome == "not followed":
+        return "not followed by any subscriber of this process"
+    if each.silent_ms is None:
+        return "missing: it may serve old values, up to its staleness bound"
+    if each.seen_ms_ago is None:
+        seen = f"silent since {time_of_day(time.time(), each.silent_ms)}"
+    else:
+        seen = f"last seen {time_of_day(time.time(), each.seen_ms_ago)}"
+    if each.outcome == "silent":
+        return f"fell silent, {seen}: it serves nothing from its caches"
+    return f"missing: fell silent, {seen}, has not dropped this; it may serve old values until it has ended"
+
+
 def _print_confirmation(confirmation: Confirmation) -> None:
     """Print a line for each replica, and one for all."""
     from rich.console import Console
@@ -165,15 +184,16 @@ def _print_confirmation(confirmation: Confirmation) -> None:
 
     console = Console(highlight=False)
     for each in confirmation.replicas:
-        is_confirmed = each.outcome == "confirmed"
-        line = Text("  ✓ " if is_confirmed else "  ✗ ", "green" if is_confirmed else "bold red")
-        line.append(printable(each.replica), "" if is_confirmed else "bold red")
+        is_confirmed, is_missing = each.outcome == "confirmed", each.outcome == "missing"
+        style = "bold red" if is_missing else "green" if is_confirmed else "yellow"
+        line = Text("  ✓ " if is_confirmed else "  ✗ " if is_missing else "  – ", style)
+        line.append(printable(each.replica), "" if is_confirmed else style)
         if is_confirmed:
             dropped = "" if each.dropped is None else f", dropped {each.dropped}"
             unexpected = "" if each.is_expected else ", was not registered"
             line.append(f"  {each.latency_ms:.1f} ms by {each.how}{dropped}{unexpected}", "dim")
         else:
-            line.append("  missing: it may serve old values, up to its staleness bound")
+            line.append(f"  {_unconfirmed_text(each)}")
         console.print(line, soft_wrap=True)
     if confirmation.doubt is not None:
         console.print(

@@ -1,7 +1,8 @@
-"""`broadcache replicas`: lists the registered replicas, and how stale each can be."""
+"""`broadcache replicas`: lists the replicas, and how stale each can be; forgets one that fell silent."""
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+import time
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,11 +19,20 @@ __all__ = ["replicas"]
 def replicas(
     *,
     namespace: Namespace = DEFAULT_NAMESPACE,
+    forget: Annotated[
+        str | None, typer.Option(metavar="ID", help="Forget this replica, which fell silent: it has ended for good.")
+    ] = None,
     timeout_seconds: Annotated[float, typer.Option(help="How long to try.")] = 5.0,
     redis_url: RedisUrl = REDIS_URL,
     json: Json = False,
 ) -> None:
-    """List the registered replicas of a namespace. Exits with 0 when all are coherent, with 1 if not or if none is."""
+    """List the replicas of a namespace. Exits with 0 when all are coherent, with 1 if not or if none is.
+
+    A replica that was killed, frozen or cut off fell silent: it is listed for a day, or until it is forgotten.
+    With --forget, 0 means that it is forgotten.
+    """
+    if forget is not None:
+        raise typer.Exit(_forget(redis_url, namespace, forget, timeout_seconds, json=json))
     found = asyncio.run(_found(redis_url, namespace, timeout_seconds))
     if json:
         _print_json(found)
@@ -36,6 +46,34 @@ async def _found(redis_url: str, namespace: str, timeout_seconds: float) -> "lis
 
     async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
         return await publisher.replicas(namespace)
+
+
+def _forget(redis_url: str, namespace: str, replica: str, timeout_seconds: float, *, json: bool) -> int:
+    """Forget a replica, print the result, and return the exit code."""
+    import msgspec
+
+    from .printable import printable
+
+    result = asyncio.run(_forgotten(redis_url, namespace, replica, timeout_seconds))
+    texts = {
+        "forgotten": "is forgotten; its next echo would list it again",
+        "registered": "is registered: its next echo would list it again; stop the process, it then leaves by itself",
+        "unknown": "is not listed; expected the id of a replica that fell silent, see broadcache replicas",
+    }
+    if json:
+        print(msgspec.json.encode({"replica": replica, "namespace": namespace, "result": result}).decode())
+    else:
+        print(f"replica {printable(replica)} of {namespace} {texts[result]}")
+    return OK if result == "forgotten" else FAILED
+
+
+async def _forgotten(
+    redis_url: str, namespace: str, replica: str, timeout_seconds: float
+) -> Literal["forgotten", "registered", "unknown"]:
+    from ..publisher import Publisher
+
+    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+        return await publisher.forget_replica(replica, namespace)
 
 
 def _print_json(found: "list[ReplicaPresence]") -> None:
@@ -70,6 +108,7 @@ def _print_table(found: "list[ReplicaPresence]", namespace: str) -> None:
     for each in found:
         # The last presence said coherent, but its proof is older than the bound.
         state = each.state if each.is_coherent or each.state != "coherent" else "overdue"
+        state = "silent" if each.is_silent else state
         table.add_row(
             Text(printable(each.replica)),
             Text(printable(state), "green" if each.is_coherent else "bold red"),
@@ -86,6 +125,15 @@ def _print_table(found: "list[ReplicaPresence]", namespace: str) -> None:
         )
     console = Console(highlight=False)
     console.print(table, soft_wrap=not console.is_terminal)
+    now = time.time()
+    for each in found:
+        if each.is_silent:
+            serving = (
+                "it may serve old values until it has ended" if each.may_serve else "it serves nothing from its caches"
+            )
+            print(f"{printable(each.replica)} fell silent: {each.last_word(now)}; {serving}")
+        if each.conflict:
+            print(f"{printable(each.replica)} is the id of several processes: also of {printable(each.conflict)}")
 
 
 def _shown(value: object, form: str) -> str:

@@ -165,7 +165,7 @@ def test_a_replica_that_stands_still_turns_red_and_is_named_until_it_has_caught_
         expect(page.locator("#banner")).to_be_hidden()
 
 
-def test_a_replica_that_was_killed_is_named_although_it_is_listed_no_more(
+def test_a_replica_that_was_killed_is_named_also_on_a_fresh_page_until_it_is_forgotten(
     open_page: Open, url: str, server: EmbeddedServer, namespace: str
 ) -> None:
     with replica(server.url, namespace, "web-1") as killed:
@@ -174,6 +174,14 @@ def test_a_replica_that_was_killed_is_named_although_it_is_listed_no_more(
         killed.kill()
         expect(card(page, "web-1")).to_contain_text("✗ gone silent")
         expect(page.locator("#banner")).to_contain_text("killed, frozen or cut off")
+    page = open_page(f"{url}/?namespace={namespace}")
+    expect(card(page, "web-1")).to_contain_text("✗ gone silent")
+    expect(card(page, "web-1")).to_contain_text("serves nothing from its cache")
+    expect(card(page, "web-1")).to_contain_text(re.compile(r"last seen \d\d:\d\d:\d\d"))
+    expect(page.locator("#banner")).to_contain_text("web-1 last seen")
+    card(page, "web-1").get_by_role("button", name="Forget").click()
+    expect(card(page, "web-1")).to_have_count(0)
+    expect(page.locator("#banner")).to_be_hidden()
     with replica(server.url, namespace, "web-1"):
         expect(card(page, "web-1")).to_have_attribute("data-level", "good")
         expect(page.locator("#banner")).to_be_hidden()

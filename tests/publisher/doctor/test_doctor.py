@@ -29,6 +29,7 @@ from broadcache.publisher.doctor.rights import rights_of
 from broadcache.publisher.doctor.server_checks import examine_server, unreachable
 from broadcache.publisher.fanout.addresses import Discovered, ReplicaAddress
 from broadcache.shared import InvalidNamespace, InvalidSettings, Keys, LinkLost, Position
+from broadcache.shared.presence import Presence, ReplicaPresence
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.names import names_of
 from broadcache.subscriber import Subscriber
@@ -439,6 +440,40 @@ def test_a_log_is_measured_against_the_time_that_a_replica_may_be_away() -> None
 def test_probes_that_are_lost_or_late_are_named(facts: DeliveryFacts, severity: str) -> None:
     findings = examine_namespace(NamespaceFacts(namespace="products", delivery=facts), away_seconds=60)
     assert [each.severity for each in findings if each.check == "delivery"] == [severity]
+
+
+# --- silent replicas, and ids of several processes -------------------------------------------------------------------
+
+
+def test_silent_replicas_are_a_problem_if_they_may_serve_and_otherwise_a_warning() -> None:
+    silent = [
+        ReplicaPresence(
+            replica="a", is_silent=True, may_serve=True, seen_ms_ago=7_000, position=Position("e", 6), behind=1
+        ),
+        ReplicaPresence(replica="b", is_silent=True, may_serve=False, seen_ms_ago=7_000),
+    ]
+    facts = NamespaceFacts(
+        namespace="products", replicas=[Presence(replica="c", state="coherent")], silent=silent, read_at=1_700_000_000
+    )
+    findings = {each.check + each.severity: each for each in examine_namespace(facts, away_seconds=60)}
+    assert "1 replica, all coherent; 2 more fell silent" in findings["replicasinfo"].what
+    seen = time.strftime("%H:%M:%S", time.localtime(1_700_000_000 - 7))
+    assert findings["silentproblem"].what == f"1 replica fell silent: a last seen {seen}, has not dropped #7"
+    assert findings["silentwarning"].what == f"1 replica fell silent: b last seen {seen}"
+    assert "broadcache replicas -n products --forget ID" in findings["silentproblem"].remedy
+
+
+def test_an_id_of_several_processes_is_a_problem() -> None:
+    shared = Presence(replica="web-1", state="coherent", host="one", pid=1, conflict="pid 2 on two")
+    facts = NamespaceFacts(namespace="products", replicas=[shared], shared_ids=["web-1"])
+    [found] = [each for each in examine_namespace(facts, away_seconds=60) if each.check == "replica-ids"]
+    assert (found.severity, found.what) == (
+        "problem",
+        "several processes have one replica id: web-1 (pid 2 on two; pid 1 on one)",
+    )
+    suspected = NamespaceFacts(namespace="products", replicas=[Presence(replica="web-1")], shared_ids=["web-1"])
+    [found] = [each for each in examine_namespace(suspected, away_seconds=60) if each.check == "replica-ids"]
+    assert found.severity == "info"
 
 
 # --- replicas --------------------------------------------------------------------------------------------------------

@@ -11,14 +11,18 @@ import pytest
 from prometheus_client import CollectorRegistry
 from tests.support.called_replicas import fleet
 from tests.support.pods import Behaviour, Pods, Received, answers, as_replica, says
+from tests.support.registry import make_registry_old
+from tests.support.replicas import new_cache
+from tests.support.tcp_proxy import TcpProxy
 
 from broadcache.publisher import Confirm, Fanout, Publisher
 from broadcache.publisher.fanout.broadcaster import Limits
 from broadcache.publisher.telemetry.prometheus import PublisherMetrics
-from broadcache.shared import InvalidSettings, Keys, NotDelivered
+from broadcache.shared import Confirmation, InvalidSettings, Keys, NotDelivered, ReplicaConfirmation
 from broadcache.shared.invalidation import invalidation_of
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.wire import encode_unsequenced
+from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio
 
@@ -102,10 +106,6 @@ async def test_parts_that_two_replicas_behind_one_address_have_answered_confirm_
         (answers(200, b"[" * 50_000), "expected the answer of a replica"),
         (answers(200, b"\xff\xfe"), "expected the answer of a replica"),
         (as_replica(replica="web-1", outcome=7), "expected the answer of a replica"),
-        (
-            as_replica("not followed", replica="web-1"),
-            "expected replica 'web-1' to have applied it, got 'not followed'",
-        ),
         (as_replica("queued", replica="web-1"), "expected replica 'web-1' to have applied it, got outcome 'queued'"),
         (as_replica(replica="web-1", id="another"), "got id 'another'"),
         (as_replica(replica="web-1", id=None), "got id None"),
@@ -143,6 +143,62 @@ async def test_not_followed_is_told_apart_from_a_stranger(pods: Pods) -> None:
     assert [(each.replica, each.outcome) for each in report.outcomes] == [("web-0", "not followed"), (None, None)]
 
 
+async def test_not_followed_is_listed_and_is_neither_applied_nor_missing(pods: Pods) -> None:
+    pods[1].behaviour = as_replica("not followed", replica="web-1")
+    async with Publisher(None, delivery="fanout", fanout=fanout_of(pods)) as publisher:
+        receipt = await publisher.publish(Keys("a"), confirm=Confirm())
+        large = await publisher.publish(LARGE, confirm=Confirm())
+    assert (report := receipt.fanout) is not None
+    assert (report.total, report.succeeded, report.failed, report.not_followed) == (2, 1, 0, 1)
+    assert [(each.is_success, each.is_not_followed, each.error) for each in report.outcomes] == [
+        (True, False, None),
+        (False, True, None),
+    ]
+    assert f"not followed by any subscriber of the process at: http://{pods[1].host}:{pods.port}/" in report.summary()
+    for confirmation in (receipt.confirmation, large.confirmation):
+        assert confirmation is not None
+        assert (confirmation.confirmed, confirmation.missing, confirmation.not_followed) == (("web-0",), (), ("web-1",))
+        assert confirmation.is_complete
+
+
+async def test_not_followed_alone_is_neither_delivered_nor_confirmed(pods: Pods) -> None:
+    for pod in (pods[0], pods[1]):
+        pod.behaviour = as_replica("not followed", replica="web-1")
+    async with Publisher(None, delivery="fanout", fanout=fanout_of(pods)) as publisher:
+        with pytest.raises(NotDelivered, match="have the fan-out call the service whose replicas follow the namespace"):
+            await publisher.publish(Keys("a"), confirm=Confirm())
+    assert not Confirmation(replicas=(ReplicaConfirmation(replica="web-1", outcome="not followed"),)).is_complete
+
+
+async def test_a_registered_replica_whose_only_word_is_not_followed_is_missing(
+    own_server: EmbeddedServer, pods: Pods
+) -> None:
+    """Its process has two mixins, say, and the endpoint of the other one answers."""
+    pods[1].behaviour = as_replica("not followed", replica="web-1")
+    seldom: dict[str, Any] = {"echo_interval_seconds": 4.0}
+    async with (
+        Publisher(own_server.url, delivery="both", fanout=fanout_of(pods), timeout_seconds=0.5) as publisher,
+        TcpProxy("127.0.0.1", own_server.port) as proxy,
+        Subscriber(proxy.url, caches={"products": new_cache()}, replica_id="web-1", **seldom),
+    ):
+        await make_registry_old(own_server.url)
+        proxy.stall()
+        receipt = await publisher.publish(Keys("a"), namespace="products", confirm=Confirm(timeout_seconds=0.1))
+        assert receipt.is_logged
+        assert receipt.confirmation is not None
+        assert (receipt.confirmation.missing, receipt.confirmation.is_complete) == (("web-1",), False)
+        # The registry was read before: also without Redis it is known that it does follow the namespace.
+        own_server.pause()
+        try:
+            receipt = await publisher.publish(Keys("b"), namespace="products", confirm=Confirm(timeout_seconds=0.1))
+        finally:
+            own_server.resume()
+            proxy.heal()
+        assert not receipt.is_logged
+        assert receipt.confirmation is not None
+        assert (receipt.confirmation.confirmed, receipt.confirmation.missing) == (("web-0",), ("web-1",))
+
+
 async def test_a_real_replica_that_does_not_follow_the_namespace_has_not_taken_it(own_server: EmbeddedServer) -> None:
     async with (
         fleet(own_server.url) as (_, fanout),
@@ -151,7 +207,7 @@ async def test_a_real_replica_that_does_not_follow_the_namespace_has_not_taken_i
         own_server.pause()
         try:
             assert (await publisher.publish(Keys("a"), namespace="products")).pending
-            with pytest.raises(NotDelivered, match="got 'not followed'"):
+            with pytest.raises(NotDelivered, match="not followed by any subscriber of the process at: http://"):
                 await publisher.publish(Keys("a"), namespace="prices")
         finally:
             own_server.resume()

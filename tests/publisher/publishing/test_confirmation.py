@@ -166,13 +166,13 @@ async def test_a_frozen_replica_is_named_and_when_thawed_it_bypasses_and_catches
         assert (confirmation.missing, confirmation.is_complete) == (("frozen",), False)
         missing = confirmation.replicas[1]
         assert missing == ReplicaConfirmation(replica="frozen", outcome="missing")
-        # While it is listed, it is seen to be behind; then it is gone, and serves nothing any more.
+        # While it is registered, it is seen to be behind; then it is silent, and serves nothing any more.
         [seen] = [each for each in await publisher.replicas("products") if each.replica == "frozen"]
         assert seen.behind == 1
-        while len(await publisher.replicas("products")) > 1:
+        while [each.replica for each in await publisher.replicas("products") if not each.is_silent] != ["awake"]:
             await asyncio.sleep(0.01)
         again = confirmation_of(await publisher.publish(Keys(KEY), namespace="products", confirm=PATIENT))
-        assert again.expected == ("awake",)
+        assert (again.expected, again.silent, again.is_complete) == (("awake",), ("frozen",), True)
         child.wake()
         thawed = await seen_at(publisher, "frozen", await publisher.head("products"))
         assert (thawed.is_coherent, thawed.behind) == (True, 0)

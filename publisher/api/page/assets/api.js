@@ -31,6 +31,10 @@ export const preview = (body, signal) => post("/invalidations/preview", body, {}
 /** Publish. The same `key` with the same body is published once, however often it is sent. */
 export const publish = (body, key, signal) => post("/invalidations", body, { "Idempotency-Key": key }, signal);
 
+/** Remove a silent replica from the list. */
+export const forgetReplica = (replica, namespace) =>
+  send(`/replicas/${encodeURIComponent(replica)}?${new URLSearchParams({ namespace })}`, { method: "DELETE", signal: within() });
+
 export async function openEvents(namespace, lastEventId, signal) {
   const headers = { Accept: "text/event-stream" };
   if (lastEventId) headers["Last-Event-ID"] = lastEventId;

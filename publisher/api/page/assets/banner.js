@@ -1,7 +1,7 @@
 // The banner: problems that affect reads. It is hidden when there are none.
 
 import { judged } from "./replicas.js";
-import { byId, counted, element, listed, seconds, whole } from "./text.js";
+import { byId, counted, element, lastWord, listed, seconds, whole } from "./text.js";
 
 export class Banner {
   constructor() {
@@ -42,10 +42,11 @@ function outageOf(problem) {
 }
 
 function incoherenceOf(replicas) {
-  const incoherent = replicas.filter((replica) => !replica.is_coherent);
+  const incoherent = replicas.filter((replica) => !replica.is_coherent || replica.conflict);
   if (!incoherent.length) return null;
-  const unwell = incoherent.filter((replica) => !replica.gone_since);
-  const gone = incoherent.filter((replica) => replica.gone_since);
+  const shared = incoherent.filter((replica) => replica.conflict && !replica.is_silent);
+  const unwell = incoherent.filter((replica) => !replica.is_silent && !replica.is_coherent);
+  const silent = incoherent.filter((replica) => replica.is_silent);
   const level = incoherent.some((replica) => judged(replica).level === "bad") ? "bad" : "warn";
   const bypassing = unwell.filter((replica) => replica.when_incoherent !== "serve");
   const serving = unwell.filter((replica) => replica.when_incoherent === "serve");
@@ -53,15 +54,25 @@ function incoherenceOf(replicas) {
     level,
     title: `${whole(incoherent.length)} of ${counted(replicas.length, "replica")} not proven up to date: ${listed(incoherent.map(nameOf))}`,
     lines: [
-      ...(gone.length ? [goneLine(gone)] : []),
+      ...(silent.length ? silentLines(silent) : []),
+      ...shared.map((replica) => `${replica.replica} is the id of several processes, also of ${replica.conflict}: each confirms for the other. Give each process an id of its own.`),
       ...(serving.length ? [`${listed(serving.map(nameOf))} may serve old values: set to serve while incoherent.`] : []),
       ...(bypassing.length ? [bypassingLine(bypassing)] : []),
     ],
   };
 }
 
-function goneLine(replicas) {
-  return `${listed(replicas.map(nameOf))}: disappeared without a clean shutdown (killed, frozen or cut off). A replica that returns catches up before it serves from its cache.`;
+/** Not how long ago: an alert that changes is read aloud again. */
+function silentLines(replicas) {
+  const said = replicas.slice(0, 3).map((replica) => `${replica.replica} ${lastWord(replica)}`).join("; ");
+  const more = replicas.length > 3 ? `; and ${whole(replicas.length - 3)} more` : "";
+  const serving = replicas.filter((replica) => replica.may_serve);
+  return [
+    `Fell silent without a clean shutdown (killed, frozen or cut off): ${said}${more}.`,
+    ...(serving.length ? [`${listed(serving.map(nameOf))} may serve old values until stopped: set to serve while incoherent.`] : []),
+    ...(serving.length < replicas.length ? ["The others serve nothing from their caches until they have caught up."] : []),
+    "Forget those that have ended for good.",
+  ];
 }
 
 function bypassingLine(replicas) {

@@ -1,7 +1,7 @@
 // The form: a preview while the user types, then the confirmation of each replica.
 
 import { ApiProblem, newKey, preview, publish } from "./api.js";
-import { byId, counted, element, listed, milliseconds, setAttribute, setText } from "./text.js";
+import { byId, counted, element, lastWord, listed, milliseconds, setAttribute, setText } from "./text.js";
 
 const CONFIRM_SECONDS = 1;
 const PREVIEW_DELAY_MS = 300;
@@ -106,7 +106,8 @@ export class InvalidationForm {
     const sending = { body, key: isRepeat ? this.sending.key : newKey(), isAnswered: false, isUnderWay: true, sentAt: performance.now() };
     this.sending = sending;
     setAttribute(this.send, "aria-busy", "true");
-    this.ticks.begin(titleOf(targets), this.replicas.map((replica) => replica.replica));
+    const expected = this.replicas.filter((replica) => !replica.is_silent || replica.may_serve);
+    this.ticks.begin(titleOf(targets), expected.map((replica) => replica.replica));
     try {
       const accepted = await publish(body, sending.key);
       sending.isAnswered = true;
@@ -181,7 +182,8 @@ class Ticks {
     }
     for (const replica of confirmation.replicas) {
       if (replica.outcome === "confirmed") this.#set(replica.replica, "confirmed", "✓", confirmedText(replica));
-      else this.#set(replica.replica, "missing", "✗", "missing: it may serve the old value until its staleness bound");
+      else if (replica.outcome === "missing") this.#set(replica.replica, "missing", "✗", missingText(replica));
+      else this.#set(replica.replica, "apart", "–", replica.outcome === "silent" ? "silent: it serves nothing from its cache" : "not followed by any subscriber of this process");
     }
     this.#showVerdict();
   }
@@ -206,7 +208,7 @@ class Ticks {
   }
 
   #showVerdict() {
-    const outcomes = [...this.rows.values()].map((row) => row.dataset.outcome);
+    const outcomes = [...this.rows.values()].map((row) => row.dataset.outcome).filter((outcome) => outcome !== "apart");
     const confirmed = outcomes.filter((outcome) => outcome === "confirmed").length;
     const { doubt } = this.accepted.confirmation;
     this.doubt.hidden = !doubt;
@@ -235,6 +237,11 @@ class Ticks {
     this.rows.get(name).remove();
     this.rows.delete(name);
   }
+}
+
+function missingText(replica) {
+  if (replica.silent_ms === null) return "missing: it may serve the old value until its staleness bound";
+  return `missing: ${lastWord({ ...replica, behind: null, position: null })}; it may serve the old value until it is stopped`;
 }
 
 function confirmedText(replica) {

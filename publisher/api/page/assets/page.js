@@ -1,6 +1,6 @@
 // The operators' page: the replicas, how stale each can be, the invalidations, and a form to send one.
 
-import { ApiProblem, pause, readAccess, readReplicas, token } from "./api.js";
+import { ApiProblem, forgetReplica, pause, readAccess, readReplicas, token } from "./api.js";
 import { Banner } from "./banner.js";
 import { follow } from "./events.js";
 import { InvalidationForm } from "./form.js";
@@ -12,10 +12,11 @@ const POLL_MS = 1_000; // replicas send an echo about once a second
 const POLL_MS_MAX = 10_000;
 
 const banner = new Banner();
-const grid = new ReplicaGrid();
+const grid = new ReplicaGrid(forget);
 const stream = new Stream();
 const form = new InvalidationForm();
 let shown = new AbortController();
+let here = { namespace: "", right: null };
 
 /** Query the access of this page, then show a namespace, or ask for a token. */
 async function begin() {
@@ -80,9 +81,20 @@ function show(namespace, right, signal) {
   grid.clear();
   stream.clear();
   banner.setReplicas([]);
+  here = { namespace, right };
   form.begin(namespace, right);
   ended(watchReplicas(namespace, signal), signal);
   ended(follow(namespace, { show: (kind, entry) => stream.show(kind, entry), report: showFollowing, signal }), signal);
+}
+
+/** Dismiss a silent replica; the next reading shows the result. */
+async function forget(replica) {
+  try {
+    await forgetReplica(replica, here.namespace);
+  } catch (error) {
+    if (!(error instanceof ApiProblem)) throw error;
+    if (error.status !== 404) banner.setOutage(error);
+  }
 }
 
 /** Report the failure of a task that was not aborted. */
@@ -98,7 +110,9 @@ async function watchReplicas(namespace, signal) {
     try {
       const { replicas } = await readReplicas(namespace, signal);
       banner.setOutage(null);
-      banner.setReplicas(grid.show(replicas));
+      if (signal.aborted) return;
+      grid.show(replicas, here.right === "rw");
+      banner.setReplicas(replicas);
       form.setReplicas(replicas);
       waitMs = POLL_MS;
     } catch (error) {

@@ -1,14 +1,12 @@
 // The grid of replicas: one card each, updated in place.
 
 import { Sparkline } from "./sparkline.js";
-import { byId, counted, drawing, element, listed, milliseconds, percent, seconds, setAttribute, setText, timeOfDay, whole } from "./text.js";
-
-const SILENT_MS = 2_500; // two echoes of the usual interval, and half a second
-const GONE_SHOWN_MS = 60_000;
+import { byId, counted, drawing, element, lastWord, listed, milliseconds, percent, seconds, setAttribute, setText, timeOfDay, whole } from "./text.js";
 
 /** The level of a replica's state, and a word for it: colour alone must not carry meaning. */
 export function judged(replica) {
-  if (replica.gone_since) return { level: "bad", word: "✗ gone silent" };
+  if (replica.is_silent) return { level: replica.may_serve ? "bad" : "warn", word: "✗ gone silent" };
+  if (replica.conflict) return { level: "bad", word: "✗ id used twice" };
   if (replica.is_coherent) {
     return replica.behind ? { level: "good", word: "↻ catching up" } : { level: "good", word: "✓ coherent" };
   }
@@ -22,7 +20,9 @@ export function judged(replica) {
 }
 
 export class ReplicaGrid {
-  constructor() {
+  /** `forget` dismisses a silent replica by name. */
+  constructor(forget) {
+    this.forget = forget;
     this.list = byId("replicas");
     this.summary = byId("replicas-summary");
     this.news = byId("replicas-news");
@@ -31,8 +31,6 @@ export class ReplicaGrid {
 
   clear() {
     this.cards = new Map();
-    this.last = [];
-    this.gone = new Map();
     this.hasShown = false;
     this.list.replaceChildren();
     setText(this.summary, "");
@@ -40,11 +38,9 @@ export class ReplicaGrid {
   }
 
   /**
-   * Show these replicas, and which joined and left. Return all that are shown: a replica that disappeared without a
-   * clean shutdown stays for a minute, with `gone_since`, because operators look for it.
+   * Show these replicas, and which joined and left. `mayForget` is whether silent ones may be dismissed.
    */
-  show(present) {
-    const replicas = [...present, ...this.#silent(present)].sort((one, other) => (one.replica < other.replica ? -1 : 1));
+  show(replicas, mayForget) {
     const names = new Set(replicas.map((replica) => replica.replica));
     const left = [...this.cards.keys()].filter((name) => !names.has(name));
     const joined = [...names].filter((name) => !this.cards.has(name));
@@ -52,29 +48,11 @@ export class ReplicaGrid {
       this.cards.get(name).element.remove();
       this.cards.delete(name);
     }
-    for (const name of joined) this.cards.set(name, new Card(name));
-    for (const replica of replicas) this.cards.get(replica.replica).show(replica);
+    for (const name of joined) this.cards.set(name, new Card(name, this.forget));
+    for (const replica of replicas) this.cards.get(replica.replica).show(replica, mayForget);
     this.#arrange(replicas);
     this.#summarize(replicas, joined, left);
     this.hasShown = true;
-    this.last = present;
-    return replicas;
-  }
-
-  /** A clean shutdown removes a replica at once; a replica that was killed, frozen or cut off had no echo for long. */
-  #silent(present) {
-    const names = new Set(present.map((replica) => replica.replica));
-    const now = Date.now();
-    for (const replica of this.last) {
-      const isSilent = !replica.is_coherent || (replica.seen_ms_ago ?? 0) > SILENT_MS;
-      if (!names.has(replica.replica) && isSilent) {
-        this.gone.set(replica.replica, { ...replica, is_coherent: false, gone_since: now });
-      }
-    }
-    for (const [name, replica] of this.gone) {
-      if (names.has(name) || now - replica.gone_since > GONE_SHOWN_MS) this.gone.delete(name);
-    }
-    return this.gone.values();
   }
 
   /** Put the cards in order, and move only those that are out of place. */
@@ -102,7 +80,7 @@ export class ReplicaGrid {
 }
 
 class Card {
-  constructor(name) {
+  constructor(name, forget) {
     this.state = element("span", { class: "state" });
     this.staleness = element("span");
     this.lag = element("span");
@@ -116,6 +94,7 @@ class Card {
       element("div", { class: "measure" }, element("span", {}, "stale"), this.bar.element, this.staleness),
       element("div", { class: "measure" }, element("span", {}, "lag"), this.sparkline.element, this.lag),
       this.#factList(),
+      this.#silence(name, forget),
     );
     this.element.dataset.replica = name;
   }
@@ -130,22 +109,35 @@ class Card {
     return list;
   }
 
-  show(replica) {
+  #silence(name, forget) {
+    this.lastWord = element("p", { class: "quiet" });
+    this.forgetButton = element("button", { type: "button" }, "Forget");
+    this.forgetButton.title = `Remove ${name} from the list: it has ended for good`;
+    this.forgetButton.addEventListener("click", () => forget(name));
+    this.silence = element("div", { class: "silence" }, this.lastWord, this.forgetButton);
+    this.silence.hidden = true;
+    return this.silence;
+  }
+
+  show(replica, mayForget) {
     const { level, word } = judged(replica);
     setAttribute(this.element, "data-level", level);
     setText(this.state, word);
-    if (replica.gone_since) return this.#showGone(replica);
+    this.silence.hidden = !(replica.is_silent || replica.conflict);
+    this.forgetButton.hidden = !(mayForget && replica.is_silent);
+    setText(this.lastWord, replica.is_silent ? lastWord(replica) : replica.conflict ? `also the id of ${replica.conflict}` : "");
+    for (const [name, , , describe] of FACTS) setText(this.facts.get(name), describe(replica));
+    if (replica.is_silent) return this.#showSilent(replica);
     this.bar.show(replica.staleness_seconds, replica.max_staleness_seconds);
     const bound = replica.max_staleness_seconds === null ? "" : ` of ${seconds(replica.max_staleness_seconds)}`;
     setText(this.staleness, replica.staleness_seconds === null ? "not proven yet" : `${seconds(replica.staleness_seconds)}${bound}`);
     this.sparkline.add(replica.lag_ms);
     setText(this.lag, replica.lag_ms === null ? "not measured" : milliseconds(replica.lag_ms));
-    for (const [name, , , describe] of FACTS) setText(this.facts.get(name), describe(replica));
   }
 
-  #showGone(replica) {
+  #showSilent(replica) {
     this.bar.show(1, 1);
-    setText(this.staleness, `since ${timeOfDay(new Date(replica.gone_since))}`);
+    setText(this.staleness, replica.may_serve ? "may serve old values" : "serves nothing from its cache");
     setText(this.lag, "–");
   }
 }

@@ -57,3 +57,23 @@ export function listed(names, most = 5) {
   const shown = names.slice(0, most).join(", ");
   return names.length > most ? `${shown} and ${whole(names.length - most)} more` : shown;
 }
+
+/** `last seen 17:04:09, has not dropped #7`: of a silent replica. */
+export function lastWord({ replica, seen_ms_ago, behind, position }) {
+  const seen = seen_ms_ago === null ? "last seen at an unknown time" : `last seen ${momentOf(replica, seen_ms_ago)}`;
+  if (!behind || !position) return seen;
+  const first = position.sequence + 1;
+  const last = position.sequence + behind;
+  return `${seen}, has not dropped #${first}${first === last ? "" : ` to #${last}`}`;
+}
+
+const moments = new Map();
+
+/** The same moment has the same text with each reading, whatever the latency of the reading is. */
+function momentOf(replica, msAgo) {
+  const read = Date.now() - msAgo;
+  const before = moments.get(replica);
+  if (before === undefined || Math.abs(before - read) > 2_000) moments.set(replica, read);
+  const moment = new Date(moments.get(replica));
+  return msAgo < 43_200_000 ? timeOfDay(moment) : moment.toLocaleString("en-GB");
+}
