@@ -24,7 +24,7 @@ from .following.follower import Follower
 from .following.lag import Lag
 from .following.sequencer import Sequencer
 from .following.settings import Timing, checked_replica_id, checked_seconds
-from .following.state import STATES_WORST_FIRST, State, SubscriberStats
+from .following.state import STATES_WORST_FIRST, Events, State, SubscriberStats
 from .following.thread import SubscriberThread
 
 __all__ = ["Subscriber"]
@@ -89,6 +89,7 @@ class Subscriber(Closing):
         self._past: Counter[str] = Counter()
         self._posted = Posted(self.replica_id, lambda: self.state)
         self._has_lag = False
+        self._events = Events(clock, is_cluster=self._address.is_cluster)
         for namespace, of_namespace in caches.items():
             for cache in of_namespace if isinstance(of_namespace, Sequence) else [of_namespace]:
                 self._add(namespace, cache)
@@ -217,6 +218,7 @@ class Subscriber(Closing):
         if sequencer is None:
             sequencer = self._sequencers[namespace] = Sequencer(namespace, [cache])
             sequencer.lag = Lag() if self._has_lag else None
+            sequencer.on_clear = self._events.record_clear
         else:
             sequencer.caches = (*sequencer.caches, cache)
         key = self._link_key(namespace)
@@ -229,6 +231,7 @@ class Subscriber(Closing):
                 clock=self._clock,
                 uniform=self._uniform,
                 on_change=self._on_change,
+                events=self._events,
             )
         follower.add(sequencer)
         return follower

@@ -1,5 +1,6 @@
 """Invalidations posted to a replica over HTTP, and what became of them."""
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -8,11 +9,14 @@ from typing import Any, Literal, TypeAlias
 
 from ...shared.errors import MalformedFrame
 from ...shared.invalidation import Invalidation, Position
+from ...shared.telemetry.outages import shown
 from ...shared.wire import decode
 from .sequencer import Sequencer
 from .state import State
 
 __all__ = ["Applied", "ApplyOutcome", "Posted"]
+
+_log = logging.getLogger("broadcache.subscriber")
 
 ApplyOutcome: TypeAlias = Literal["applied", "not followed", "cleared"]
 """`applied`; `not followed`: this replica does not follow the namespace, so it had nothing to drop; `cleared`:
@@ -74,7 +78,8 @@ class Posted:
         return self._applied(outcome, invalidation, namespace or None, dropped, sequencers)
 
     def _clear(self, sequencers: dict[str, Sequencer], reason: str, why: str) -> Applied:
-        dropped = sum(each.clear_posted(reason, why) for each in sequencers.values())
+        _log.warning("cleared %s: %s", shown(list(sequencers)), why)
+        dropped = sum(each.clear_posted(reason) for each in sequencers.values())
         self._count(reason)
         return self._applied("cleared", None, None, dropped, sequencers)
 
