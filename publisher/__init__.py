@@ -11,7 +11,7 @@ from ..shared.process.renamed import old_names
 from .publishing.delivery import Delivery, InvalidationSender
 from .publishing.preview import Preview, ReplicaPreview
 from .publishing.publisher import Publisher
-from .publishing.sync_publisher import SyncPublisher
+from .sync_publisher import SyncPublisher
 
 if TYPE_CHECKING:
     from .audit.auditor import Auditor

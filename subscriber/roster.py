@@ -16,7 +16,7 @@ from .cache.local_cache import LocalCache
 from .following.follower import Follower
 from .following.sequencer import Sequencer
 from .following.settings import Timing
-from .following.state import Lag
+from .following.state import Events, Lag
 
 __all__ = ["Roster"]
 
@@ -53,6 +53,7 @@ class Roster:
         self._uniform = uniform
         self._on_change = on_change
         self._has_lag = False
+        self._events = self._new_events()
 
     @property
     def caches(self) -> tuple[LocalCache, ...]:
@@ -153,7 +154,7 @@ class Roster:
         for follower in self.followers.values():
             follower.abandon()
         keep_inherited(self.followers)
-        self.followers, self.past = {}, Counter()
+        self.followers, self.past, self._events = {}, Counter(), self._new_events()
         inherited: Mapping[str, Sequencer] = self.sequencers
         self.sequencers = {
             namespace: self._new_sequencer(namespace, each.caches) for namespace, each in inherited.items()
@@ -164,7 +165,11 @@ class Roster:
     def _new_sequencer(self, namespace: str, caches: tuple[LocalCache, ...]) -> Sequencer:
         sequencer = Sequencer(namespace, caches)
         sequencer.lag = Lag() if self._has_lag else None
+        sequencer.on_clear = self._events.record_clear
         return sequencer
+
+    def _new_events(self) -> Events:
+        return Events(self._clock, is_cluster=self._address.is_cluster)
 
     def _follow(self, sequencer: Sequencer, replica_id: str) -> Follower:
         key = self.link_key(sequencer.namespace)
@@ -177,6 +182,7 @@ class Roster:
                 clock=self._clock,
                 uniform=self._uniform,
                 on_change=self._on_change,
+                events=self._events,
             )
         follower.add(sequencer)
         return follower

@@ -1,12 +1,15 @@
 """Calls to Redis over shared links: each call has a timeout, and is retried over a new link when the link is lost."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from ...shared.clock import monotonic
 from ...shared.errors import InvalidSettings, LinkLost, LogRefused, NotConnected, NotPrimary
 from ...shared.process.backoff import Backoff
+from ...shared.telemetry.outages import Outages
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link
 from .kept_link import KeptLinks
@@ -17,6 +20,9 @@ T = TypeVar("T")
 
 _CALL_TIMEOUT_SECONDS_MAX: Final = 1.0
 _BACKOFF: Final = Backoff(seconds_min=0.04, seconds_max=0.5)
+_FORGOTTEN_AFTER_SECONDS: Final = 60.0
+
+_log = logging.getLogger("broadcache.publisher")
 
 
 class Calls:
@@ -37,6 +43,22 @@ class Calls:
         self._uniform = uniform
         self._label = "Redis" if address is None else address.label
         self._links = None if address is None else KeptLinks(address, client_name="broadcache:publisher")
+        # In a cluster, each namespace may be at another server.
+        self._is_cluster = address is not None and address.is_cluster
+        self._losses = Outages(
+            _log,
+            clock=monotonic,
+            began=f"{self._label} does not answer as a primary: publishes are retried, and fail when their time is up",
+            ended=f"{self._label} answers again",
+            forgotten_after_seconds=_FORGOTTEN_AFTER_SECONDS,
+        )
+        self._refusals = Outages(
+            _log,
+            clock=monotonic,
+            began=f"{self._label} refuses calls",
+            ended=f"{self._label} refuses no more calls",
+            forgotten_after_seconds=_FORGOTTEN_AFTER_SECONDS,
+        )
 
     def open(self) -> None:
         """Allow calls. The links are opened by the first call that needs them."""
@@ -122,15 +144,27 @@ class Calls:
 
         Raises: LinkLost; LogRefused; NotPrimary; InvalidSettings without a log.
         """
-        link = await self.link(namespace)
+        part = namespace if self._is_cluster else ""
+        try:
+            link = await self.link(namespace)
+        except LinkLost as error:
+            self._losses.record_failure(part, error)
+            raise
         try:
             async with link.within(self.attempt_seconds):
-                return await work(link)
-        except (LinkLost, NotPrimary):
+                result = await work(link)
+        except (LinkLost, NotPrimary) as error:
+            self._losses.record_failure(part, error)
             await link.close()
             if self._links is not None:
                 self._links.distrust(namespace, link)
             raise
+        except LogRefused as error:
+            self._refusals.record_failure(namespace, error)
+            raise
+        self._losses.record_success(part)
+        self._refusals.record_success(namespace)
+        return result
 
 
 def without_log() -> InvalidSettings:

@@ -276,6 +276,7 @@ class Confirmations:
         self._clock = clock
         self._namespaces: dict[bytes, str] = {}
         self._subscribed: dict[str, Link] = {}
+        self._is_refused = False
         self._waits: dict[tuple[str, str], list[Wait]] = {}
         self._queries: dict[tuple[str, str], AnswerRecorder] = {}
 
@@ -329,12 +330,16 @@ class Confirmations:
                     self._subscribed[namespace] = link
         except (LinkLost, Refused, TimeoutError) as error:
             self._links.distrust(namespace)
-            _log.warning(
+            # One line for all namespaces, until one is subscribed again.
+            level, self._is_refused = logging.DEBUG if self._is_refused else logging.WARNING, True
+            _log.log(
+                level,
                 "cannot subscribe to the confirmations of %r: %s; falling back to positions in echoes, which is slower",
                 namespace,
                 str(error) or f"no answer within {timeout_seconds:g} s",
             )
             return False
+        self._is_refused = False
         return True
 
     async def distrust(self, namespace: str) -> None:

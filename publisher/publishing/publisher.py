@@ -1,7 +1,6 @@
 """The publisher: logs invalidations for the replicas of a namespace, and delivers them by HTTP as a second path."""
 
 import asyncio
-import contextlib
 import random
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -11,7 +10,7 @@ from typing import Any, Final, Literal, Self, TypeVar, get_args
 
 from ...shared.clock import Clock, monotonic
 from ...shared.confirmation import Confirm
-from ...shared.errors import BroadcacheError, InvalidSettings, LinkLost, NotConnected
+from ...shared.errors import InvalidSettings, LinkLost, NotConnected
 from ...shared.invalidation import (
     DEFAULT_NAMESPACE,
     SCOPE_BYTES_MAX,
@@ -42,7 +41,7 @@ from .confirmations import Confirmations
 from .confirming import Confirming
 from .delivery import Delivery, InvalidationSender, sender_of
 from .preview import Preview
-from .questions import Answers, Questions
+from .questions import Answers, Questions, count_replicas
 from .retry_queue import RETRY_QUEUE_NAMES_MAX, RetryQueue
 from .second_path import SecondPath
 
@@ -319,7 +318,9 @@ class Publisher(Closing):
 
         Shape: without `namespaces`, those whose replicas this publisher has read before.
         """
-        return await self._run(partial(self._count_replicas, tuple(namespaces), timeout_seconds))
+        return await self._run(
+            partial(count_replicas, self._calls, self._registries, tuple(namespaces), timeout_seconds)
+        )
 
     async def preview(
         self, *targets: Target, namespace: str = DEFAULT_NAMESPACE, timeout_seconds: float = 1.0
@@ -359,21 +360,6 @@ class Publisher(Closing):
 
     async def _call(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
         return await self._run(partial(self._calls.with_retries, namespace, work))
-
-    async def _count_replicas(self, namespaces: tuple[str, ...], timeout_seconds: float) -> dict[str, ReplicaCounts]:
-        counts: dict[str, ReplicaCounts] = {}
-
-        async def count(namespace: str) -> None:
-            with contextlib.suppress(BroadcacheError):
-                counts[namespace] = (
-                    await self._calls.once(namespace, partial(self._registries.read, namespace=namespace))
-                ).counts
-
-        wanted = namespaces or self._registries.namespaces
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await asyncio.gather(*map(count, wanted))
-        return counts
 
     def _move(self) -> Coroutine[Any, Any, None] | None:
         """Drop the connections of an event loop that has ended; what waits to be logged stays."""

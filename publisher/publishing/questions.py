@@ -3,17 +3,19 @@
 import asyncio
 import contextlib
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
+from ...shared.errors import BroadcacheError
 from ...shared.question import Question, ReplicaAnswer, encode_question
 from ...shared.transport.redis.link import Link, Refused
 from ...shared.transport.redis.names import names_of
 from ...shared.transport.redis.refusals import refused
-from ...shared.transport.redis.registry import Registries
+from ...shared.transport.redis.registry import Registries, ReplicaCounts
 from .calls import Calls
 from .confirmations import Confirmations
 
-__all__ = ["Answers", "Query", "Questions"]
+__all__ = ["Answers", "Query", "Questions", "count_replicas"]
 
 
 class Answers(NamedTuple):
@@ -117,3 +119,19 @@ class Questions:
         if not query.has_answers:
             await self._confirmations.check(namespace)
         return query.answers()
+
+
+async def count_replicas(
+    calls: Calls, registries: Registries, namespaces: tuple[str, ...], timeout_seconds: float
+) -> dict[str, ReplicaCounts]:
+    """Count the replicas of the namespaces, without any of those read before; those without an answer are left out."""
+    counts: dict[str, ReplicaCounts] = {}
+
+    async def count(namespace: str) -> None:
+        with contextlib.suppress(BroadcacheError):
+            counts[namespace] = (await calls.once(namespace, partial(registries.read, namespace=namespace))).counts
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_seconds):
+            await asyncio.gather(*map(count, namespaces or registries.namespaces))
+    return counts

@@ -1,6 +1,7 @@
 """Invalidations that do not come from the channel: posted over HTTP, and published by this replica itself."""
 
 import asyncio
+import logging
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,6 +12,7 @@ from ...shared.errors import InvalidSettings, LinkLost, MalformedFrame
 from ...shared.invalidation import Invalidation, Position
 from ...shared.process.loops import LoopUnavailable, awaited_on, is_in_event_loop, result_from
 from ...shared.receipt import Receipt
+from ...shared.telemetry.outages import shown
 from ...shared.wire import decode
 from .sequencer import Sequencer
 from .state import State
@@ -19,6 +21,8 @@ __all__ = ["Applied", "ApplyOutcome", "Posted", "check_may_wait_for", "published
 
 _LOOP_SECONDS: Final = 0.5
 """How much longer than its timeout a blocking call waits for an event loop that may be blocked."""
+
+_log = logging.getLogger("broadcache.subscriber")
 
 ApplyOutcome: TypeAlias = Literal["applied", "not followed", "cleared"]
 """`applied`; `not followed`: this replica does not follow the namespace, so it had nothing to drop; `cleared`:
@@ -80,7 +84,8 @@ class Posted:
         return self._applied(outcome, invalidation, namespace or None, dropped, sequencers)
 
     def _clear(self, sequencers: dict[str, Sequencer], reason: str, why: str) -> Applied:
-        dropped = sum(each.clear_posted(reason, why) for each in sequencers.values())
+        _log.warning("cleared %s: %s", shown(list(sequencers)), why)
+        dropped = sum(each.clear_posted(reason) for each in sequencers.values())
         self._count(reason)
         return self._applied("cleared", None, None, dropped, sequencers)
 

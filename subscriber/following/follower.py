@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NoReturn
 
 from ...shared.clock import Clock
-from ...shared.errors import BroadcacheError, LinkLost, LogRefused, NotPrimary
+from ...shared.errors import LinkLost, LogRefused, NotPrimary
 from ...shared.invalidation import Invalidation
 from ...shared.process.backoff import Backoff
 from ...shared.receipt import Receipt
@@ -28,7 +28,7 @@ from .presence import PresencePublisher, Registration
 from .reporter import Reporter
 from .sequencer import Mark, Sequencer
 from .settings import Timing
-from .state import State
+from .state import Events, State
 
 __all__ = ["Follower"]
 
@@ -60,6 +60,7 @@ class Follower:
         clock: Clock,
         uniform: Callable[[], float],
         on_change: Callable[[], None],
+        events: Events,
     ) -> None:
         self.state: State = "closed"
         self.link: Link | None = None
@@ -74,6 +75,7 @@ class Follower:
         self._clock = clock
         self._uniform = uniform
         self._on_change = on_change
+        self._events = events
         self._of_channel: dict[bytes, Sequencer] = {}
         self._of_question: dict[bytes, Sequencer] = {}
         # The namespaces that are subscribed to over the current link, and have resumed from the log.
@@ -137,6 +139,7 @@ class Follower:
             clock=self._clock,
             uniform=self._uniform,
             on_change=self._on_change,
+            events=self._events,
         )
         follower.echoes, follower.subscriptions, follower.lost = self.echoes, self.subscriptions, self.lost
         follower._server = self._server
@@ -188,23 +191,22 @@ class Follower:
 
     async def follow_for_ever(self) -> NoReturn:
         """Follow, over one link after another. Ends only by being cancelled."""
-        failures = 0
+        failures, part = 0, self.namespaces[0]
         while True:
             echoes_before = self.echoes
             try:
-                await self._follow()
-            except BroadcacheError as error:
-                # One warning per outage, not one per attempt.
-                is_new = self.echoes != echoes_before or not failures
-                _log.log(logging.WARNING if is_new else logging.DEBUG, "caches bypassed: %s", error)
-            except Exception:  # noqa: BLE001  (the outermost task: a replica must survive our mistakes)
-                _log.exception("caches bypassed: an error in broadcache, please report it")
+                await self._follow(part)
+            except asyncio.CancelledError:
+                self._events.outages.forget(part)
+                raise
+            except Exception as error:  # noqa: BLE001  (the outermost task: a replica must survive our mistakes)
+                self._events.outages.record_failure(part, error, namespaces_count=len(self._sequencers))
             self.lost += 1
             # A link that has carried more than the first echo was a good one: count failures from the start.
             failures = 1 if self.echoes > echoes_before + 1 else failures + 1
             await asyncio.sleep(self._backoff.seconds(failures, self._uniform))
 
-    async def _follow(self) -> NoReturn:
+    async def _follow(self, part: str) -> NoReturn:
         """Follow the namespaces over one link, until it is lost. Raises: BroadcacheError."""
         self._enter("connecting")
         link = await Link.open(
@@ -226,7 +228,7 @@ class Follower:
             self._server = server
             self.subscriptions += 1
             self.link = link
-            _log.info("coherent: subscribed to %s at %s", ", ".join(self._sequencers), link.label)
+            self._events.record_coherent(part, self.namespaces, link.label)
             while True:
                 await self._pause(link)
                 await self._resume(link, is_same_server=True)
@@ -321,6 +323,7 @@ class Follower:
         self.echoes += 1
         self._echo_due_at = self._clock() + self._timing.echo_interval_seconds * (0.9 + 0.2 * self._uniform())
         self._confirm(sent_at, caches)
+        self._events.log_clears()
 
     async def _echo_some(self, link: Link, server: Identity, namespaces: Iterable[str]) -> list[LocalCache]:
         """Send this replica a probe through the publish path, and compare the applied positions with the heads.

@@ -42,6 +42,7 @@ class LogReader:
         self._on_change = on_change
         # How many entries the next page requests. It outlives a link: the next one is likely to be as fast.
         self._page_entries = _PAGE_ENTRIES_FIRST
+        self._is_refused = False
 
     async def catch_up(self, link: Link, sequencer: Sequencer) -> bool:
         """Apply from the log what the channel did not deliver; drop everything if the log no longer has it.
@@ -56,8 +57,12 @@ class LogReader:
             try:
                 entries = await self._page(link, sequencer.namespace, sequencer.sequence)
             except LogRefused as refusal:  # e.g. the key has another type
-                _log.warning("the log of namespace %s cannot be read: %s", sequencer.namespace, refusal)
+                # One line for all namespaces, until a log can be read again.
+                level, self._is_refused = logging.DEBUG if self._is_refused else logging.WARNING, True
+                _log.log(level, "the log of namespace %s cannot be read: %s", sequencer.namespace, refusal)
                 reason = "log unreadable"
+            else:
+                self._is_refused = False
             is_end = len(entries) < count
             is_whole = sequencer.replay(entries, claimed=claimed, is_end=is_end)
             if sequencer.backlog < least:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from ...shared.confirmation import Report
@@ -86,6 +86,8 @@ class Sequencer:
         self._run: _Run | None = None
         self._has_warned_of_numbers = False
         self.reports: deque[tuple[Report, int | None]] = deque(maxlen=_REPORTS_MAX)
+        # Called with the namespace and the reason of each clear, to log those of many namespaces together.
+        self.on_clear: Callable[[str, str], None] | None = None
         # How late invalidations are applied, if that is measured.
         self.lag: Lag | None = None
 
@@ -223,8 +225,11 @@ class Sequencer:
             cache.apply(Everything(), reason=reason)
 
     def _log_clear(self, reason: str, why: str) -> None:
-        level = logging.INFO if reason == "subscribed" else logging.WARNING
-        _log.log(level, "cleared namespace %s: %s", self.namespace, why or reason)
+        if self.on_clear is not None and not why:
+            self.on_clear(self.namespace, reason)
+        else:
+            level = logging.INFO if reason == "subscribed" else logging.WARNING
+            _log.log(level, "cleared namespace %s: %s", self.namespace, why or reason)
 
     # --- messages and log entries -------------------------------------------------------------------------------------
 
@@ -328,9 +333,8 @@ class Sequencer:
             trace_applied(invalidation, began_at_ns)
         return dropped
 
-    def clear_posted(self, reason: str, why: str) -> int:
+    def clear_posted(self, reason: str) -> int:
         """Drop everything, as `clear` does, because of a post; return how many entries the caches had."""
-        self._log_clear(reason, why)
         return sum([cache.apply_counted(Invalidation(everything=True), reason=reason) for cache in self.caches])
 
     # ------------------------------------------------------------------------------------------------------------------

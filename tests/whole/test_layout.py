@@ -15,7 +15,6 @@ FOLDERS = ("publisher", "shared", "src/broadcache", "subscriber")
 LINES_MAX = 450
 MODULES_MAX = 12
 MODULES_MAX_OF = {
-    "publisher/publishing": 13,  # the synchronous door stands beside the publisher that it wraps
     "shared/process": 14,  # small helpers that do not know each other: a backoff, a fork, a token, a log format
     "src/broadcache/cli": 14,  # one module a command, all at one level; what only one of them prints is beside it
 }

@@ -265,8 +265,8 @@ async def echo(
         anchors = {namespace: _anchor_of(head[:-1]) for namespace, head in zip(namespaces, heads, strict=True)}
     except (Refused, ValueError) as error:
         raise _refused("answer an echo", error) from error
-    replaced: dict[str, ReplacedPresence] = {
-        namespaces[number - 1]: ReplacedPresence(text, left_ms)
+    replaced = {
+        namespaces[int(number) - 1]: ReplacedPresence(text, left_ms)
         for number, left_ms, text in zip(others[::3], others[1::3], others[2::3], strict=True)
     }
     unpublished = frozenset(namespace for namespace, head in zip(namespaces, heads, strict=True) if not head[-1])

@@ -1,6 +1,7 @@
 """Calls to the log: which failures are retried over a new link, and when a call ends."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -106,3 +107,41 @@ async def test_calls_without_a_log_say_so() -> None:
         for call in (calls.with_retries, calls.once):
             with pytest.raises(InvalidSettings, match="no log"):
                 await call("default", Work())
+
+
+async def test_an_outage_and_its_end_are_logged_once_each(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="broadcache.publisher")
+    async with calls_to(redis_url) as calls:
+        for _ in range(2):
+            caplog.clear()
+            await calls.with_retries("default", Work(*[LinkLost("gone")] * 3))
+            began, ended = caplog.records
+            assert (began.levelno, ended.levelno) == (logging.WARNING, logging.INFO)
+            assert "does not answer as a primary" in began.getMessage()
+            assert began.getMessage().endswith(": gone")
+            assert "answers again after " in ended.getMessage()
+            assert "3 failed attempts" in ended.getMessage()
+
+
+async def test_a_refusal_is_logged_once_until_the_namespace_is_accepted(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="broadcache.publisher")
+    async with calls_to(redis_url) as calls:
+        for _ in range(3):
+            with pytest.raises(LogRefused):
+                await calls.with_retries("products", Work(LogRefused("NOPERM")))
+            await calls.with_retries("users", Work())
+        [refused] = caplog.records
+        assert (refused.levelno, refused.getMessage().endswith("refuses calls: NOPERM")) == (logging.WARNING, True)
+        await calls.with_retries("products", Work())
+        assert "refuses no more calls" in caplog.records[-1].getMessage()
+        assert len(caplog.records) == 2
+
+
+async def test_a_link_that_cannot_be_opened_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with calls_to("redis://127.0.0.1:1", timeout_seconds=0.3) as calls:
+        for _ in range(3):
+            with pytest.raises(LinkLost):
+                await calls.with_retries("default", Work())
+    assert len([each for each in caplog.records if each.name == "broadcache.publisher"]) == 1

@@ -14,21 +14,21 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 from weakref import WeakSet, finalize
 
-from ...shared.clock import Clock, monotonic
-from ...shared.confirmation import Confirm
-from ...shared.errors import BroadcacheError, InvalidSettings, LinkLost
-from ...shared.invalidation import DEFAULT_NAMESPACE, Position, Target, new_id
-from ...shared.presence import ReplicaPresence
-from ...shared.process.loops import LoopUnavailable, is_in_event_loop, result_from
-from ...shared.receipt import Receipt
-from ...shared.transport.redis.address import AddressRemap, Credentials
-from ...shared.transport.redis.log import LOG_LENGTH, Entry
-from ..history.pages import EXAMINED_MAX, HistoryPage
-from ..telemetry.observer import UNOBSERVED, PublisherObserver
-from .delivery import Delivery, InvalidationSender
-from .preview import Preview
-from .publisher import Publisher
-from .retry_queue import RETRY_QUEUE_NAMES_MAX
+from ..shared.clock import Clock, monotonic
+from ..shared.confirmation import Confirm
+from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost
+from ..shared.invalidation import DEFAULT_NAMESPACE, Position, Target, new_id
+from ..shared.presence import ReplicaPresence
+from ..shared.process.loops import LoopUnavailable, is_in_event_loop, result_from
+from ..shared.receipt import Receipt
+from ..shared.transport.redis.address import AddressRemap, Credentials
+from ..shared.transport.redis.log import LOG_LENGTH, Entry
+from .history.pages import EXAMINED_MAX, HistoryPage
+from .publishing.delivery import Delivery, InvalidationSender
+from .publishing.preview import Preview
+from .publishing.publisher import Publisher
+from .publishing.retry_queue import RETRY_QUEUE_NAMES_MAX
+from .telemetry.observer import UNOBSERVED, PublisherObserver
 
 __all__ = ["SyncPublisher"]
 
