@@ -22,7 +22,7 @@ _CALL_TIMEOUT_SECONDS_MAX: Final = 1.0
 _BACKOFF: Final = Backoff(seconds_min=0.04, seconds_max=0.5)
 _FORGOTTEN_AFTER_SECONDS: Final = 60.0
 
-_log = logging.getLogger("broadcache.publisher")
+_log = logging.getLogger("broadcache.publisher.outages")
 
 
 class Calls:

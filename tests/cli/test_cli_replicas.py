@@ -158,7 +158,7 @@ async def test_a_replica_that_fell_silent_is_named_until_it_is_forgotten(server:
         assert (code, json.loads(output)["result"]) == (0, "forgotten")
         code, output, _ = command(server, "replicas", "--forget", "web-1")
         assert (code, output.partition(";")[0]) == (1, "replica web-1 of products is not listed")
-        assert command(server, "replicas")[:2] == (1, "no replica of products is registered\n")
+        assert command(server, "replicas")[:2] == (1, "the namespace products has no registered replica\n")
 
 
 async def _is_silent(publisher: Publisher) -> bool:

@@ -161,7 +161,7 @@ def test_the_python_of_a_page_compiles_and_imports_what_it_uses_of_the_package(p
         code = compile(tree, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         unbound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - bound - {*_bound_by(tree)}
         assert unbound & PUBLIC == set(), f"used and not imported:\n{text}"
-        if unbound or _awaits(code):  # it stands for a part of the user's program: only its imports run
+        if unbound or _waits(tree, code):  # it stands for a part of the user's program: only its imports run
             tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         bound |= {*_bound_by(tree)}
         program.append(ast.unparse(tree))
@@ -184,5 +184,13 @@ def _bound_by(tree: ast.Module) -> Iterator[str]:
                 pass
 
 
-def _awaits(code: CodeType) -> bool:
-    return bool(code.co_flags & inspect.CO_COROUTINE)
+def _waits(tree: ast.Module, code: CodeType) -> bool:
+    """Whether a block awaits, or calls a synchronous method that waits for a server."""
+    called = {
+        node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    return (
+        bool(code.co_flags & inspect.CO_COROUTINE)
+        or "publish" in called
+        or any(name.endswith("_sync") for name in called)
+    )

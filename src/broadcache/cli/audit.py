@@ -8,7 +8,7 @@ import typer
 from ..shared.errors import InvalidSettings
 from ..shared.invalidation import DEFAULT_NAMESPACE
 from .exit_codes import FAILED, OK
-from .options import REDIS_URL, Json, Namespace, RedisUrl
+from .options import REDIS_URL, Json, Namespace, RedisUrl, publisher_at
 
 if TYPE_CHECKING:
     from ..publisher import AuditStats, Inconsistency
@@ -64,10 +64,10 @@ async def _audited(
     source: "SourceLookup | None",
     timeout_seconds: float,
 ) -> "tuple[AuditStats, tuple[Inconsistency, ...]]":
-    from ..publisher import Auditor, Publisher
+    from ..publisher import Auditor
     from ..publisher.audit.auditor import TIMESCALES_SECONDS
 
-    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+    async with publisher_at(redis_url, timeout_seconds) as publisher:
         auditor = Auditor(
             publisher, namespace, sample=sample, source=source, timescales_seconds=within or TIMESCALES_SECONDS
         )

@@ -1,10 +1,14 @@
 """Options that several commands share."""
 
-from typing import Annotated, Final
+import logging
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-__all__ = ["REDIS_URL", "Json", "Namespace", "RedisUrl"]
+if TYPE_CHECKING:
+    from ..publisher import Publisher
+
+__all__ = ["REDIS_URL", "Json", "Namespace", "RedisUrl", "publisher_at"]
 
 REDIS_URL: Final = "redis://127.0.0.1:6379"
 
@@ -17,3 +21,11 @@ RedisUrl = Annotated[
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The namespace of the caches.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, one object a line.")]
+
+
+def publisher_at(redis_url: str, timeout_seconds: float) -> "Publisher":
+    """Return the publisher of a command, whose error says what its log would say of an outage."""
+    from ..publisher import Publisher
+
+    logging.getLogger("broadcache.publisher.outages").disabled = True
+    return Publisher(redis_url, timeout_seconds=timeout_seconds)

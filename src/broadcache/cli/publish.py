@@ -9,7 +9,7 @@ from ..shared.confirmation import Confirm, Confirmation
 from ..shared.errors import InvalidTarget, LinkLost
 from ..shared.invalidation import DEFAULT_NAMESPACE, Everything, Keys, Prefixes, Tags, Target, new_id
 from .exit_codes import FAILED, OK
-from .options import REDIS_URL, Json, Namespace, RedisUrl
+from .options import REDIS_URL, Json, Namespace, RedisUrl, publisher_at
 
 if TYPE_CHECKING:
     from ..publisher import Preview
@@ -98,9 +98,7 @@ async def _published(
     timeout_seconds: float,
     confirm: Confirm | None,
 ) -> "Receipt":
-    from ..publisher import Publisher
-
-    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+    async with publisher_at(redis_url, timeout_seconds) as publisher:
         try:
             return await publisher.publish(*targets, namespace=namespace, reason=reason, id=id, confirm=confirm)
         except LinkLost as error:
@@ -109,9 +107,7 @@ async def _published(
 
 
 async def _previewed(targets: list[Target], redis_url: str, namespace: str, timeout_seconds: float) -> "Preview":
-    from ..publisher import Publisher
-
-    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+    async with publisher_at(redis_url, timeout_seconds) as publisher:
         return await publisher.preview(*targets, namespace=namespace)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from ..shared.invalidation import DEFAULT_NAMESPACE
 from .exit_codes import FAILED, OK
-from .options import REDIS_URL, Json, Namespace, RedisUrl
+from .options import REDIS_URL, Json, Namespace, RedisUrl, publisher_at
 
 if TYPE_CHECKING:
     from ..shared.presence import ReplicaPresence
@@ -42,9 +42,7 @@ def replicas(
 
 
 async def _found(redis_url: str, namespace: str, timeout_seconds: float) -> "list[ReplicaPresence]":
-    from ..publisher import Publisher
-
-    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+    async with publisher_at(redis_url, timeout_seconds) as publisher:
         return await publisher.replicas(namespace)
 
 
@@ -70,9 +68,7 @@ def _forget(redis_url: str, namespace: str, replica: str, timeout_seconds: float
 async def _forgotten(
     redis_url: str, namespace: str, replica: str, timeout_seconds: float
 ) -> Literal["forgotten", "registered", "unknown"]:
-    from ..publisher import Publisher
-
-    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+    async with publisher_at(redis_url, timeout_seconds) as publisher:
         return await publisher.forget_replica(replica, namespace)
 
 

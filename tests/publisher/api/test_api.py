@@ -804,7 +804,16 @@ async def test_the_openapi_document_is_whole(client: httpx2.AsyncClient) -> None
     document = (await client.get("/openapi.json")).json()
     assert document["info"]["version"] == __version__
     assert set(document["paths"]) == {
-        *(PATH, f"{PATH}/preview", "/events", "/replicas", "/health/live", "/health/ready", "/metrics"),
+        *(
+            PATH,
+            f"{PATH}/preview",
+            "/events",
+            "/replicas",
+            "/replicas/{replica}",
+            "/health/live",
+            "/health/ready",
+            "/metrics",
+        ),
         *("/{service}/{port}", "/{service}/{port}/{rest}"),
     }
     assert document["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
