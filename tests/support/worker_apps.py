@@ -14,7 +14,7 @@ from typing import Any, Final
 from cachetools import TTLCache
 from fastapi import FastAPI
 
-from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber
+from broadcache.subscriber import CacheInvalidationMixin, InvalidationEndpoint, LocalCache, Subscriber
 
 NAMESPACE: Final = "products"
 KEY: Final = "key"
@@ -33,7 +33,13 @@ class Catalogue(CacheInvalidationMixin):
 
     def __init__(self) -> None:
         cache = TTLCache[str, Any](maxsize=100, ttl=3_600)
-        super().__init__(os.environ["REDIS"], cache=cache, max_staleness_seconds=BOUND_SECONDS, **_OPTIONS)
+        super().__init__(
+            os.environ["REDIS"],
+            cache=cache,
+            max_staleness_seconds=BOUND_SECONDS,
+            when_incoherent="serve",  # nothing but HTTP can reach it while Redis is away
+            **_OPTIONS,
+        )
 
 
 def described(subscriber: Subscriber, value: str) -> dict[str, Any]:
@@ -44,6 +50,7 @@ def new_asgi() -> FastAPI:
     """Built where the module is imported, e.g. in a master; started in each worker, by its lifespan."""
     catalogue = Catalogue()
     app = FastAPI(lifespan=catalogue.lifespan)
+    app.include_router(catalogue.router)
 
     @app.get("/")
     def read() -> dict[str, Any]:
@@ -55,23 +62,33 @@ def new_asgi() -> FastAPI:
 
 def new_wsgi() -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
     """Started where the module is imported: in a master that preloads, before it forks."""
-    cache, subscriber = started()
+    cache, subscriber = new_subscriber()
+    endpoint = InvalidationEndpoint(subscriber)
+    start(cache, subscriber)
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        time.sleep(_OVERLAP_SECONDS)
-        body = json.dumps(described(subscriber, cache.get_or_load_sync(KEY, load))).encode()
-        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+        if environ["REQUEST_METHOD"] == "POST":
+            posted = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            response = endpoint.post(posted)
+            status, document = f"{response.status_code} Posted", response.document
+        else:
+            time.sleep(_OVERLAP_SECONDS)
+            status, document = "200 OK", described(subscriber, cache.get_or_load_sync(KEY, load))
+        body = json.dumps(document).encode()
+        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
 
     return application
 
 
-def started() -> tuple[LocalCache, Subscriber]:
-    cache = LocalCache(TTLCache(maxsize=100, ttl=3_600), max_staleness_seconds=BOUND_SECONDS)
-    subscriber = Subscriber(os.environ["REDIS"], caches={NAMESPACE: cache}, **_OPTIONS)
+def new_subscriber() -> tuple[LocalCache, Subscriber]:
+    cache = LocalCache(TTLCache(maxsize=100, ttl=3_600), max_staleness_seconds=BOUND_SECONDS, when_incoherent="serve")
+    return cache, Subscriber(os.environ["REDIS"], caches={NAMESPACE: cache}, **_OPTIONS)
+
+
+def start(cache: LocalCache, subscriber: Subscriber) -> None:
     subscriber.__enter__()
     cache.get_or_load_sync(KEY, load)
-    return cache, subscriber
 
 
 def new_celery() -> Any:
@@ -79,7 +96,8 @@ def new_celery() -> Any:
 
     app = celery.Celery("products", broker=os.environ["REDIS"], backend=os.environ["REDIS"])
     app.conf.worker_hijack_root_logger = False
-    cache, subscriber = started()
+    cache, subscriber = new_subscriber()
+    start(cache, subscriber)
 
     @app.task(name="read")  # type: ignore[untyped-decorator]
     def read() -> dict[str, Any]:

@@ -27,13 +27,15 @@ _APPS: Final = "tests.support.worker_apps"
 class WorkerService:
     """Its workers, each of which answers `call`, and `end_one` of which ends in order: the given one, if it may choose.
 
-    Shape:  `master_pid` is the process that was started. `source` has the value that the workers load.
+    Shape:  `master_pid` is the process that was started. `source` has the value that the workers load. `port` is where
+            they are called; 0 if not by HTTP.
     """
 
     master_pid: int
     source: Path
     call: Callable[[], Awaitable[dict[str, Any]]]
     end_one: Callable[[int], Awaitable[object]]
+    port: int = 0
 
     async def answers(self) -> dict[int, dict[str, Any]]:
         """One answer of each worker that can answer, by its pid."""
@@ -141,7 +143,7 @@ async def _http(url: str, folder: Path, command: list[str]) -> AsyncIterator[Wor
         async def end_one(pid: int) -> None:
             os.kill(pid, signal.SIGTERM)
 
-        yield WorkerService(pid, source, call, end_one)
+        yield WorkerService(pid, source, call, end_one, port)
 
 
 @asynccontextmanager
