@@ -1,7 +1,8 @@
 """A service for each server that runs several workers. It is configured by the environment: `REDIS` and `SOURCE`.
 
 `SOURCE` is a file with the value that every worker loads. Where a master loads the module before it forks, the module
-starts the subscriber and fills the cache in the master, as services do that preload.
+starts the subscriber and fills the cache in the master, as services do that preload. With `ALONE` in the environment, no process
+passes on what is posted to it: the negative control.
 """
 
 import json
@@ -15,10 +16,14 @@ from cachetools import TTLCache
 from fastapi import FastAPI
 
 from broadcache.subscriber import CacheInvalidationMixin, InvalidationEndpoint, LocalCache, Subscriber
+from broadcache.subscriber.endpoint import posted
+from broadcache.subscriber.endpoint.processes.siblings import PassedOn
 
 NAMESPACE: Final = "products"
 KEY: Final = "key"
 BOUND_SECONDS: Final = 8.0
+if "ALONE" in os.environ:
+    vars(posted)["pass_on"] = lambda *_: PassedOn()
 _OPTIONS: Final[dict[str, Any]] = {"echo_interval_seconds": 0.2, "echo_timeout_seconds": 8.0}
 _OVERLAP_SECONDS: Final = 0.05
 """How long each request takes at least, so that several at once reach several workers."""
@@ -68,15 +73,15 @@ def new_wsgi() -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] == "POST":
-            posted = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
-            response = endpoint.post(posted)
+            body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            response = endpoint.post(body)
             status, document = f"{response.status_code} Posted", response.document
         else:
             time.sleep(_OVERLAP_SECONDS)
             status, document = "200 OK", described(subscriber, cache.get_or_load_sync(KEY, load))
-        body = json.dumps(document).encode()
-        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
-        return [body]
+        answer = json.dumps(document).encode()
+        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
+        return [answer]
 
     return application
 
