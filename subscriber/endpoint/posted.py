@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 from ...shared.fanout_report import NOT_APPLIED_BY_ALL, NOT_FOLLOWED
-from ...shared.process.forks import in_forked_child, keep_inherited
+from ...shared.process.forks import keep_inherited
 from .members import Served, apply_to
 from .processes.own_socket import own_socket
 from .processes.siblings import PassedOn, pass_on
@@ -88,7 +88,6 @@ class _Threads:
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        in_forked_child(self._start_over)
 
     def submit(self, body: bytes, server: tuple[str, int | None] | None) -> Future[PassedOn]:
         pool = self._pool
@@ -96,9 +95,12 @@ class _Threads:
             pool = self._pool = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="broadcache siblings")
         return pool.submit(pass_on, body, server)
 
-    def _start_over(self) -> None:
+    def start_over(self) -> None:
+        """In a forked child: its parent's threads do not run."""
         keep_inherited(self._pool)
         self._pool = None
 
 
 _threads: Final = _Threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.start_over)

@@ -1,8 +1,8 @@
 """A service for each server that runs several workers. It is configured by the environment: `REDIS` and `SOURCE`.
 
 `SOURCE` is a file with the value that every worker loads. Where a master loads the module before it forks, the module
-starts the subscriber and fills the cache in the master, as services do that preload. With `ALONE` in the environment, no process
-passes on what is posted to it: the negative control.
+starts the subscriber and fills the cache in the master, as services do that preload. With `ALONE` in the environment,
+no process passes on what is posted to it: the negative control.
 """
 
 import json

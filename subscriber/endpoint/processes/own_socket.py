@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 from weakref import ref
 
-from ....shared.process.forks import at_exit, close_inherited, in_forked_child, keep_inherited
+from ....shared.process.forks import at_exit, close_inherited, keep_inherited
 from ..members import Served, apply_to
 from .listening import listeners, network
 from .messages import Answer, Question, Unreadable, packed_answer, received_question
@@ -42,7 +42,6 @@ class OwnSocket:
         self._bound: Bound | None = None
         self._held: set[str] = set()
         self._exits_as = 0
-        in_forked_child(self._start_over)
 
     def has_endpoint(self) -> None:
         """Have a socket while subscribers run: this process has a route for what is posted."""
@@ -119,7 +118,7 @@ class OwnSocket:
             with contextlib.suppress(OSError):
                 bound.path.unlink()
 
-    def _start_over(self) -> None:
+    def start_over(self) -> None:
         """In a forked child: only close what is the parent's. Otherwise its siblings would call a deaf socket."""
         bound, self._bound = self._bound, None
         if bound is not None:
@@ -206,3 +205,5 @@ def applied(subscribers: Sequence[Served], body: bytes) -> Answer:
 
 
 own_socket: Final = OwnSocket()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=own_socket.start_over)
