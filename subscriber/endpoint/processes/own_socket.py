@@ -12,7 +12,7 @@ from weakref import ref
 
 from ....shared.process.forks import at_exit, close_inherited, keep_inherited
 from ..members import Served, apply_to
-from .listening import listeners, network
+from .listening import Listener, listeners, network
 from .messages import Answer, Question, Unreadable, packed_answer, received_question
 from .places import Bound, CannotBind, bind, peer_of
 
@@ -89,7 +89,7 @@ class OwnSocket:
             self._end()
         elif self._bound is None:
             try:
-                self._held |= held(self.descriptors)
+                self._held |= {each.name for each in held(self.descriptors)}
                 self._bound = bound = bind()
                 threading.Thread(target=self._serve, args=(bound,), name="broadcache siblings", daemon=True).start()
             except (CannotBind, RuntimeError) as error:
@@ -180,16 +180,17 @@ class OwnSocket:
         if question.network != network():
             return False
         now = held(self.descriptors)
-        self._held |= now.intersection(question.addresses)
-        return not self._held.isdisjoint(question.addresses) or (question.may_have_twins and not now)
+        self._held |= {each.name for each in now}.intersection(question.addresses)
+        listens = any(each.is_listening for each in now)
+        return not self._held.isdisjoint(question.addresses) or (question.may_have_twins and not listens)
 
 
-def held(without: Sequence[int]) -> set[str]:
-    """Return the names of the listeners of this process; none if the platform does not tell."""
+def held(without: Sequence[int]) -> list[Listener]:
+    """Return the listeners of this process; none if the platform does not tell."""
     try:
-        return {each.name for each in listeners(without)}
+        return listeners(without)
     except (OSError, AttributeError):
-        return set()
+        return []
 
 
 def applied(subscribers: Sequence[Served], body: bytes) -> Answer:
