@@ -23,7 +23,7 @@ NAMESPACE: Final = "products"
 KEY: Final = "key"
 BOUND_SECONDS: Final = 8.0
 if "ALONE" in os.environ:
-    vars(posted)["pass_on"] = lambda *_: PassedOn()
+    posted.__dict__["pass_on"] = lambda *_: PassedOn()
 _OPTIONS: Final[dict[str, Any]] = {"echo_interval_seconds": 0.2, "echo_timeout_seconds": 8.0}
 _OVERLAP_SECONDS: Final = 0.05
 """How long each request takes at least, so that several at once reach several workers."""
