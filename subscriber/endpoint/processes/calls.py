@@ -28,8 +28,8 @@ class Call:
     def __init__(self, found: Found, message: bytes) -> None:
         self.peer: Peer | None = None
         self.answer: Answer | None = None
-        self.is_gone = False
-        self.problem = "it did not accept the call"
+        self.is_gone: bool = False
+        self.problem: str = "it did not accept the call"
         self.connection: socket.socket | None = None
         self._found: Final = found
         self._message: Final = message
