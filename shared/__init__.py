@@ -19,7 +19,7 @@ from .errors import (
     NotPrimary,
     ServerBinaryNotFound,
 )
-from .fanout_report import AddressOutcome, FanoutReport
+from .fanout_report import AddressOutcome, FanoutReport, ProcessOutcome
 from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
 from .presence import ReplicaPresence
 from .process.renamed import old_names
@@ -48,6 +48,7 @@ __all__ = [
     "NotPrimary",
     "Position",
     "Prefixes",
+    "ProcessOutcome",
     "Receipt",
     "ReplicaConfirmation",
     "ReplicaPresence",

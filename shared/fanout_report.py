@@ -8,13 +8,31 @@ import msgspec
 
 from .texts import counted
 
-__all__ = ["NOT_FOLLOWED", "AddressOutcome", "FanoutReport"]
+__all__ = ["NOT_APPLIED_BY_ALL", "NOT_FOLLOWED", "AddressOutcome", "FanoutReport", "ProcessOutcome"]
 
 NOT_FOLLOWED: Final = "not followed"
 """The outcome of a process none of whose subscribers follows the namespace."""
 
+NOT_APPLIED_BY_ALL: Final = "not applied by all"
+"""The outcome of an address one of whose processes has not applied it."""
+
 _UNREACHED_SHOWN_MAX: Final = 5
 """How many unreached replicas a text names: enough to investigate one, few enough to read."""
+
+
+class ProcessOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What one of the processes that serve an address has done.
+
+    Shape:  `pid` is null where it is not known. `outcome` is e.g. `applied` or `not followed`, of all its subscribers;
+            null if the process has not answered the one that was called: `error` says why. `replicas` are the ids of
+            its subscribers. `dropped` is how many entries they dropped.
+    """
+
+    pid: int | None
+    outcome: str | None = None
+    replicas: tuple[str, ...] = ()
+    dropped: int | None = None
+    error: str | None = None
 
 
 class AddressOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,8 +42,9 @@ class AddressOutcome(msgspec.Struct, frozen=True, kw_only=True):
             when a replica has applied the invalidation, or does not follow its namespace; otherwise it says what was
             expected and what was received.
             `replica` and `outcome` are from the response: the replica's id, and e.g. `applied` or `not followed`.
-            `dropped` is how many entries the replica dropped. `replicas` are the ids of all that have applied it:
-            a process with several subscribers answers for each of them.
+            `dropped` is how many entries the replicas dropped. `replicas` are the ids of all that have applied it:
+            those of each subscriber of each process. `processes` are all that serve the address. `doubt` says why there
+            may be others, which may serve old values; None when there are none.
     Units:  `latency_ms` is the time from the call to the response; `attempts` counts the calls.
     """
 
@@ -38,10 +57,12 @@ class AddressOutcome(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int | None = None
     outcome: str | None = None
     replicas: tuple[str, ...] = ()
+    processes: tuple[ProcessOutcome, ...] = ()
+    doubt: str | None = None
 
     @property
     def is_success(self) -> bool:
-        """Whether a replica at this address has applied the invalidation."""
+        """Whether the invalidation was applied at this address, by each process named in `processes`."""
         return self._has_answered and self.outcome != NOT_FOLLOWED
 
     @property
@@ -58,9 +79,11 @@ class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one fan-out.
 
     Shape:  `succeeded` counts the addresses where the invalidation was applied, `not_followed` those of processes that
-            do not follow its namespace, and `failed` the others. `complete` is whether discovery named every replica,
-            `discovery` how it found them: `dns`, `srv` or `list`. `problem` is why no replica was called: the service
-            was not found, the resolver failed, or the policy does not allow the service.
+            do not follow its namespace, and `failed` the others. `discovery` is how the addresses were found: `dns`,
+            `srv` or `list`; `discovery_complete` is whether they are all, null from senders that do not tell.
+            `complete` is whether all processes at these addresses are known too; otherwise `doubt` says why. `problem`
+            is why no replica was called: the service was not found, the resolver failed, or the policy does not allow
+            the service.
     Units:  `elapsed_ms` is the time from the look-up to the last response.
     """
 
@@ -74,11 +97,17 @@ class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: tuple[AddressOutcome, ...]
     problem: str | None = None
     not_followed: int = 0
+    discovery_complete: bool | None = None
+    doubt: str | None = None
 
     @property
     def is_delivered(self) -> bool:
-        """Whether every existing replica has applied the invalidation. False when no replica has."""
-        return self.succeeded > 0 and self.failed == 0 and self.complete and self.problem is None
+        """Whether every known process at every existing address has applied the invalidation. False when none has.
+
+        Whether all processes are known says `complete`.
+        """
+        has_all_addresses = self.complete if self.discovery_complete is None else self.discovery_complete
+        return self.succeeded > 0 and self.failed == 0 and has_all_addresses and self.problem is None
 
     def summary(self) -> str:
         """Return one line: how many replicas were reached, and which were not."""
@@ -87,7 +116,9 @@ class FanoutReport(msgspec.Struct, frozen=True, kw_only=True):
         if self.total == 0:
             return f"fan-out found no replica of {self.service}"
         unreached = "".join(self._unreached())
-        unsure = "" if self.complete else "; discovery may not have named every replica"
+        has_all_addresses = self.complete if self.discovery_complete is None else self.discovery_complete
+        unsure = "" if has_all_addresses else "; discovery may not have named every replica"
+        unsure += "" if self.doubt is None else f"; {self.doubt}"
         not_followed = "".join(self._not_followed())
         reached = f"fan-out reached {self.succeeded} of {counted(self.total, 'replica')} of {self.service}"
         return f"{reached}{unreached}{not_followed}{unsure}"

@@ -7,6 +7,7 @@ from .cache.followed_cache import WhenIncoherent
 from .cache.local_cache import LocalCache
 from .cache.stats import CacheStats
 from .cache.token import LoadToken
+from .endpoint.posted import InvalidationEndpoint, PostedResponse
 from .following.applied import Applied, ApplyOutcome
 from .following.state import State, SubscriberStats
 from .mixin import CacheInvalidationMixin
@@ -17,8 +18,10 @@ __all__ = [
     "ApplyOutcome",
     "CacheInvalidationMixin",
     "CacheStats",
+    "InvalidationEndpoint",
     "LoadToken",
     "LocalCache",
+    "PostedResponse",
     "State",
     "Subscriber",
     "SubscriberStats",

@@ -8,7 +8,6 @@ import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Final, Literal, NoReturn, Self
 from weakref import WeakMethod
 
@@ -24,6 +23,7 @@ from ..shared.transport.redis.address import AddressRemap, Credentials, RedisAdd
 from .cache.local_cache import LocalCache
 from .cache.owners import Owners
 from .cache.sweeper import Sweeper
+from .endpoint.processes.own_socket import own_socket
 from .following.applied import Applied, Posted, check_may_wait_for, published, published_sync
 from .following.follower import Follower
 from .following.sequencer import Sequencer
@@ -247,7 +247,7 @@ class Subscriber(Closing):
         try:
             self._start_thread().wait()
         except InvalidSettings:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
@@ -266,15 +266,14 @@ class Subscriber(Closing):
         if self._thread is not None:
             self._thread.stop(_EXIT_SECONDS_MAX)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         thread, self._thread, self._inherited = self._thread, None, None
         if thread is not None:
             thread.stop()
             self._release_caches()
 
     def _release_caches(self) -> None:
+        own_socket.leave(self)
         for cache in self.caches:
             _owners.release(cache, self)
 
@@ -290,6 +289,7 @@ class Subscriber(Closing):
         except InvalidSettings:
             self._release_caches()
             raise
+        own_socket.join(self)  # before the caches store anything
         self._starts.begin()
         self._inherited = None
         if self._given_replica_id is None:

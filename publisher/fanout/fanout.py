@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from ...shared.errors import BroadcacheError, InvalidSettings
-from ...shared.fanout_report import NOT_FOLLOWED, AddressOutcome, FanoutReport
+from ...shared.fanout_report import NOT_APPLIED_BY_ALL, NOT_FOLLOWED, AddressOutcome, FanoutReport, ProcessOutcome
 from ...shared.process.closing import Closing
 from ...shared.process.renamed import renamed
 from ...shared.process.tokens import Tokens
@@ -24,6 +24,8 @@ __all__ = ["Fanout"]
 _PATH: Final = "/cache-invalidation"
 _SHOWN_MAX: Final = 60
 """How much of a foreign response an error shows: enough to recognize the server."""
+_ERROR_SHOWN_MAX: Final = 200
+_NAMED_MAX: Final = 5
 _APPLIED: Final = frozenset({"applied", "repeat"})
 """Outcomes of a replica that has applied the invalidation; older replicas send `repeat` for a second delivery."""
 _DROPPED: Final = _APPLIED | {"cleared"}
@@ -46,7 +48,8 @@ class _Member(msgspec.Struct, frozen=True):
 class _ReplicaResponse(msgspec.Struct, frozen=True):
     """The part of a replica's response that a publisher uses. All other fields are skipped.
 
-    Shape:  `replicas` are all that one process has told of it; replicas of older versions do not send it.
+    Shape:  `replicas` are all that one process has told of it, and `processes` all that serve the address; replicas of
+            older versions send neither.
     """
 
     replica: str | None = None
@@ -54,13 +57,43 @@ class _ReplicaResponse(msgspec.Struct, frozen=True):
     id: str | None = None
     dropped: int | None = None
     replicas: tuple[_Member, ...] = ()
+    processes: tuple[ProcessOutcome, ...] | None = None
+    doubt: str | None = None
 
     @property
     def applied_by(self) -> tuple[str, ...]:
         """The replicas that have applied the invalidation, if the response as a whole says so."""
         listed = [each.replica for each in self.replicas if each.replica and each.outcome in _DROPPED]
-        named = [self.replica] if self.replica else []
+        named = [self.replica] if self.replica and not listed else []
         return tuple(dict.fromkeys([*named, *listed]))
+
+    @property
+    def unapplied(self) -> str | None:
+        """Why not all processes of the address have applied the invalidation; None if they have."""
+        failed = [each for each in self.processes or () if each.error is not None]
+        if not failed:
+            return None if self.outcome != NOT_APPLIED_BY_ALL else "a process that was not named"
+        return ", ".join(f"{_name_of(each)} ({_cut(each.error or '')})" for each in failed[:_NAMED_MAX]) + (
+            f" and {len(failed) - _NAMED_MAX} more" if len(failed) > _NAMED_MAX else ""
+        )
+
+    @property
+    def doubts(self) -> str | None:
+        """Why there may be processes of the address that have not been told; None if there are none."""
+        if self.processes is None:
+            return (
+                "the response does not name the processes that serve the address, and others may not have applied it; "
+                "expected a replica of this version, and InvalidationEndpoint where another framework has the route"
+            )
+        return self.doubt
+
+
+def _name_of(process: ProcessOutcome) -> str:
+    return "a process" if process.pid is None else f"process {process.pid}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _ERROR_SHOWN_MAX else f"{text[:_ERROR_SHOWN_MAX]}…"
 
 
 _frame_decoder = msgspec.json.Decoder(_Frame)
@@ -167,12 +200,16 @@ class Fanout(Closing):
         outcomes = tuple(_outcome_of(url, each, frames) for url, each in by_address.items())
         succeeded = sum(outcome.is_success for outcome in outcomes)
         not_followed = sum(outcome.is_not_followed for outcome in outcomes)
+        has_all_addresses = all(broadcast.is_complete for broadcast in broadcasts)
+        doubts = [f"at {each.address}: {each.doubt}" for each in outcomes if each.doubt is not None]
         return FanoutReport(
             service=self.service,
             total=len(outcomes),
             succeeded=succeeded,
             failed=len(outcomes) - succeeded - not_followed,
-            complete=all(broadcast.is_complete for broadcast in broadcasts),
+            complete=has_all_addresses and not doubts,
+            discovery_complete=has_all_addresses,
+            doubt=f"{doubts[0]}{f' (and {len(doubts) - 1} more)' if len(doubts) > 1 else ''}" if doubts else None,
             discovery=broadcasts[0].how if broadcasts else None,
             elapsed_ms=round(sum(broadcast.elapsed_ms for broadcast in broadcasts), 3),
             outcomes=outcomes,
@@ -185,15 +222,20 @@ def _outcome_of(url: str, calls: Sequence[CallOutcome], frames: int) -> AddressO
     """Return the outcome of one address: that of the first frame that failed, or else of the last frame."""
     decisive = next((call for call in calls if not call.is_success), calls[-1])
     is_not_followed = all(_is_not_followed(call) for call in calls)
+    last = _replica_response_in(decisive.body) or _ReplicaResponse()
     error = None if is_not_followed else decisive.error
+    unapplied = last.unapplied
     if (decisive.is_success or is_not_followed) and len(calls) < frames:
         error = f"only {len(calls)} of {frames} parts were sent to this address; publish again"
+    elif unapplied is not None:
+        error = _unapplied_text(unapplied)
     elif error is None and not decisive.is_success and not is_not_followed:
         error = f"answered {decisive.status_code}"
     responses = [response for call in calls if call.is_success and (response := _replica_response_in(call.body))]
     dropped = [response.dropped for response in responses if response.dropped is not None]
-    last = _replica_response_in(decisive.body) or _ReplicaResponse()
-    if error is None and len({response.applied_by for response in responses}) > 1:
+    doubt = next((doubt for response in responses if (doubt := response.doubts) is not None), None)
+    # Processes that pass on to each other have all applied each part, whichever was called.
+    if error is None and doubt is not None and len({frozenset(response.applied_by) for response in responses}) > 1:
         names = ", ".join(sorted({each[:_SHOWN_MAX] for response in responses for each in response.applied_by}))
         error = f"expected one replica to apply all {frames} parts, got several behind one address: {names}"
     return AddressOutcome(
@@ -203,9 +245,11 @@ def _outcome_of(url: str, calls: Sequence[CallOutcome], frames: int) -> AddressO
         latency_ms=round(sum(call.latency_ms for call in calls), 3),
         attempts=sum(call.attempts for call in calls),
         replica=last.replica,
-        replicas=last.applied_by if error is None else (),
+        replicas=last.applied_by if error is None or (unapplied is not None and len(calls) == frames) else (),
         outcome=last.outcome,
         dropped=sum(dropped) if dropped else None,
+        processes=last.processes or (),
+        doubt=doubt,
     )
 
 
@@ -226,21 +270,28 @@ def _objection_to(id: str, answer_bytes_max: int, response: HttpResponse) -> str
             "service, port and path are those of the replicas"
         )
     replica = f"replica {answer.replica[:_SHOWN_MAX]!r}"
-    if answer.outcome == "cleared":
-        return None  # the replica has dropped everything
-    if answer.outcome == NOT_FOLLOWED:
-        return (
-            f"expected {replica} to have applied it, got 'not followed': this replica has no cache of this namespace; "
-            "have the fan-out call the service whose replicas follow the namespace"
-        )
-    if answer.outcome not in _APPLIED:
-        return f"expected {replica} to have applied it, got outcome {answer.outcome[:_SHOWN_MAX]!r}; publish again"
-    if answer.id != id:
-        return (
-            f"expected {replica} to have applied id {id!r}, got id {answer.id and answer.id[:_SHOWN_MAX]!r}; check the "
-            "proxies between the publisher and the replica"
-        )
+    match answer.outcome:
+        case _ if answer.unapplied is not None:
+            return _unapplied_text(answer.unapplied)
+        case "cleared":
+            pass  # the replica has dropped everything
+        case "not followed":
+            return (
+                f"expected {replica} to have applied it, got 'not followed': this replica has no cache of this "
+                "namespace; have the fan-out call the service whose replicas follow the namespace"
+            )
+        case outcome if outcome not in _APPLIED:
+            return f"expected {replica} to have applied it, got outcome {outcome[:_SHOWN_MAX]!r}; publish again"
+        case _ if answer.id != id:
+            return (
+                f"expected {replica} to have applied id {id!r}, got id {answer.id and answer.id[:_SHOWN_MAX]!r}; check "
+                "the proxies between the publisher and the replica"
+            )
     return None
+
+
+def _unapplied_text(processes: str) -> str:
+    return f"expected each process of this address to have applied it, but not so {processes}; publish again"
 
 
 def _shown(body: bytes, answer_bytes_max: int) -> str:

@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 from ...shared.clock import Clock
 from ...shared.confirmation import Confirmation, ReplicaConfirmation, Report, decode_reports
 from ...shared.errors import LinkLost, MalformedFrame
+from ...shared.fanout_report import NOT_FOLLOWED
 from ...shared.fanout_report import AddressOutcome as FanoutOutcome
 from ...shared.invalidation import Invalidation, Position
 from ...shared.presence import Presence
@@ -149,10 +150,14 @@ class Wait:
     def record_response(self, outcome: FanoutOutcome) -> None:
         """Record the HTTP response of an address: of all replicas there that have applied the invalidation.
 
-        One of a process that does not follow the namespace confirms nothing: an expected replica stays missing.
+        One of a process that does not follow the namespace confirms nothing: an expected replica stays missing. Of an
+        address that has failed, the named replicas have applied it all the same.
         """
-        if outcome.error is not None:
+        if outcome.error is not None and not outcome.replicas:
             return
+        self._not_followed.update(
+            replica for each in outcome.processes if each.outcome == NOT_FOLLOWED for replica in each.replicas
+        )
         replicas = outcome.replicas or ((outcome.replica,) if outcome.replica else ())
         if outcome.is_not_followed:
             self._not_followed.update(replicas)

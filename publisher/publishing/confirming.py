@@ -128,12 +128,18 @@ def _confirmed_by_http(receipt: Receipt, wait: Wait, registry: Registry | None) 
     """
     outcomes = receipt.fanout.outcomes if receipt.fanout else ()
     listed = set() if registry is None else {*registry.expected}
-    # A response without a replica id proves nothing: its address stays missing.
+    # A response without a replica id proves nothing: its address stays missing, as does a process that was not told.
     expected = [
         replica
         for each in outcomes
         for replica in each.replicas or (each.replica or each.address,)
         if not each.is_not_followed or replica in listed
+    ]
+    expected += [
+        f"process {'?' if process.pid is None else process.pid} at {each.address}"
+        for each in outcomes
+        for process in each.processes
+        if process.error is not None
     ]
     wait.expect(expected, _doubt_of(receipt.fanout))
     for outcome in outcomes:
@@ -146,6 +152,8 @@ def _doubt_of(report: FanoutReport | None) -> str | None:
     if report is not None and report.total and report.complete and report.problem is None:
         return None
     result = "there was no fan-out" if report is None else report.summary()
+    if report is not None and report.doubt is not None and report.discovery_complete and report.problem is None:
+        return result
     return (
         f"{result}: a replica that was not called may serve old values; expected discovery to name every replica: "
         "check the service's name and the resolver, then publish again"

@@ -1,5 +1,6 @@
 """The HTTP side of a replica. The only module of the subscriber that needs FastAPI, so it is imported on first use."""
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +22,8 @@ from ...shared.wire import FRAME_BYTES_MAX
 from ..metrics import register
 from .access import Access, Refusal, refusal_of
 from .members import Member, Served, apply_to, members_of, one_access_of, state_of, subscribers_of
+from .posted import passing_on, response_of
+from .processes.own_socket import own_socket
 from .replica_token import ALLOW_OPEN_VARIABLE, TOKEN_VARIABLE
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ def router_of(subscriber: Served, access: Access | None = None) -> APIRouter:
     Raises: InvalidSettings. The application does not start if its subscribers expect different tokens.
     """
     routes = _Routes(subscriber, Access.of() if access is None else access)
+    own_socket.has_endpoint()
     router = _Router(tags=["broadcache"], lifespan=routes.lifespan)
     router.add_api_route("/health/live", routes.live, summary="Does the process respond?")
     router.add_api_route(
@@ -72,9 +76,12 @@ def router_of(subscriber: Served, access: Access | None = None) -> APIRouter:
         summary="Drop the entries that the body names",
         description=_POST_DESCRIPTION,
         responses={
-            200: {"description": "Applied: the outcome, and how many entries were dropped."},
+            200: {
+                "description": "Applied by each process of this address: outcomes, and how many entries were dropped."
+            },
             401: {"description": "The request has no valid token."},
             403: {"description": "No token is set and the caller is elsewhere, or it is a web page of another site."},
+            500: {"description": "A process of this address has not applied it; `processes` names it."},
         },
         openapi_extra=_POST_BODY,
     )
@@ -165,7 +172,11 @@ class _Routes(Member):
         except ClientDisconnect:
             # Half a body is no invalidation: its targets are unknown.
             return Response(status_code=400)  # the client is gone and will not read it
-        return JSONResponse(apply_to(subscribers_of(members), body))
+        applied = apply_to(subscribers_of(members), body)
+        server = request.scope.get("server")
+        passed_on = await asyncio.wrap_future(passing_on(body, None if server is None else (server[0], server[1])))
+        status_code, document = response_of(applied, passed_on)
+        return JSONResponse(document, status_code=status_code)
 
     def begin_metrics(self) -> None:
         """Measure from now on. Raises: InvalidSettings when prometheus_client is not installed."""

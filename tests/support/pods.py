@@ -43,7 +43,7 @@ def answers(status: int = 200, body: bytes = b"", *headers: str) -> Behaviour:
 
 
 def as_replica(outcome: object = "applied", *, replica: str = "", **fields: object) -> Behaviour:
-    """Answer a posted frame as a replica does: with its id. `fields` take the place of what it would say."""
+    """Answer a posted frame as the one process of a replica does. `fields` take the place of what it would say."""
 
     async def behave(received: Received, writer: asyncio.StreamWriter) -> None:
         id = json.loads(received.body)["id"] if received.body else None
@@ -53,6 +53,8 @@ def as_replica(outcome: object = "applied", *, replica: str = "", **fields: obje
             "outcome": outcome,
             "id": id,
             "dropped": 1,
+            "processes": [{"pid": 7, "outcome": str(outcome), "replicas": [replica or "web"], "dropped": 1}],
+            "doubt": None,
             **fields,
         }
         await answers(200, json.dumps(answer).encode())(received, writer)

@@ -1,7 +1,8 @@
 """A service for each server that runs several workers. It is configured by the environment: `REDIS` and `SOURCE`.
 
 `SOURCE` is a file with the value that every worker loads. Where a master loads the module before it forks, the module
-starts the subscriber and fills the cache in the master, as services do that preload.
+starts the subscriber and fills the cache in the master, as services do that preload. With `ALONE` in the environment,
+no process passes on what is posted to it: the negative control.
 """
 
 import json
@@ -14,11 +15,15 @@ from typing import Any, Final
 from cachetools import TTLCache
 from fastapi import FastAPI
 
-from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber
+from broadcache.subscriber import CacheInvalidationMixin, InvalidationEndpoint, LocalCache, Subscriber
+from broadcache.subscriber.endpoint import posted
+from broadcache.subscriber.endpoint.processes.siblings import PassedOn
 
 NAMESPACE: Final = "products"
 KEY: Final = "key"
 BOUND_SECONDS: Final = 8.0
+if "ALONE" in os.environ:
+    posted.__dict__["pass_on"] = lambda *_: PassedOn()
 _OPTIONS: Final[dict[str, Any]] = {"echo_interval_seconds": 0.2, "echo_timeout_seconds": 8.0}
 _OVERLAP_SECONDS: Final = 0.05
 """How long each request takes at least, so that several at once reach several workers."""
@@ -33,7 +38,13 @@ class Catalogue(CacheInvalidationMixin):
 
     def __init__(self) -> None:
         cache = TTLCache[str, Any](maxsize=100, ttl=3_600)
-        super().__init__(os.environ["REDIS"], cache=cache, max_staleness_seconds=BOUND_SECONDS, **_OPTIONS)
+        super().__init__(
+            os.environ["REDIS"],
+            cache=cache,
+            max_staleness_seconds=BOUND_SECONDS,
+            when_incoherent="serve",  # nothing but HTTP can reach it while Redis is away
+            **_OPTIONS,
+        )
 
 
 def described(subscriber: Subscriber, value: str) -> dict[str, Any]:
@@ -44,6 +55,7 @@ def new_asgi() -> FastAPI:
     """Built where the module is imported, e.g. in a master; started in each worker, by its lifespan."""
     catalogue = Catalogue()
     app = FastAPI(lifespan=catalogue.lifespan)
+    app.include_router(catalogue.router)
 
     @app.get("/")
     def read() -> dict[str, Any]:
@@ -55,23 +67,33 @@ def new_asgi() -> FastAPI:
 
 def new_wsgi() -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
     """Started where the module is imported: in a master that preloads, before it forks."""
-    cache, subscriber = started()
+    cache, subscriber = new_subscriber()
+    endpoint = InvalidationEndpoint(subscriber)
+    start(cache, subscriber)
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        time.sleep(_OVERLAP_SECONDS)
-        body = json.dumps(described(subscriber, cache.get_or_load_sync(KEY, load))).encode()
-        start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
-        return [body]
+        if environ["REQUEST_METHOD"] == "POST":
+            body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            response = endpoint.post(body)
+            status, document = f"{response.status_code} Posted", response.document
+        else:
+            time.sleep(_OVERLAP_SECONDS)
+            status, document = "200 OK", described(subscriber, cache.get_or_load_sync(KEY, load))
+        answer = json.dumps(document).encode()
+        start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
+        return [answer]
 
     return application
 
 
-def started() -> tuple[LocalCache, Subscriber]:
-    cache = LocalCache(TTLCache(maxsize=100, ttl=3_600), max_staleness_seconds=BOUND_SECONDS)
-    subscriber = Subscriber(os.environ["REDIS"], caches={NAMESPACE: cache}, **_OPTIONS)
+def new_subscriber() -> tuple[LocalCache, Subscriber]:
+    cache = LocalCache(TTLCache(maxsize=100, ttl=3_600), max_staleness_seconds=BOUND_SECONDS, when_incoherent="serve")
+    return cache, Subscriber(os.environ["REDIS"], caches={NAMESPACE: cache}, **_OPTIONS)
+
+
+def start(cache: LocalCache, subscriber: Subscriber) -> None:
     subscriber.__enter__()
     cache.get_or_load_sync(KEY, load)
-    return cache, subscriber
 
 
 def new_celery() -> Any:
@@ -79,7 +101,8 @@ def new_celery() -> Any:
 
     app = celery.Celery("products", broker=os.environ["REDIS"], backend=os.environ["REDIS"])
     app.conf.worker_hijack_root_logger = False
-    cache, subscriber = started()
+    cache, subscriber = new_subscriber()
+    start(cache, subscriber)
 
     @app.task(name="read")  # type: ignore[untyped-decorator]
     def read() -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """A service of several workers, behind a server that people run: gunicorn, uvicorn, or Celery's prefork pool."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from tests.support.waiting import until
 from broadcache.shared.transport.redis.embedded import dying_with_us
 
 WORKERS: Final = 3
+TOKEN: Final = "swordfish"
 _CALLS_AT_ONCE: Final = 4 * WORKERS
 _LISTENING: Final = re.compile(rb"(?:Listening at|running on):? (?:http://)?127\.0\.0\.1:(\d+)")
 _APPS: Final = "tests.support.worker_apps"
@@ -27,13 +29,15 @@ _APPS: Final = "tests.support.worker_apps"
 class WorkerService:
     """Its workers, each of which answers `call`, and `end_one` of which ends in order: the given one, if it may choose.
 
-    Shape:  `master_pid` is the process that was started. `source` has the value that the workers load.
+    Shape:  `master_pid` is the process that was started. `source` has the value that the workers load. `port` is where
+            they are called; 0 if not by HTTP.
     """
 
     master_pid: int
     source: Path
     call: Callable[[], Awaitable[dict[str, Any]]]
     end_one: Callable[[int], Awaitable[object]]
+    port: int = 0
 
     async def answers(self) -> dict[int, dict[str, Any]]:
         """One answer of each worker that can answer, by its pid."""
@@ -61,20 +65,27 @@ class WorkerService:
 
 
 @asynccontextmanager
-async def gunicorn(url: str, folder: Path, worker_class: str) -> AsyncIterator[WorkerService]:
-    """gunicorn with `--preload`; one of its ASGI workers is started by the lifespan, the others in the master."""
+async def gunicorn(
+    url: str, folder: Path, worker_class: str, *, preload: bool = True, at_path: bool = False, **environment: str
+) -> AsyncIterator[WorkerService]:
+    """gunicorn; its ASGI workers are started by their lifespans, the others where the module is imported."""
     app = "asgi" if "uvicorn" in worker_class else "wsgi"
-    options = ["--preload", "--workers", str(WORKERS), "--worker-class", worker_class, "--bind", "127.0.0.1:0"]
-    options += ["--graceful-timeout", "5", "--no-control-socket"]
-    async with _http(url, folder, ["gunicorn", *options, f"{_APPS}:{app}"]) as service:
+    bind = f"unix:{folder / 'service'}" if at_path else "127.0.0.1:0"
+    options = [*(["--preload"] if preload else []), "--workers", str(WORKERS), "--worker-class", worker_class]
+    options += ["--bind", bind, "--graceful-timeout", "5", "--no-control-socket"]
+    if worker_class == "gthread":  # else one of them may take all calls
+        options += ["--worker-connections", str(_CALLS_AT_ONCE // WORKERS)]
+    command = ["gunicorn", *options, f"{_APPS}:{app}"]
+    async with _http(url, folder, command, at_path=at_path, environment=environment) as service:
         yield service
 
 
 @asynccontextmanager
-async def uvicorn(url: str, folder: Path) -> AsyncIterator[WorkerService]:
+async def uvicorn(url: str, folder: Path, *, at_path: bool = False, **environment: str) -> AsyncIterator[WorkerService]:
     """uvicorn, which spawns its workers."""
-    command = ["uvicorn", "--workers", str(WORKERS), "--host", "127.0.0.1", "--port", "0", f"{_APPS}:asgi"]
-    async with _http(url, folder, command) as service:
+    bind = ["--uds", str(folder / "service")] if at_path else ["--host", "127.0.0.1", "--port", "0"]
+    command = ["uvicorn", "--workers", str(WORKERS), *bind, f"{_APPS}:asgi"]
+    async with _http(url, folder, command, at_path=at_path, environment=environment) as service:
         yield service
 
 
@@ -113,19 +124,27 @@ async def celery(url: str, folder: Path) -> AsyncIterator[WorkerService]:
 
 
 @asynccontextmanager
-async def _http(url: str, folder: Path, command: list[str]) -> AsyncIterator[WorkerService]:
+async def _http(
+    url: str, folder: Path, command: list[str], *, at_path: bool, environment: dict[str, str]
+) -> AsyncIterator[WorkerService]:
     source, output = folder / "source", folder / "output"
     source.write_text("first")
-    async with _started(command, url, source, output) as pid:
-        await until(lambda: _LISTENING.search(output.read_bytes()), f"a port of {command[0]}")
-        found = _LISTENING.search(output.read_bytes())
-        assert found is not None
-        port = int(found[1])
+    async with _started(command, url, source, output, environment) as pid, AsyncExitStack() as stack:
+        if at_path:
+            port = await stack.enter_async_context(_proxy(folder / "service"))
+        else:
+            await until(lambda: _LISTENING.search(output.read_bytes()), f"a port of {command[0]}")
+            found = _LISTENING.search(output.read_bytes())
+            assert found is not None
+            port = int(found[1])
 
         async def listens() -> bool:  # uvicorn's workers do, some time after the port is known
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except ConnectionRefusedError:
+                if at_path:
+                    _, writer = await asyncio.open_unix_connection(folder / "service")
+                else:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except (ConnectionRefusedError, FileNotFoundError):
                 return False
             writer.close()
             return True
@@ -141,12 +160,39 @@ async def _http(url: str, folder: Path, command: list[str]) -> AsyncIterator[Wor
         async def end_one(pid: int) -> None:
             os.kill(pid, signal.SIGTERM)
 
-        yield WorkerService(pid, source, call, end_one)
+        yield WorkerService(pid, source, call, end_one, port)
 
 
 @asynccontextmanager
-async def _started(command: list[str], url: str, source: Path, output: Path) -> AsyncIterator[int]:
-    environment = {**os.environ, "REDIS": url, "SOURCE": str(source), "PYTHONUNBUFFERED": "1"}
+async def _proxy(path: Path) -> AsyncIterator[int]:
+    """A proxy in front of a service with a Unix socket: its port."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(65_536):
+                writer.write(chunk)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            inner_reader, inner_writer = await asyncio.open_unix_connection(path)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port: int = server.sockets[0].getsockname()[1]
+        yield port
+
+
+@asynccontextmanager
+async def _started(
+    command: list[str], url: str, source: Path, output: Path, more: dict[str, str] | None = None
+) -> AsyncIterator[int]:
+    environment = {**os.environ, "REDIS": url, "SOURCE": str(source), "PYTHONUNBUFFERED": "1", **(more or {})}
+    environment["BROADCACHE_REPLICA_TOKEN"] = TOKEN
     with output.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *dying_with_us((sys.executable, "-m", *command)), cwd=ROOT, env=environment, stdout=log, stderr=log

@@ -195,8 +195,31 @@ def _as_table(broadcast: "Broadcast") -> str:
     )
 
 
+def _processes_in(body: bytes) -> str | None:
+    """Return what the processes of a replica's address have done; None if the body is another one."""
+    import msgspec
+
+    from ..shared.fanout_report import NOT_FOLLOWED, ProcessOutcome
+    from ..shared.texts import counted
+
+    class Posted(msgspec.Struct):
+        processes: tuple[ProcessOutcome, ...]
+        doubt: str | None = None
+
+    try:
+        posted = msgspec.json.decode(body, type=Posted)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    applied = [each for each in posted.processes if each.error is None and each.outcome != NOT_FOLLOWED]
+    failed = [
+        f"process {'?' if each.pid is None else each.pid}: {each.error}" for each in posted.processes if each.error
+    ]
+    parts = [f"applied by {len(applied)} of {counted(len(posted.processes), 'process', 'processes')}", *failed]
+    return "; ".join(parts if posted.doubt is None else [*parts, "there may be others"])
+
+
 def _shown(outcome: "CallOutcome") -> str:
     """Return the part of a response that fits on a line, or its error, without control characters."""
-    text = outcome.error or outcome.body.decode(errors="replace")
+    text = outcome.error or _processes_in(outcome.body) or outcome.body.decode(errors="replace")
     text = "".join(char if char.isprintable() else " " for char in text)
     return text if len(text) <= _ANSWER_CHARACTERS_SHOWN else f"{text[:_ANSWER_CHARACTERS_SHOWN]}…"

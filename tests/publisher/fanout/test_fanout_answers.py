@@ -77,7 +77,7 @@ async def test_the_parts_of_a_large_one_are_each_answered_for(pods: Pods) -> Non
 async def test_parts_that_two_replicas_behind_one_address_have_answered_confirm_neither(
     redis_url: str, pods: Pods
 ) -> None:
-    workers = itertools.cycle([as_replica(replica="worker-a"), as_replica(replica="worker-b")])
+    workers = itertools.cycle([as_replica(replica=name, processes=None) for name in ("worker-a", "worker-b")])
 
     async def take_turns(received: Received, writer: asyncio.StreamWriter) -> None:
         await next(workers)(received, writer)

@@ -147,7 +147,7 @@ async def test_without_the_rule_the_second_mixin_would_keep_the_old_value(
     """The negative control: each route speaks for its own subscriber only."""
     monkeypatch.setattr(endpoint, "members_of", lambda app, member: (member,))
     async with told_by_http(redis_url) as (_, users, publisher):
-        with pytest.raises(NotDelivered, match="not followed by any subscriber"):
+        with pytest.raises(NotDelivered, match="not followed by any subscriber of the process"):
             await publisher.publish(Keys("a"), namespace="users", confirm=Confirm(timeout_seconds=5))
         assert (users.subscriber.state, users.held) == ("coherent", {"a", "b"})
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -110,7 +111,9 @@ async def test_what_is_posted_is_forgotten_and_the_answer_says_what_became_of_it
             "dropped": 2,
             "positions": {"products": {"epoch": epoch_of(catalogue), "sequence": 0}},
         }
-        assert answer == {**what_became, "id": "one", "replicas": [what_became]}
+        process = {"pid": os.getpid(), "outcome": "applied", "dropped": 2, "replicas": ["replica-1"], "error": None}
+        more = {"id": "one", "replicas": [what_became], "processes": [process], "doubt": None}
+        assert answer == {**what_became, **more}
         assert catalogue.held == "c"
 
 
@@ -374,7 +377,7 @@ async def test_a_page_of_the_service_itself_may(site: str | None) -> None:
 async def test_the_route_is_described_in_the_services_openapi_document() -> None:
     async with lonely_replica() as (_, client):
         described = (await client.get("/openapi.json")).json()["paths"][PATH]["post"]
-    assert set(described["responses"]) == {"200", "401", "403"}
+    assert set(described["responses"]) == {"200", "401", "403", "500"}
     assert described["requestBody"]["required"] is False
 
 
