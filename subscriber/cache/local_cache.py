@@ -20,6 +20,7 @@ from .checks import Seconds, check_settings, checked_key, checked_tags, checked_
 from .entries import MISSING, Count
 from .followed_cache import FollowedCache, WhenIncoherent
 from .loads import Loads
+from .mapping.reads import TOUCHES_MAX
 from .mapping.views import LiveMapping
 from .mapping_errors import is_refusal
 from .stats import CacheStats
@@ -72,31 +73,30 @@ class LocalCache(FollowedCache, LiveMapping):
         self._negative_ttl_seconds = negative_ttl
         self._uniform = uniform
         self._loads = Loads(self, self._lock, self._reread)
-        # Bound once: looking it up for each read would be a good part of what a hit costs. So would a 31st attribute of
-        # this object, those of FollowedCache included: CPython keeps no more than 30 where it finds them fastest.
-        self._lookup = mapping.__getitem__
-        self._hits = self._misses = self._bypassed = 0
+        # A 31st attribute of this object, those of FollowedCache included, would be a good part of what a hit costs:
+        # CPython keeps no more than 30 where it finds them fastest.
+        self._misses = self._bypassed = 0
         self._not_stored: Counter[str] = Counter()
         in_forked_child(self._start_over)
 
     def _start_over(self) -> None:
         super()._start_over()
-        self._lookup = self._entries.mapping.__getitem__
         self._loads.start_over(self._lock)
-        self._hits = self._misses = self._bypassed = 0
+        self._misses = self._bypassed = 0
         self._not_stored = Counter()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value stored under `key`, or `default` when no value may be served."""
-        # The hit path. One clock reading answers three questions: is the cache coherent, is no sweep under way, has no
-        # entry reached an expiry of its own. If the stamp is the same before and after the lookup, no other thread has
-        # applied an invalidation meanwhile.
+        # The hit path. One clock reading answers four questions: is the cache coherent, is no sweep under way, has no
+        # entry reached an expiry of its own, nor that of the mapping. If the stamp is the same before and after the
+        # lookup, no other thread has applied an invalidation meanwhile. `get_or_load` and `get_or_load_sync` have a
+        # copy each: calling this method would be a good part of their hits.
         stamp = self._stamp
         if self._clock() < self._fast_until:
             try:
-                value = self._lookup(key)
+                value = self._source[key]
             except KeyError:
                 self._misses += 1
                 return default
@@ -105,7 +105,10 @@ class LocalCache(FollowedCache, LiveMapping):
                     raise  # the caller's mistake; _get_checked handles any other error
             else:
                 if self._stamp == stamp:
-                    self._hits += 1
+                    touches = self._touches
+                    touches.append(key)
+                    if len(touches) > TOUCHES_MAX:
+                        self._settle_touches()
                     return value
         return self._get_checked(key, default)
 
@@ -124,9 +127,9 @@ class LocalCache(FollowedCache, LiveMapping):
             issued = self._issued
             try:
                 if self._entries.is_served(key, now):
-                    value = self._lookup(key)
+                    value = self._entries.mapping[key]
                     if self._issued == issued:  # the mapping's own code may have applied an invalidation
-                        self._hits += 1
+                        self._reads.hits += 1
                         return value
             except KeyError:
                 pass
@@ -176,7 +179,20 @@ class LocalCache(FollowedCache, LiveMapping):
         Raises: whatever the loader raises. A caller that shares the load of another one raises a copy. InvalidName
                 when `key` or a tag is not a string; InvalidSettings.
         """
-        value = self.get(key, _MISSING)
+        stamp = self._stamp  # as in `get`
+        if self._clock() < self._fast_until:
+            try:
+                value = self._source[key]
+            except Exception:  # noqa: BLE001, S110  (a miss, or what _get_checked handles)
+                pass
+            else:
+                if self._stamp == stamp:
+                    touches = self._touches
+                    touches.append(key)
+                    if len(touches) > TOUCHES_MAX:
+                        self._settle_touches()
+                    return value
+        value = self._get_checked(key, _MISSING)
         if value is not _MISSING:
             return value
         return await self._loads.load(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
@@ -193,9 +209,22 @@ class LocalCache(FollowedCache, LiveMapping):
 
         Misses in other threads wait for the same load. Raises: whatever the loader raises.
         """
-        value = self.get(key, _MISSING)
+        stamp = self._stamp  # as in `get`
+        if self._clock() < self._fast_until:
+            try:
+                value: T = self._source[key]
+            except Exception:  # noqa: BLE001, S110  (a miss, or what _get_checked handles)
+                pass
+            else:
+                if self._stamp == stamp:
+                    touches = self._touches
+                    touches.append(key)
+                    if len(touches) > TOUCHES_MAX:
+                        self._settle_touches()
+                    return value
+        value = self._get_checked(key, _MISSING)
         if value is not _MISSING:
-            return cast("T", value)
+            return value
         key, tags = checked_key(key), checked_tags(tags)
         return cast("T", self._loads.load_sync(key, loader, tags, checked_ttl(ttl_seconds)))
 
@@ -233,11 +262,19 @@ class LocalCache(FollowedCache, LiveMapping):
             self._discard(token.key)
             self._count_unnameable(why)
             return False
-        # Close the hit path until this is done: the mapping's own code, e.g. getsizeof, may apply an invalidation.
-        self._fast_until = -math.inf
+        if self._touches:
+            self._settle()  # before the mapping evicts
         now, issued = self._clock(), self._issued
+        # Close the hit path until this is done: the mapping's own code, e.g. getsizeof, may apply an invalidation. With
+        # `is_changing` first, nothing that runs in between opens it again.
+        was_changing, self._entries.is_changing = self._entries.is_changing, True
+        self._fast_until = -math.inf
         try:
-            self._entries.put(token.key, value, self._stamp, tags, self._expiry_of(now, ttl_seconds))
+            try:
+                self._entries.put(token.key, value, self._stamp, tags, self._expiry_of(now, ttl_seconds))
+            finally:
+                self._entries.is_changing = was_changing
+            self._reads.note_store(token.key)
             if self._issued != issued and self.is_void(token, tags):
                 self._not_stored["voided"] += 1
                 self._entries.discard(token.key)
@@ -285,7 +322,7 @@ class LocalCache(FollowedCache, LiveMapping):
         with self._lock:
             return CacheStats(
                 entries=self._entries.held,
-                hits=self._hits,
+                hits=self._reads.hits + len(self._touches),
                 misses=self._misses,
                 bypassed=self._bypassed,
                 loads=self._loads.started,

@@ -24,6 +24,7 @@ from broadcache.subscriber.cache import local_cache as local_cache_module
 from broadcache.subscriber.cache import recent as history_module
 from broadcache.subscriber.cache.entries import Entries
 from broadcache.subscriber.cache.mapping import expiry as expiry_module
+from broadcache.subscriber.cache.mapping import reads as reads_module
 from broadcache.subscriber.cache.recent import History
 
 KEY = "product:42"
@@ -512,7 +513,7 @@ class WithAnUnrulyMapping(Interleavings):
 
 @pytest.fixture
 def lock_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(followed_cache_module, "_LOCK_FREE_LOOKUPS", frozenset({TTLCache, Unruly}))
+    monkeypatch.setattr(reads_module, "_LOCK_FREE_LOOKUPS", frozenset({TTLCache, Unruly}))
 
 
 @pytest.mark.usefixtures("small_slices", "lock_free")
