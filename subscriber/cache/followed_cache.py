@@ -9,9 +9,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 from ...shared.clock import Clock
 from ...shared.errors import InvalidSettings, InvalidTarget
+from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags, Target
 from .checks import exact
-from .entries import Entries
+from .entries import MISSING, Entries
 from .mapping.reads import Reads
 from .mapping_errors import MappingErrors
 from .recent import History
@@ -328,6 +329,50 @@ class FollowedCache:
             self.upkeep.on_bypass = None
             on_bypass()
         return False
+
+    # --- inspecting ---------------------------------------------------------------------------------------------------
+
+    def __contains__(self, key: object) -> bool:
+        with self._lock:
+            now = self._clock()
+            self._expire(now)
+            return isinstance(key, str) and self._may_serve(now) and self._entries.has_served(exact(key), now)
+
+    def fingerprint(self, key: str) -> str | None:
+        """Return the fingerprint of the value that a read of `key` would return now; None when it would find nothing.
+
+        This is not a read: it counts nothing, and does not make the entry the newest. Returns `NO_FINGERPRINT` for a
+        value that has none, and for a mapping that cannot be inspected without a read.
+        """
+        with self._lock:
+            if key not in self:
+                return None
+            value = self._entries.peek(key)
+        if value is MISSING:
+            return NO_FINGERPRINT
+        try:
+            return fingerprint_of(value)
+        except Exception:  # noqa: BLE001  (the value's own code)
+            return NO_FINGERPRINT
+
+    @property
+    def maxsize(self) -> float | None:
+        """How many entries the mapping holds at most, or the most that their sizes add up to; None: it has no limit."""
+        return getattr(self._entries.mapping, "maxsize", None)
+
+    @property
+    def currsize(self) -> float:
+        """What counts towards `maxsize` now, dead entries not yet swept included. Raises: any error of the mapping."""
+        with self._lock:
+            size = getattr(self._entries.mapping, "currsize", None)
+            return len(self._entries.mapping) if size is None else size
+
+    @property
+    def ttl(self) -> Any:
+        """The lifetime of the mapping's entries as the mapping has it, e.g. in seconds; None: it has none."""
+        return getattr(self._entries.mapping, "ttl", None)
+
+    # --- what others change -------------------------------------------------------------------------------------------
 
     def _start_over(self) -> None:
         """Bypass, drop everything, and void all loads: in a forked child, which receives no invalidation.

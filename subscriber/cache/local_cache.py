@@ -12,12 +12,11 @@ from cachetools import Cache
 
 from ...shared.clock import Clock, monotonic
 from ...shared.errors import InvalidSettings
-from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import Everything, Invalidation, Target, invalidation_of
 from ...shared.process.copying import refuse_copy
 from ...shared.process.forks import in_forked_child
-from .checks import Seconds, check_settings, checked_key, checked_tags, checked_ttl, exact, seconds_of, why_unnameable
-from .entries import MISSING, Count
+from .checks import Seconds, check_settings, checked_key, checked_tags, checked_ttl, seconds_of, why_unnameable
+from .entries import Count
 from .followed_cache import FollowedCache, WhenIncoherent
 from .loads import Loads
 from .mapping.reads import TOUCHES_MAX
@@ -94,7 +93,8 @@ class LocalCache(FollowedCache, LiveMapping):
         # lookup, no other thread has applied an invalidation meanwhile. `get_or_load` and `get_or_load_sync` have a
         # copy each: calling this method would be a good part of their hits.
         stamp = self._stamp
-        if self._clock() < self._fast_until:
+        clock = self._clock  # in a line of its own: CPython is slow to find an attribute that it takes for a method
+        if clock() < self._fast_until:
             try:
                 value = self._source[key]
             except KeyError:
@@ -180,7 +180,8 @@ class LocalCache(FollowedCache, LiveMapping):
                 when `key` or a tag is not a string; InvalidSettings.
         """
         stamp = self._stamp  # as in `get`
-        if self._clock() < self._fast_until:
+        clock = self._clock
+        if clock() < self._fast_until:
             try:
                 value = self._source[key]
             except Exception:  # noqa: BLE001, S110  (a miss, or what _get_checked handles)
@@ -210,7 +211,8 @@ class LocalCache(FollowedCache, LiveMapping):
         Misses in other threads wait for the same load. Raises: whatever the loader raises.
         """
         stamp = self._stamp  # as in `get`
-        if self._clock() < self._fast_until:
+        clock = self._clock
+        if clock() < self._fast_until:
             try:
                 value: T = self._source[key]
             except Exception:  # noqa: BLE001, S110  (a miss, or what _get_checked handles)
@@ -362,40 +364,6 @@ class LocalCache(FollowedCache, LiveMapping):
                 return
             yield count
 
-    def fingerprint(self, key: str) -> str | None:
-        """Return the fingerprint of the value that a read of `key` would return now; None when it would find nothing.
-
-        This is not a read: it counts nothing, and does not make the entry the newest. Returns `NO_FINGERPRINT` for a
-        value that has none, and for a mapping that cannot be inspected without a read.
-        """
-        with self._lock:
-            if key not in self:
-                return None
-            value = self._entries.peek(key)
-        if value is MISSING:
-            return NO_FINGERPRINT
-        try:
-            return fingerprint_of(value)
-        except Exception:  # noqa: BLE001  (the value's own code)
-            return NO_FINGERPRINT
-
-    @property
-    def maxsize(self) -> float | None:
-        """How many entries the mapping holds at most, or the most that their sizes add up to; None: it has no limit."""
-        return getattr(self._entries.mapping, "maxsize", None)
-
-    @property
-    def currsize(self) -> float:
-        """What counts towards `maxsize` now, dead entries not yet swept included. Raises: any error of the mapping."""
-        with self._lock:
-            size = getattr(self._entries.mapping, "currsize", None)
-            return len(self._entries.mapping) if size is None else size
-
-    @property
-    def ttl(self) -> Any:
-        """The lifetime of the mapping's entries as the mapping has it, e.g. in seconds; None: it has none."""
-        return getattr(self._entries.mapping, "ttl", None)
-
     def __repr__(self) -> str:
         state = "coherent" if self.is_coherent else f"incoherent, {self._when_incoherent}"
         return f"<LocalCache of {self.stats().entries} entries, {state}>"
@@ -434,12 +402,6 @@ class LocalCache(FollowedCache, LiveMapping):
         if default is _MISSING:
             raise KeyError(key)
         return default
-
-    def __contains__(self, key: object) -> bool:
-        with self._lock:
-            now = self._clock()
-            self._expire(now)
-            return isinstance(key, str) and self._may_serve(now) and self._entries.has_served(exact(key), now)
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:
