@@ -431,7 +431,7 @@ class FollowedCache:
         """
         lock: Any = self._lock
         if lock._is_owned() or not lock.acquire(blocking=False):
-            self._reads.forget_newest_touches()
+            self._reads.forget_a_touch()
             return
         try:
             self._settle()

@@ -118,6 +118,8 @@ class LocalCache(FollowedCache, LiveMapping):
             return self.get(key, default) if key in self else default
 
     def _get_checked(self, key: str, default: Any) -> Any:
+        if len(self._touches) > TOUCHES_MAX:
+            self._settle_touches()
         with self._lock:
             now = self._clock()
             if not self._may_serve(now):
@@ -127,9 +129,9 @@ class LocalCache(FollowedCache, LiveMapping):
             issued = self._issued
             try:
                 if self._entries.is_served(key, now):
-                    value = self._entries.mapping[key]
+                    value = self._reads.look_up(key)
                     if self._issued == issued:  # the mapping's own code may have applied an invalidation
-                        self._reads.hits += 1
+                        self._touches.append(key)
                         return value
             except KeyError:
                 pass

@@ -108,6 +108,18 @@ class Reads:
         oldest = self._root.next
         return math.inf if oldest is self._root else oldest.expires + self._clock_is_ahead_by
 
+    def look_up(self, key: str) -> Any:
+        """Return the value under `key` if it has not expired. Raises: KeyError, and any error of the mapping.
+
+        With the lock, and perhaps while the mapping is being changed: a signal handler or a finalizer may read at any
+        time. So it changes nothing, if that can be.
+        """
+        if self.source is self._mapping:
+            return self._mapping[key]
+        if key not in self._mapping:
+            raise KeyError(key)
+        return self.source[key]
+
     @property
     def is_misled(self) -> bool:
         """Whether `source` is no longer the dictionary inside the mapping."""
@@ -163,7 +175,10 @@ class Reads:
         if self._newest:
             self._newest.add(key)
 
-    def forget_newest_touches(self) -> None:
-        """Make room in the touches without the lock. They are hits all the same."""
+    def forget_a_touch(self) -> None:
+        """Make room in the touches, without the lock. It was a hit all the same."""
+        try:
+            self.touches.pop()
+        except IndexError:  # another thread has settled them meanwhile
+            return
         self.hits += 1
-        del self.touches[TOUCHES_MAX:]
