@@ -338,10 +338,10 @@ class Entries:
             self.is_changing = was_changing
         return removed
 
-    def expire_held(self) -> None:
-        """Remove a slice of the entries past the mapping's own expiry, unless the mapping has removed all itself."""
+    def expire_held(self, *, is_due: bool = False) -> None:
+        """Remove a slice of the entries past the mapping's own expiry, if any are known to remain, or `is_due`."""
         try:
-            self.expiry.advance()
+            self.expiry.advance(is_due=is_due)
         except Exception as error:  # noqa: BLE001  (the user's timer)
             self.errors.report(error, "removing expired entries: they are not served, and are removed later")
 

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final, Literal, TypeAlias
 
-from cachetools import Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache
-
 from ...shared.clock import Clock
 from ...shared.errors import InvalidSettings, InvalidTarget
+from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags, Target
 from .checks import exact
-from .entries import Entries
+from .entries import MISSING, Entries
+from .mapping.reads import Reads
 from .mapping_errors import MappingErrors
 from .recent import History
 from .renewal import Storeless, renewed
@@ -28,9 +28,6 @@ _log = logging.getLogger("broadcache.subscriber")
 _SWEEP_SLICE_ENTRIES: Final = 32
 _RETRY_SECONDS: Final = 1.0
 """How long after a failed removal the sweep tries to remove the entry again."""
-# A lookup in these mappings changes nothing that another thread could find half-done, so hits need no lock. Exact types
-# only: a subclass may do anything in __getitem__ or __missing__.
-_LOCK_FREE_LOOKUPS: Final = frozenset({dict, Cache, FIFOCache, LRUCache, RRCache, TLRUCache, TTLCache})
 
 
 def _warn_of_no_subscriber() -> None:
@@ -76,7 +73,8 @@ class FollowedCache:
         # Bound once: looking them up for each message would be a good part of its cost.
         self._record_key = self._history.keys.record
         self._drop = self._entries.drop
-        self._is_lookup_lock_free = type(mapping) in _LOCK_FREE_LOOKUPS
+        self._reads = Reads(mapping, clock, expires_in_slices=self._entries.expiry.is_sliced)
+        self._source, self._touches = self._reads.source, self._reads.touches
         # `_issued` is the newest stamp given out; `_stamp` is the one that reads and loads see. They differ while an
         # invalidation is applied, which takes two stamps: its names are recorded with the first, and the second is
         # shown at the end. So both only grow, also when one invalidation is applied within another.
@@ -253,9 +251,12 @@ class FollowedCache:
         return bool(self._entries.stuck) and self._clock() >= self._entries.retry_at
 
     def _expire(self, now: float) -> None:
-        if self._entries.earliest_expiry <= now:
+        """Remove a slice of the expired entries, if there are any: a hit could not tell them from the others."""
+        if self._entries.earliest_expiry <= now or self._reads.oldest_expiry <= now:
             try:
                 self._entries.expire(now)
+                if self._stamp == self._issued and not self._entries.is_changing:
+                    self._entries.expire_held(is_due=self._reads.oldest_expiry <= now)
             finally:
                 self._refresh()
 
@@ -311,6 +312,7 @@ class FollowedCache:
             self._renew()
 
     def _renew(self) -> None:
+        self._reads.compare_clocks()
         if self._when_incoherent == "serve":
             self._serve_until = math.inf
         elif self.upkeep.is_connected:
@@ -327,6 +329,50 @@ class FollowedCache:
             self.upkeep.on_bypass = None
             on_bypass()
         return False
+
+    # --- inspecting ---------------------------------------------------------------------------------------------------
+
+    def __contains__(self, key: object) -> bool:
+        with self._lock:
+            now = self._clock()
+            self._expire(now)
+            return isinstance(key, str) and self._may_serve(now) and self._entries.has_served(exact(key), now)
+
+    def fingerprint(self, key: str) -> str | None:
+        """Return the fingerprint of the value that a read of `key` would return now; None when it would find nothing.
+
+        This is not a read: it counts nothing, and does not make the entry the newest. Returns `NO_FINGERPRINT` for a
+        value that has none, and for a mapping that cannot be inspected without a read.
+        """
+        with self._lock:
+            if key not in self:
+                return None
+            value = self._entries.peek(key)
+        if value is MISSING:
+            return NO_FINGERPRINT
+        try:
+            return fingerprint_of(value)
+        except Exception:  # noqa: BLE001  (the value's own code)
+            return NO_FINGERPRINT
+
+    @property
+    def maxsize(self) -> float | None:
+        """How many entries the mapping holds at most, or the most that their sizes add up to; None: it has no limit."""
+        return getattr(self._entries.mapping, "maxsize", None)
+
+    @property
+    def currsize(self) -> float:
+        """What counts towards `maxsize` now, dead entries not yet swept included. Raises: any error of the mapping."""
+        with self._lock:
+            size = getattr(self._entries.mapping, "currsize", None)
+            return len(self._entries.mapping) if size is None else size
+
+    @property
+    def ttl(self) -> Any:
+        """The lifetime of the mapping's entries as the mapping has it, e.g. in seconds; None: it has none."""
+        return getattr(self._entries.mapping, "ttl", None)
+
+    # --- what others change -------------------------------------------------------------------------------------------
 
     def _start_over(self) -> None:
         """Bypass, drop everything, and void all loads: in a forked child, which receives no invalidation.
@@ -347,6 +393,9 @@ class FollowedCache:
             self._entries = Entries(self._renewed_mapping(), self._history, self._entries.errors)
             self._record_key = self._history.keys.record
             self._drop = self._entries.drop
+        expires_in_slices = self._entries.expiry.is_sliced
+        self._reads = Reads(self._entries.mapping, self._clock, expires_in_slices=expires_in_slices)
+        self._source, self._touches = self._reads.source, self._reads.touches
         self._issued = self._stamp = self._issued + 1
         self._history.restart(self._stamp)
         self._entries.kill_older(self._stamp)
@@ -355,7 +404,6 @@ class FollowedCache:
         mapping = self._entries.mapping
         if (empty := renewed(mapping)) is not None:
             return empty
-        self._is_lookup_lock_free = False
         _log.warning(
             "a local cache stores nothing in this process: it was forked while the mapping (%s) was being changed; "
             "expected a mapping that can be made anew, of cachetools or a dict, or a fork before the cache is used",
@@ -364,5 +412,34 @@ class FollowedCache:
         return Storeless()
 
     def _refresh(self) -> None:
-        is_fast = self._is_lookup_lock_free and self._entries.is_settled
-        self._fast_until = min(self._serve_until, self._entries.earliest_expiry) if is_fast else -math.inf
+        """Decide until when a hit needs no further check. Whatever ends that earlier has to call this."""
+        reads = self._reads
+        if reads.is_misled:
+            self._fast_until = -math.inf
+            reads.look_outside()
+            self._source = reads.source
+        if reads.is_lock_free and self._entries.is_settled:
+            # In this order: the ttl of a mapping may be NaN, and then its entries are never served.
+            self._fast_until = min(reads.oldest_expiry, self._entries.earliest_expiry, self._serve_until)
+        else:
+            self._fast_until = -math.inf
+
+    def _settle_touches(self) -> None:
+        """Called by a hit when there is no room for more touches, without the lock.
+
+        Not if this thread has it already: a signal handler or a finalizer may read while the mapping is being changed.
+        """
+        lock: Any = self._lock
+        if lock._is_owned() or not lock.acquire(blocking=False):
+            self._reads.forget_a_touch()
+            return
+        try:
+            self._settle()
+        finally:
+            lock.release()
+
+    def _settle(self) -> None:
+        try:
+            self._reads.settle()
+        except Exception as error:  # noqa: BLE001  (a mapping that other code has changed)
+            self._entries.errors.report(error, "noting which entries were used: some may be evicted too early")

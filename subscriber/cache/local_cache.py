@@ -12,14 +12,14 @@ from cachetools import Cache
 
 from ...shared.clock import Clock, monotonic
 from ...shared.errors import InvalidSettings
-from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import Everything, Invalidation, Target, invalidation_of
 from ...shared.process.copying import refuse_copy
 from ...shared.process.forks import in_forked_child
-from .checks import Seconds, check_settings, checked_key, checked_tags, checked_ttl, exact, seconds_of, why_unnameable
-from .entries import MISSING, Count
+from .checks import Seconds, check_settings, checked_key, checked_tags, checked_ttl, seconds_of, why_unnameable
+from .entries import Count
 from .followed_cache import FollowedCache, WhenIncoherent
 from .loads import Loads
+from .mapping.reads import TOUCHES_MAX
 from .mapping.views import LiveMapping
 from .mapping_errors import is_refusal
 from .stats import CacheStats
@@ -72,31 +72,31 @@ class LocalCache(FollowedCache, LiveMapping):
         self._negative_ttl_seconds = negative_ttl
         self._uniform = uniform
         self._loads = Loads(self, self._lock, self._reread)
-        # Bound once: looking it up for each read would be a good part of what a hit costs. So would a 31st attribute of
-        # this object, those of FollowedCache included: CPython keeps no more than 30 where it finds them fastest.
-        self._lookup = mapping.__getitem__
-        self._hits = self._misses = self._bypassed = 0
+        # A 31st attribute of this object, those of FollowedCache included, would be a good part of what a hit costs:
+        # CPython keeps no more than 30 where it finds them fastest.
+        self._misses = self._bypassed = 0
         self._not_stored: Counter[str] = Counter()
         in_forked_child(self._start_over)
 
     def _start_over(self) -> None:
         super()._start_over()
-        self._lookup = self._entries.mapping.__getitem__
         self._loads.start_over(self._lock)
-        self._hits = self._misses = self._bypassed = 0
+        self._misses = self._bypassed = 0
         self._not_stored = Counter()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value stored under `key`, or `default` when no value may be served."""
-        # The hit path. One clock reading answers three questions: is the cache coherent, is no sweep under way, has no
-        # entry reached an expiry of its own. If the stamp is the same before and after the lookup, no other thread has
-        # applied an invalidation meanwhile.
+        # The hit path. One clock reading answers four questions: is the cache coherent, is no sweep under way, has no
+        # entry reached an expiry of its own, nor that of the mapping. If the stamp is the same before and after the
+        # lookup, no other thread has applied an invalidation meanwhile. `get_or_load` and `get_or_load_sync` have a
+        # copy each: calling this method would be a good part of their hits.
         stamp = self._stamp
-        if self._clock() < self._fast_until:
+        clock = self._clock  # in a line of its own: CPython is slow to find an attribute that it takes for a method
+        if clock() < self._fast_until:
             try:
-                value = self._lookup(key)
+                value = self._source[key]
             except KeyError:
                 self._misses += 1
                 return default
@@ -105,7 +105,10 @@ class LocalCache(FollowedCache, LiveMapping):
                     raise  # the caller's mistake; _get_checked handles any other error
             else:
                 if self._stamp == stamp:
-                    self._hits += 1
+                    touches = self._touches
+                    touches.append(key)
+                    if len(touches) > TOUCHES_MAX:
+                        self._settle_touches()
                     return value
         return self._get_checked(key, default)
 
@@ -115,6 +118,8 @@ class LocalCache(FollowedCache, LiveMapping):
             return self.get(key, default) if key in self else default
 
     def _get_checked(self, key: str, default: Any) -> Any:
+        if len(self._touches) > TOUCHES_MAX:
+            self._settle_touches()
         with self._lock:
             now = self._clock()
             if not self._may_serve(now):
@@ -124,9 +129,9 @@ class LocalCache(FollowedCache, LiveMapping):
             issued = self._issued
             try:
                 if self._entries.is_served(key, now):
-                    value = self._lookup(key)
+                    value = self._reads.look_up(key)
                     if self._issued == issued:  # the mapping's own code may have applied an invalidation
-                        self._hits += 1
+                        self._touches.append(key)
                         return value
             except KeyError:
                 pass
@@ -176,7 +181,21 @@ class LocalCache(FollowedCache, LiveMapping):
         Raises: whatever the loader raises. A caller that shares the load of another one raises a copy. InvalidName
                 when `key` or a tag is not a string; InvalidSettings.
         """
-        value = self.get(key, _MISSING)
+        stamp = self._stamp  # as in `get`
+        clock = self._clock
+        if clock() < self._fast_until:
+            try:
+                value = self._source[key]
+            except Exception:  # noqa: BLE001, S110  (a miss, or what _get_checked handles)
+                pass
+            else:
+                if self._stamp == stamp:
+                    touches = self._touches
+                    touches.append(key)
+                    if len(touches) > TOUCHES_MAX:
+                        self._settle_touches()
+                    return value
+        value = self._get_checked(key, _MISSING)
         if value is not _MISSING:
             return value
         return await self._loads.load(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
@@ -193,9 +212,23 @@ class LocalCache(FollowedCache, LiveMapping):
 
         Misses in other threads wait for the same load. Raises: whatever the loader raises.
         """
-        value = self.get(key, _MISSING)
+        stamp = self._stamp  # as in `get`
+        clock = self._clock
+        if clock() < self._fast_until:
+            try:
+                value: T = self._source[key]
+            except Exception:  # noqa: BLE001, S110  (a miss, or what _get_checked handles)
+                pass
+            else:
+                if self._stamp == stamp:
+                    touches = self._touches
+                    touches.append(key)
+                    if len(touches) > TOUCHES_MAX:
+                        self._settle_touches()
+                    return value
+        value = self._get_checked(key, _MISSING)
         if value is not _MISSING:
-            return cast("T", value)
+            return value
         key, tags = checked_key(key), checked_tags(tags)
         return cast("T", self._loads.load_sync(key, loader, tags, checked_ttl(ttl_seconds)))
 
@@ -233,11 +266,19 @@ class LocalCache(FollowedCache, LiveMapping):
             self._discard(token.key)
             self._count_unnameable(why)
             return False
-        # Close the hit path until this is done: the mapping's own code, e.g. getsizeof, may apply an invalidation.
-        self._fast_until = -math.inf
+        if self._touches:
+            self._settle()  # before the mapping evicts
         now, issued = self._clock(), self._issued
+        # Close the hit path until this is done: the mapping's own code, e.g. getsizeof, may apply an invalidation. With
+        # `is_changing` first, nothing that runs in between opens it again.
+        was_changing, self._entries.is_changing = self._entries.is_changing, True
+        self._fast_until = -math.inf
         try:
-            self._entries.put(token.key, value, self._stamp, tags, self._expiry_of(now, ttl_seconds))
+            try:
+                self._entries.put(token.key, value, self._stamp, tags, self._expiry_of(now, ttl_seconds))
+            finally:
+                self._entries.is_changing = was_changing
+            self._reads.note_store(token.key)
             if self._issued != issued and self.is_void(token, tags):
                 self._not_stored["voided"] += 1
                 self._entries.discard(token.key)
@@ -285,7 +326,7 @@ class LocalCache(FollowedCache, LiveMapping):
         with self._lock:
             return CacheStats(
                 entries=self._entries.held,
-                hits=self._hits,
+                hits=self._reads.hits + len(self._touches),
                 misses=self._misses,
                 bypassed=self._bypassed,
                 loads=self._loads.started,
@@ -325,40 +366,6 @@ class LocalCache(FollowedCache, LiveMapping):
                 return
             yield count
 
-    def fingerprint(self, key: str) -> str | None:
-        """Return the fingerprint of the value that a read of `key` would return now; None when it would find nothing.
-
-        This is not a read: it counts nothing, and does not make the entry the newest. Returns `NO_FINGERPRINT` for a
-        value that has none, and for a mapping that cannot be inspected without a read.
-        """
-        with self._lock:
-            if key not in self:
-                return None
-            value = self._entries.peek(key)
-        if value is MISSING:
-            return NO_FINGERPRINT
-        try:
-            return fingerprint_of(value)
-        except Exception:  # noqa: BLE001  (the value's own code)
-            return NO_FINGERPRINT
-
-    @property
-    def maxsize(self) -> float | None:
-        """How many entries the mapping holds at most, or the most that their sizes add up to; None: it has no limit."""
-        return getattr(self._entries.mapping, "maxsize", None)
-
-    @property
-    def currsize(self) -> float:
-        """What counts towards `maxsize` now, dead entries not yet swept included. Raises: any error of the mapping."""
-        with self._lock:
-            size = getattr(self._entries.mapping, "currsize", None)
-            return len(self._entries.mapping) if size is None else size
-
-    @property
-    def ttl(self) -> Any:
-        """The lifetime of the mapping's entries as the mapping has it, e.g. in seconds; None: it has none."""
-        return getattr(self._entries.mapping, "ttl", None)
-
     def __repr__(self) -> str:
         state = "coherent" if self.is_coherent else f"incoherent, {self._when_incoherent}"
         return f"<LocalCache of {self.stats().entries} entries, {state}>"
@@ -397,12 +404,6 @@ class LocalCache(FollowedCache, LiveMapping):
         if default is _MISSING:
             raise KeyError(key)
         return default
-
-    def __contains__(self, key: object) -> bool:
-        with self._lock:
-            now = self._clock()
-            self._expire(now)
-            return isinstance(key, str) and self._may_serve(now) and self._entries.has_served(exact(key), now)
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:

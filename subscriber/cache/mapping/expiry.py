@@ -29,12 +29,14 @@ class ExpirySlices:
     they are removed or not; they count as entries, so the mapping never exceeds its size. A full mapping removes
     expired entries before any other.
 
-    Shape:  `is_behind` is whether the last slice ended before all expired entries were removed.
+    Shape:  `is_behind` is whether the last slice ended before all expired entries were removed. `is_sliced` is whether
+            the mapping's methods were replaced.
     Source: the attributes of cachetools 8 that hold entries by expiry. Without them the mapping stays as it is.
     """
 
     def __init__(self, mapping: MutableMapping[str, Any]) -> None:
         self.is_behind: bool = False
+        self.is_sliced: bool = False
         self._mapping: Any = mapping
         if isinstance(mapping, TTLCache) and _is_replaceable(mapping, TTLCache, "_TTLCache__root", "_TTLCache__links"):
             self._replace(self._take_ttl, TTLCache)
@@ -47,10 +49,11 @@ class ExpirySlices:
         # Not by way of its `__dict__`: asking for that makes each later access to an attribute slower.
         self._mapping.expire = _Replacement(self._expire, take)
         self._mapping.popitem = _Replacement(self._pop, take, base.popitem)
+        self.is_sliced = True
 
-    def advance(self) -> None:
-        """Remove another slice, if `is_behind`. Raises: any error of the mapping's timer."""
-        if self.is_behind:
+    def advance(self, *, is_due: bool = False) -> None:
+        """Remove another slice, if `is_behind` or `is_due`. Raises: any error of the mapping's timer."""
+        if self.is_behind or (is_due and self.is_sliced):
             self.is_behind = False  # also if the timer raises: the next store or count tries again
             self._mapping.expire()
 

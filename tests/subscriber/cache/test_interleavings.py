@@ -1,6 +1,5 @@
 """Every interleaving of loads, invalidations, sweeps, expiries, evictions and lost connections, against a model."""
 
-import inspect
 import itertools
 import math
 import textwrap
@@ -14,6 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from tests.support.fake_clock import FakeClock
+from tests.support.mutated import mutated
 from tests.support.promise_model_mutants import a_lease_has_no_end, a_lost_link_goes_unnoticed
 
 from broadcache.shared import Everything, Keys, Prefixes, Tags, Target
@@ -24,6 +24,8 @@ from broadcache.subscriber.cache import local_cache as local_cache_module
 from broadcache.subscriber.cache import recent as history_module
 from broadcache.subscriber.cache.entries import Entries
 from broadcache.subscriber.cache.mapping import expiry as expiry_module
+from broadcache.subscriber.cache.mapping import reads as reads_module
+from broadcache.subscriber.cache.mapping.reads import Reads
 from broadcache.subscriber.cache.recent import History
 
 KEY = "product:42"
@@ -151,6 +153,7 @@ class Interleavings(RuleBasedStateMachine):
         mapping = self.mapping_type(maxsize=self.maxsize, ttl=TTL_SECONDS, timer=self.clock)
         self.model = Model()
         self.cache = self.cache_type(mapping, clock=self.clock, max_staleness_seconds=5)
+        assert (self.cache._source is not mapping) is (self.mapping_type is TTLCache)  # hits look inside, or cannot
         self.see_evictions(mapping)
         self.loads: list[tuple[LoadToken, int, int, tuple[str, ...]]] = []
         self.values = itertools.count(1)
@@ -319,6 +322,16 @@ def no_expiry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalCache, "_expiry_of", lambda *_: math.inf)
 
 
+def no_look_at_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hits that look into the mapping's dictionary are not stopped when its entries expire."""
+    monkeypatch.setattr(Reads, "oldest_expiry", math.inf)
+
+
+def hits_that_nothing_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dead entries stay in the mapping's dictionary until a sweep."""
+    monkeypatch.setattr(Entries, "is_settled", True)
+
+
 def forgets_all_for_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(History, "concerns_entry", lambda *_: True)
 
@@ -336,6 +349,8 @@ def forgets_all_for_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
         a_lost_link_goes_unnoticed,
         a_lease_has_no_end,
         no_expiry,
+        no_look_at_the_oldest,
+        hits_that_nothing_closes,
         forgets_all_for_a_prefix,
     ],
 )
@@ -512,7 +527,7 @@ class WithAnUnrulyMapping(Interleavings):
 
 @pytest.fixture
 def lock_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(followed_cache_module, "_LOCK_FREE_LOOKUPS", frozenset({TTLCache, Unruly}))
+    monkeypatch.setattr(reads_module, "_LOCK_FREE_LOOKUPS", frozenset({TTLCache, Unruly}))
 
 
 @pytest.mark.usefixtures("small_slices", "lock_free")
@@ -641,23 +656,6 @@ def check_hits_across_an_apply() -> None:
 @pytest.mark.usefixtures("lock_free")
 def test_a_hit_that_an_apply_overtakes_is_not_served_what_that_has_named_or_cleared() -> None:
     check_hits_across_an_apply()
-
-
-def mutated(owner: type, method: str, *changes: tuple[str, str]) -> Callable[[pytest.MonkeyPatch], None]:
-    """Return what puts a method in place whose source has been changed."""
-    source = textwrap.dedent(inspect.getsource(getattr(owner, method)))
-    for old, new in changes:
-        assert source.count(old) >= 1, f"{owner.__name__}.{method} has no {old!r} any more: change the mutant with it"
-        source = source.replace(old, new)
-    module = inspect.getmodule(getattr(owner, method))
-    assert module is not None
-
-    def break_it(monkeypatch: pytest.MonkeyPatch) -> None:
-        scope: dict[str, Any] = {}
-        exec(compile(source, f"<mutant of {method}>", "exec"), vars(module), scope)
-        monkeypatch.setattr(owner, method, scope[method])
-
-    return break_it
 
 
 RECORD_NAMES = """\

@@ -23,7 +23,7 @@ from broadcache.shared.invalidation import Invalidation, invalidation_of
 from broadcache.shared.wire import encode
 from broadcache.subscriber import LocalCache, Subscriber
 from broadcache.subscriber.cache import entries as entries_module
-from broadcache.subscriber.cache import followed_cache as followed_cache_module
+from broadcache.subscriber.cache.mapping import reads as reads_module
 from broadcache.subscriber.following.sequencer import Sequencer
 
 TARGETS: tuple[Target, ...] = (Keys("a", "b"), Tags("red"), Prefixes("a", "b"), Everything())
@@ -114,7 +114,7 @@ def filled(mapping: MutableMapping[str, Any], **options: Any) -> LocalCache:
 @pytest.fixture
 def lock_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have hits of the fragile mapping take no lock, as those of the exact types that cachetools has."""
-    monkeypatch.setattr(followed_cache_module, "_LOCK_FREE_LOOKUPS", frozenset({Fragile, Flaky, TTLCache}))
+    monkeypatch.setattr(reads_module, "_LOCK_FREE_LOOKUPS", frozenset({Fragile, Flaky, TTLCache}))
 
 
 def served(cache: LocalCache, key: str) -> set[object]:
