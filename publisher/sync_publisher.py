@@ -64,6 +64,7 @@ class SyncPublisher:
         observer: PublisherObserver = UNOBSERVED,
         credentials: Credentials = None,
         address_remap: AddressRemap | None = None,
+        prefix: str | None = None,
     ) -> None:
         self._publisher: Final = Publisher(
             url,
@@ -79,6 +80,7 @@ class SyncPublisher:
             observer=observer,
             credentials=credentials,
             address_remap=address_remap,
+            prefix=prefix,
         )
         self._thread: _LoopThread | None = None
         self._is_closed = False

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal, Self, TypeVar, get_args
+from typing import Any, Final, Literal, Self, TypeVar
 
 from ...shared.clock import Clock, monotonic
 from ...shared.confirmation import Confirm
@@ -39,7 +39,7 @@ from .backlog import Pending
 from .calls import Calls, without_log
 from .confirmations import Confirmations
 from .confirming import Confirming
-from .delivery import Delivery, InvalidationSender, sender_of
+from .delivery import Delivery, InvalidationSender, check_delivery, sender_of
 from .preview import Preview
 from .questions import Answers, Questions, count_replicas
 from .retry_queue import RETRY_QUEUE_NAMES_MAX, RetryQueue
@@ -69,7 +69,8 @@ class Publisher(Closing):
             With a `delivery` other than "redis", `fanout` calls the replicas; with "fanout" alone, `url` may be None.
             `observer` receives the outcome of each publish.
             `credentials` returns (user, password) and is called for each connection, for passwords that change.
-            `address_remap` maps the addresses that sentinels and clusters announce: docs/redis.md.
+            `address_remap` maps the addresses that sentinels and clusters announce, and `prefix` begins the names of
+            keys and channels: docs/redis.md.
     Units:  `timeout_seconds` limits one `publish` with all its retries. `log_length` is about how many invalidations
             of a namespace the log keeps for replicas that were away. `fallback_after_seconds` is how long a publish
             waits for Redis before the fan-out begins, at most half of `timeout_seconds`. `retry_queue_names_max` is how
@@ -93,6 +94,7 @@ class Publisher(Closing):
         observer: PublisherObserver = UNOBSERVED,
         credentials: Credentials = None,
         address_remap: AddressRemap | None = None,
+        prefix: str | None = None,
         outbox_names_max: int | None = None,
     ) -> None:
         if outbox_names_max is not None:
@@ -108,11 +110,13 @@ class Publisher(Closing):
             )
         if retry_queue_names_max < 1:
             raise InvalidSettings(f"expected retry_queue_names_max to be at least 1, got {retry_queue_names_max!r}")
-        _check_delivery(delivery, has_url=url is not None, has_fanout=fanout is not None)
+        check_delivery(delivery, has_url=url is not None, has_fanout=fanout is not None)
         self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
         self.delivery: Final = delivery
         self.observer: PublisherObserver = observer
-        address = None if url is None else RedisAddress(url, credentials=credentials, address_remap=address_remap)
+        address = None
+        if url is not None:
+            address = RedisAddress(url, credentials=credentials, address_remap=address_remap, prefix=prefix)
         self._fanout = None if fanout is None else sender_of(fanout)
         self._fallback_after_seconds = min(fallback_after_seconds, timeout_seconds / 2)
         self._retry_queue_names_max = retry_queue_names_max
@@ -427,24 +431,4 @@ class Publisher(Closing):
             log=self._log,
             retry_queue=retry_queue,
             fallback_after_seconds=self._fallback_after_seconds,
-        )
-
-
-def _check_delivery(delivery: Delivery, *, has_url: bool, has_fanout: bool) -> None:
-    known = get_args(Delivery)
-    if delivery not in known:
-        raise InvalidSettings(f"expected delivery to be one of {', '.join(known)}, got {delivery!r}")
-    if delivery != "redis" and not has_fanout:
-        raise InvalidSettings(
-            f"expected a fanout for delivery={delivery!r}, got None: name the replicas' service, or use "
-            'delivery="redis"'
-        )
-    if delivery == "redis" and has_fanout:
-        raise InvalidSettings(
-            'expected no fanout for delivery="redis", got one: it would never be used; pass '
-            'delivery="redis-then-fanout", or no fanout'
-        )
-    if delivery != "fanout" and not has_url:
-        raise InvalidSettings(
-            f'expected a url for delivery={delivery!r}, got None: only delivery="fanout" needs no log'
         )
