@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 
 from ...shared.clock import Clock, monotonic
 from ...shared.confirmation import Confirm
-from ...shared.errors import InvalidSettings, LinkLost, NotConnected
+from ...shared.errors import LinkLost, NotConnected
 from ...shared.invalidation import (
     DEFAULT_NAMESPACE,
     SCOPE_BYTES_MAX,
@@ -32,11 +32,12 @@ from ...shared.transport.redis.address import AddressRemap, Credentials, RedisAd
 from ...shared.transport.redis.link import Link
 from ...shared.transport.redis.log import LOG_LENGTH, Entry, append, head, read_newest
 from ...shared.transport.redis.registry import Registries, ReplicaCounts, forget, replicas_of
+from ..history.namespaces import ForgetResult, Namespaces, NamespacesPage
 from ..history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
 from ..history.since import unix_ms_of
 from ..telemetry.observer import UNOBSERVED, PublisherObserver, observed
 from .backlog import Pending
-from .calls import Calls, without_log
+from .calls import Calls, check_limits, without_log
 from .confirmations import Confirmations
 from .confirming import Confirming
 from .delivery import Delivery, InvalidationSender, check_delivery, sender_of
@@ -100,16 +101,7 @@ class Publisher(Closing):
         if outbox_names_max is not None:
             warn_of_rename("outbox_names_max", "retry_queue_names_max", stacklevel=3)
             retry_queue_names_max = outbox_names_max
-        if not 0 < timeout_seconds <= 3_600:
-            raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
-        if log_length < 1:
-            raise InvalidSettings(f"expected log_length to be at least 1, got {log_length!r}")
-        if not 0 <= fallback_after_seconds <= 3_600:
-            raise InvalidSettings(
-                f"expected fallback_after_seconds to be from 0 to 3600, got {fallback_after_seconds!r}"
-            )
-        if retry_queue_names_max < 1:
-            raise InvalidSettings(f"expected retry_queue_names_max to be at least 1, got {retry_queue_names_max!r}")
+        check_limits(timeout_seconds, log_length, fallback_after_seconds, retry_queue_names_max)
         check_delivery(delivery, has_url=url is not None, has_fanout=fanout is not None)
         self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
         self.delivery: Final = delivery
@@ -128,6 +120,7 @@ class Publisher(Closing):
         self._home = Home(self._move, begin_seconds=timeout_seconds)
         self._calls = Calls(address, timeout_seconds=timeout_seconds, uniform=uniform)
         self._confirmations = None if address is None else Confirmations(address, clock=clock)
+        self._namespaces = Namespaces(address, self._calls.with_retries, self._registries)
         subscribe_seconds_max = self._calls.attempt_seconds
         if fanout is not None:  # the second path must not wait long for a Redis that may be away
             subscribe_seconds_max = min(subscribe_seconds_max, self._fallback_after_seconds)
@@ -314,6 +307,27 @@ class Publisher(Closing):
         check_namespace(namespace)
         replica_id = check_text(replica_id, _ID_BYTES_MAX, "replica")
         return await self._call(namespace, partial(forget, namespace=namespace, replica_id=replica_id))
+
+    async def namespaces(self, *, after: str = "", count: int = 1_000, among: Sequence[str] = ()) -> NamespacesPage:
+        """Return the namespaces that have keys in this database and with this prefix, by name.
+
+        Shape:  up to `count`, whose names come after `after`; with `among`, only these. Without it, each page scans the
+                keys of the database, in slices of a thousand.
+        Raises: InvalidNamespace, InvalidSettings, LinkLost, LogRefused.
+        """
+        self._calls.check_has_log()
+        return await self._run(partial(self._namespaces.page, after, count, among))
+
+    async def forget_namespace(self, namespace: str) -> ForgetResult:
+        """Remove a namespace: head, log, registry, presences and receipts, in one atomic step.
+
+        It is refused while replicas are registered, or silent ones may serve from their caches. A replica or publisher
+        that comes later begins a new log, which clears each replica that follows it.
+
+        Raises: InvalidNamespace, InvalidSettings, LinkLost, LogRefused.
+        """
+        self._calls.check_has_log()
+        return await self._run(partial(self._namespaces.forget, check_namespace(namespace)))
 
     async def replica_counts(
         self, namespaces: Sequence[str] = (), *, timeout_seconds: float = 0.5

@@ -319,6 +319,11 @@ class Registries:
             self._leases_ms[namespace] = longest_ms
         return registry if registry.lease_ms is None else registry._replace(lease_ms=longest_ms)
 
+    def forget(self, namespace: str) -> None:
+        """Count a namespace no longer: it was forgotten."""
+        self._watched.discard(namespace)
+        self._last.pop(namespace, None)
+
     def last(self, namespace: str) -> Registry | None:
         """The registry as it was last read; None if it has not been read."""
         return self._last.get(namespace)

@@ -219,6 +219,12 @@ class Primaries:
         self._remap = remap
         self._naming = naming
 
+    @property
+    def nodes(self) -> list[Node]:
+        """The primaries of all slots, each once."""
+        found = (_node_of(host, port, self._asked) for _, _, (host, port, *_), *_ in self._reply if host != b"?")
+        return list(dict.fromkeys(map(self._remap, found)))
+
     def of(self, namespace: str) -> Node:
         """Return the primary of the namespace's slot. Raises: LinkLost."""
         slot = _slot_of(self._naming.channel_of(namespace))
@@ -248,9 +254,13 @@ def _slot_of(hash_tag: str) -> int:
 def _primary_of(slot: int, reply: Sequence[Any], asked: Node) -> Node | None:
     for first, last, (host, port, *_), *_ in reply:
         if first <= slot <= last and host != b"?":
-            # No host means: the one at which you have asked.
-            return Node(host.decode() if host else asked.host, port)
+            return _node_of(host, port, asked)
     return None
+
+
+def _node_of(host: bytes | None, port: int, asked: Node) -> Node:
+    # No host means: the one at which you have asked.
+    return Node(host.decode() if host else asked.host, port)
 
 
 def remap_of(address_remap: AddressRemap | None) -> Remap:
