@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .exit_codes import FAILED, OK
-from .options import REDIS_URL, Json, RedisUrl
+from .options import REDIS_URL, Json, RedisUrl, publisher_at
 
 if TYPE_CHECKING:
     from ..publisher import ForgetResult, NamespacesPage
@@ -47,16 +47,12 @@ def namespaces(
 
 
 async def _page(redis_url: str, after: str, limit: int, timeout_seconds: float) -> "NamespacesPage":
-    from ..publisher import Publisher
-
-    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+    async with publisher_at(redis_url, timeout_seconds) as publisher:
         return await publisher.namespaces(after=after, count=limit)
 
 
 async def _forgotten(redis_url: str, namespace: str, timeout_seconds: float) -> "ForgetResult":
-    from ..publisher import Publisher
-
-    async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+    async with publisher_at(redis_url, timeout_seconds) as publisher:
         return await publisher.forget_namespace(namespace)
 
 

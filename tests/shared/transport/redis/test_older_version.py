@@ -1,6 +1,7 @@
 """Databases other than 0 during an upgrade: no version proves what the other one no longer writes, or never wrote."""
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 from tests.support.older_version import as_older_version, without_guard
@@ -59,7 +60,7 @@ async def older_version_finding(url: str) -> Finding:
 
 
 @pytest.fixture(params=["valkey", "redis", "redis-6.2"])
-def url(request: pytest.FixtureRequest) -> str:  # type: ignore[misc]
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
     if not is_installed(request.param):
         pytest.skip(f"{request.param} is not installed")
     with Server(request.param) as server:
