@@ -1,6 +1,6 @@
 """The parameters that the API reads from the URLs of requests."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +16,7 @@ _Namespace = Annotated[str, Field(json_schema_extra={"pattern": f"^{NAMESPACE_PA
 class HistoryQuery(BaseModel):
     """The query parameters of GET /invalidations. A misspelt parameter is an error."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace whose log is read.")
     limit: int = Field(100, ge=1, le=1_000, description="The maximum number of invalidations in a page.")
@@ -42,7 +42,7 @@ class HistoryQuery(BaseModel):
 class EventsQuery(BaseModel):
     """The query parameters of GET /events."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace to follow.")
     last_event_id: str | None = Field(
@@ -55,7 +55,7 @@ class EventsQuery(BaseModel):
 class ReplicasQuery(BaseModel):
     """The query parameters of GET /replicas."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace that the replicas follow.")
 
@@ -63,7 +63,7 @@ class ReplicasQuery(BaseModel):
 class NamespacesQuery(BaseModel):
     """The query parameters of GET /namespaces."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     limit: int = Field(100, ge=1, le=1_000, description="The maximum number of namespaces in a page.")
     after: Annotated[str, Field(json_schema_extra={"pattern": f"^({NAMESPACE_PATTERN})?$"})] = Field(

@@ -1,6 +1,7 @@
 """The names of a namespace's keys and channels in Redis."""
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from ...invalidation import DEFAULT_NAMESPACE
@@ -58,19 +59,24 @@ class Naming(NamedTuple):
 
     def of(self, namespace: str) -> Names:
         """Return the names of `namespace` in Redis."""
-        channel = self.channel_of(namespace)
-        tag = f"{{{channel}}}"
-        return Names(
-            channel,
-            head=f"{tag}:head",
-            log=f"{tag}:log",
-            receipt_prefix=f"{tag}:receipt:",
-            registry=f"{tag}:replicas",
-            presence_prefix=f"{tag}:replica:",
-            confirmed=f"{tag}:confirmed",
-            question=f"{tag}:question",
-            echo_prefix=f"{tag}:echo:",
-        )
+        return _names(self, namespace)
+
+
+@lru_cache(maxsize=1_024)
+def _names(naming: Naming, namespace: str) -> Names:
+    channel = naming.channel_of(namespace)
+    tag = f"{{{channel}}}"
+    return Names(
+        channel,
+        head=f"{tag}:head",
+        log=f"{tag}:log",
+        receipt_prefix=f"{tag}:receipt:",
+        registry=f"{tag}:replicas",
+        presence_prefix=f"{tag}:replica:",
+        confirmed=f"{tag}:confirmed",
+        question=f"{tag}:question",
+        echo_prefix=f"{tag}:echo:",
+    )
 
 
 def names_of(namespace: str) -> Names:

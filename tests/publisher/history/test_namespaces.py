@@ -98,6 +98,7 @@ async def test_pages_cover_all_namespaces_in_order_each_once(redis_url: str) -> 
     begin = "{cache-invalidation:n"
     script = "for i = 1, ARGV[1] do redis.call('HSET', ARGV[2] .. i .. '}:head', 'epoch', 'E', 'seq', i) end"
     async with redis_probe(redis_url) as probe, Publisher(redis_url, timeout_seconds=30) as publisher:
+        await probe.call("CONFIG", "RESETSTAT")
         await probe.call("EVAL", script, 0, many, begin)
         expected = sorted(f"n{number}" for number in range(1, many + 1))
         page = await publisher.namespaces(count=250)
