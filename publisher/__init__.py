@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..shared.confirmation import Confirm
 from ..shared.process.renamed import old_names
+from .history.namespaces import ForgetResult, NamespacesPage, NamespaceSummary
 from .publishing.delivery import Delivery, InvalidationSender
 from .publishing.preview import Preview, ReplicaPreview
 from .publishing.publisher import Publisher
@@ -24,8 +25,11 @@ __all__ = [
     "Confirm",
     "Delivery",
     "Fanout",
+    "ForgetResult",
     "Inconsistency",
     "InvalidationSender",
+    "NamespaceSummary",
+    "NamespacesPage",
     "Preview",
     "Publisher",
     "ReplicaPreview",

@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
@@ -23,6 +23,7 @@ from ..shared.process.loops import LoopUnavailable, is_in_event_loop, result_fro
 from ..shared.receipt import Receipt
 from ..shared.transport.redis.address import AddressRemap, Credentials
 from ..shared.transport.redis.log import LOG_LENGTH, Entry
+from .history.namespaces import ForgetResult, NamespacesPage
 from .history.pages import EXAMINED_MAX, HistoryPage
 from .publishing.delivery import Delivery, InvalidationSender
 from .publishing.preview import Preview
@@ -64,6 +65,7 @@ class SyncPublisher:
         observer: PublisherObserver = UNOBSERVED,
         credentials: Credentials = None,
         address_remap: AddressRemap | None = None,
+        prefix: str | None = None,
     ) -> None:
         self._publisher: Final = Publisher(
             url,
@@ -79,6 +81,7 @@ class SyncPublisher:
             observer=observer,
             credentials=credentials,
             address_remap=address_remap,
+            prefix=prefix,
         )
         self._thread: _LoopThread | None = None
         self._is_closed = False
@@ -191,6 +194,14 @@ class SyncPublisher:
     def replicas(self, namespace: str = DEFAULT_NAMESPACE) -> list[ReplicaPresence]:
         """`Publisher.replicas`: return the replicas that follow `namespace`."""
         return self._call(partial(self._publisher.replicas, namespace))
+
+    def namespaces(self, *, after: str = "", count: int = 1_000, among: Sequence[str] = ()) -> NamespacesPage:
+        """`Publisher.namespaces`: return the namespaces that have keys, by name."""
+        return self._call(partial(self._publisher.namespaces, after=after, count=count, among=among))
+
+    def forget_namespace(self, namespace: str) -> ForgetResult:
+        """`Publisher.forget_namespace`: remove a namespace that no replica uses."""
+        return self._call(partial(self._publisher.forget_namespace, namespace))
 
     def preview(self, *targets: Target, namespace: str = DEFAULT_NAMESPACE, timeout_seconds: float = 1.0) -> Preview:
         """`Publisher.preview`: query the replicas for how many of their entries `targets` name. Nothing is dropped."""

@@ -51,11 +51,10 @@ class Subscriber(Closing):
             `replica_id` identifies this process to others; without one, entering draws one. `on_state` is called with
             each new `state`, in the subscriber's event loop; it must not block.
             `credentials` returns (user, password) and is called for each connection, for passwords that change.
-            `address_remap` maps the addresses that sentinels and clusters announce: docs/redis.md.
+            `address_remap` maps addresses of sentinels and clusters, `prefix` begins all names: docs/redis.md.
     Units:  about every `echo_interval_seconds` an echo proves that the link delivers; it has to arrive within
             `echo_timeout_seconds`. Reconnecting waits a random time of at most `backoff_seconds_max`.
-    Raises: InvalidSettings, InvalidNamespace when built; nothing afterwards: `state`, `stats()` and the log
-            `broadcache.subscriber` show what happens.
+    Raises: InvalidSettings, InvalidNamespace when built; nothing afterwards: see `state`, `stats()` and the log.
     """
 
     def __init__(
@@ -74,10 +73,11 @@ class Subscriber(Closing):
         uniform: Callable[[], float] = random.random,
         credentials: Credentials = None,
         address_remap: AddressRemap | None = None,
+        prefix: str | None = None,
     ) -> None:
         self._given_replica_id = replica_id
         self._replica_id = checked_replica_id(replica_id)
-        self._address = RedisAddress(url, credentials=credentials, address_remap=address_remap)
+        self._address = RedisAddress(url, credentials=credentials, address_remap=address_remap, prefix=prefix)
         self._start_timeout_seconds = checked_seconds(start_timeout_seconds, "start_timeout_seconds", may_be_zero=True)
         self._timing = Timing.checked(
             echo_interval_seconds=echo_interval_seconds,

@@ -6,12 +6,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import unquote
 
-from fastapi import FastAPI, Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import FastAPI, Query, Request, Response
 from starlette.routing import Route
 
 from ...shared.errors import InvalidNamespace, InvalidSettings, InvalidTarget
-from ...shared.invalidation import DEFAULT_NAMESPACE, KEY_BYTES_MAX, NAMESPACE_PATTERN, Position, check_namespace
+from ...shared.invalidation import DEFAULT_NAMESPACE, Position, check_namespace
 from ...shared.process.tokens import Tokens
 from ...shared.telemetry.exposition import can_expose, check_can_expose, exposed
 from ..audit.audits import Audits
@@ -23,7 +22,7 @@ from ..telemetry.observer import UNOBSERVED
 from ..telemetry.prometheus import PublisherMetrics
 from .documents import openapi, operations
 from .documents.invalidation_request import PreviewRequest, PublishRequest
-from .documents.models import Accepted, History, Replicas
+from .documents.models import Accepted, History, ListedNamespaces, Replicas
 from .documents.problems import (
     INVALIDATION_INVALID,
     LOG_MISSING,
@@ -34,6 +33,7 @@ from .documents.problems import (
     Flaw,
     Problem,
 )
+from .documents.queries import EventsQuery, HistoryQuery, NamespacesQuery, ReplicaId, ReplicasQuery
 from .events.event import position_of
 from .events.hub import Hub
 from .events.stream import EventStream
@@ -91,6 +91,7 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     app.add_api_route("/events", api.events, methods=["GET"], **operations.EVENTS)
     app.add_api_route("/replicas", api.replicas, methods=["GET"], **operations.REPLICAS)
     app.add_api_route("/replicas/{replica:path}", api.forget, methods=["DELETE"], **operations.FORGET)
+    app.add_api_route("/namespaces", api.namespaces, methods=["GET"], **operations.NAMESPACES)
     _add_health(app, "/health/live", _live, operations.LIVE)
     _add_health(app, "/health/ready", api.ready, operations.READY)
     app.router.routes += page_routes(settings.namespaces, tokens)
@@ -204,62 +205,6 @@ async def _live() -> Response:
     return json_response({"status": "live"})
 
 
-# The pattern is for the OpenAPI document; `check_namespace` checks it, with a better error text.
-_Namespace = Annotated[str, Field(json_schema_extra={"pattern": f"^{NAMESPACE_PATTERN}$"})]
-
-
-class _HistoryQuery(BaseModel):
-    """The query parameters of GET /invalidations. A misspelt parameter is an error."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace whose log is read.")
-    limit: int = Field(100, ge=1, le=1_000, description="The maximum number of invalidations in a page.")
-    before: int | None = Field(
-        None, ge=1, lt=2**64, description="Only invalidations with a lower sequence: the previous page's `next_before`."
-    )
-    key: str | None = Field(
-        None,
-        min_length=1,
-        max_length=KEY_BYTES_MAX,
-        description="Only invalidations that match this key: by the key itself, by a prefix, or by everything. "
-        "Invalidations by tag are left out: only replicas know which entries have a tag.",
-    )
-    since: str | None = Field(
-        None,
-        max_length=100,
-        description="Only invalidations sent since then: a time with an offset, or an age in seconds or as 15m, 2h, "
-        "1d. Times are those of the publishers' clocks: for people, never for order.",
-        examples=["15m", "2025-06-30T12:00:00Z"],
-    )
-
-
-class _EventsQuery(BaseModel):
-    """The query parameters of GET /events."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace to follow.")
-    last_event_id: str | None = Field(
-        None,
-        max_length=100,
-        description="Continue after the event with this id. The header Last-Event-ID takes precedence.",
-    )
-
-
-class _ReplicasQuery(BaseModel):
-    """The query parameters of GET /replicas."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    namespace: _Namespace = Field(DEFAULT_NAMESPACE, description="The namespace that the replicas follow.")
-
-
-_ReplicaId = Annotated[
-    str, Path(min_length=1, max_length=512, description="The id of the replica.", examples=["web-2"])
-]
-
-
 class _Api:
     """The endpoints of the API."""
 
@@ -328,7 +273,7 @@ class _Api:
             raise Problem(INVALIDATION_INVALID, errors=flaws)
         return json_response(await self._publisher.preview(*body.targets(), namespace=body.namespace))
 
-    async def history(self, query: Annotated[_HistoryQuery, Query()]) -> Response:
+    async def history(self, query: Annotated[HistoryQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
         self._check_has_log()
         _check_is_namespace(query.namespace)
@@ -341,7 +286,7 @@ class _Api:
         )
         return json_response(History.of(query.namespace, page))
 
-    async def events(self, request: Request, query: Annotated[_EventsQuery, Query()]) -> Response:
+    async def events(self, request: Request, query: Annotated[EventsQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
         _check_is_namespace(query.namespace)
         header = request.headers.get("last-event-id")
@@ -352,13 +297,20 @@ class _Api:
             or _position_of(query.last_event_id, "query parameter last_event_id"),
         )
 
-    async def replicas(self, query: Annotated[_ReplicasQuery, Query()]) -> Response:
+    async def replicas(self, query: Annotated[ReplicasQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
         _check_is_namespace(query.namespace)
         replicas = await self._publisher.replicas(query.namespace)
         return json_response(Replicas.of(query.namespace, replicas))
 
-    async def forget(self, replica: _ReplicaId, query: Annotated[_ReplicasQuery, Query()]) -> Response:
+    async def namespaces(self, query: Annotated[NamespacesQuery, Query()]) -> Response:
+        self._check_has_log()
+        if query.after:
+            _check_is_namespace(query.after, "after")
+        page = await self._publisher.namespaces(after=query.after, count=query.limit, among=self._settings.namespaces)
+        return json_response(ListedNamespaces.of(page))
+
+    async def forget(self, replica: ReplicaId, query: Annotated[ReplicasQuery, Query()]) -> Response:
         self._check_is_known(query.namespace)
         self._check_has_log()
         _check_is_namespace(query.namespace)
@@ -402,11 +354,11 @@ class _Api:
             )
 
 
-def _check_is_namespace(text: str) -> None:
+def _check_is_namespace(text: str, parameter: str = "namespace") -> None:
     try:
         check_namespace(text)
     except InvalidNamespace as error:
-        raise _invalid("namespace", f"{error} at query parameter namespace") from None
+        raise _invalid(parameter, f"{error} at query parameter {parameter}") from None
 
 
 def _since_ms_of(text: str) -> int:

@@ -15,7 +15,7 @@ from ...shared.invalidation import check_namespace
 from ...shared.presence import Presence
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Argument, Link, OnMessage, Refused
-from ...shared.transport.redis.log import Entry, echo_channel_of, head, read_after, read_newest
+from ...shared.transport.redis.log import Entry, head, read_after, read_newest
 from ...shared.transport.redis.names import names_of
 from ...shared.transport.redis.registry import as_of_now, presences, registered
 from .facts import DeliveryFacts, LogFacts, NamespaceFacts, ServerFacts
@@ -80,8 +80,8 @@ class Diagnosis:
                 raise InvalidSettings(f"expected {name} to be a number of seconds above 0, got {seconds!r}")
         if not namespaces:
             raise InvalidSettings("expected at least one namespace, got none")
-        self.label: Final = RedisAddress(url).label
         self._address = RedisAddress(url)
+        self.label: Final = self._address.label
         self._namespaces = tuple(dict.fromkeys(map(check_namespace, namespaces)))
         self._roles = tuple(roles)
         self._timeout_seconds = timeout_seconds
@@ -197,17 +197,34 @@ class Diagnosis:
     async def _namespace(self, links: _Links, namespace: str) -> NamespaceFacts:
         link = links.commands
         user = await self._query(link, "ACL", "WHOAMI")
-        rights = rights_of(namespace, roles=self._roles, is_sharded=link.is_sharded, me=self._me)
+        rights = rights_of(
+            link.names_of(namespace),
+            roles=self._roles,
+            is_sharded=link.is_sharded,
+            me=self._me,
+            older=names_of(namespace) if link.naming.has_older_names else None,
+        )
         async with link.within(self._timeout_seconds):
             missing = await missing_of(link, rights)
         facts = NamespaceFacts(
             namespace=namespace,
+            naming=link.naming,
             user="" if isinstance(user, Refused) else _text(user),
             checked=rights,
             missing=missing,
             delivery=await self._delivery(links, namespace),
         )
+        if link.naming.has_older_names:
+            facts = await self._with_older(link, facts)
         return await self._with_replicas(link, await self._with_log(link, facts))
+
+    async def _with_older(self, link: Link, facts: NamespaceFacts) -> NamespaceFacts:
+        try:
+            async with link.within(self._timeout_seconds):
+                registry = await registered(link, facts.namespace, of_older_version=True)
+        except LogRefused as error:
+            return replace(facts, older_refusal=str(error))
+        return replace(facts, older_replicas=sorted(registry.left_ms))
 
     async def _with_log(self, link: Link, facts: NamespaceFacts) -> NamespaceFacts:
         try:
@@ -219,14 +236,14 @@ class Diagnosis:
                 )
         except LogRefused as error:
             return replace(facts, log_refusal=str(error))
-        length = await self._query(link, "XLEN", names_of(facts.namespace).log)
+        length = await self._query(link, "XLEN", link.names_of(facts.namespace).log)
         if isinstance(length, Refused):
             # No role needs XLEN; the sequences of the entries tell their number.
             length = last[0].sequence - first[0].sequence + 1 if first and last else 0
         return replace(facts, head=newest, log=_log_facts(length, first, last))
 
     async def _delivery(self, links: _Links, namespace: str) -> DeliveryFacts:
-        channel = echo_channel_of(namespace, self._me)
+        channel = links.commands.names_of(namespace).echo_prefix + self._me
         latencies_ms: list[float] = []
         try:
             async with links.listener.within(self._timeout_seconds):
@@ -288,7 +305,7 @@ class Diagnosis:
 
     async def _subscribers(self, link: Link, namespace: str) -> int | None:
         command = "SHARDNUMSUB" if link.is_sharded else "NUMSUB"
-        reply = await self._query(link, "PUBSUB", command, names_of(namespace).channel)
+        reply = await self._query(link, "PUBSUB", command, link.names_of(namespace).channel)
         return None if isinstance(reply, Refused) else int(reply[1])
 
 

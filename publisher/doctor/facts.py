@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ...shared.invalidation import Position
 from ...shared.presence import Presence, ReplicaPresence
+from ...shared.transport.redis.names import Naming
 from .rights import Right
 
 __all__ = ["DeliveryFacts", "FanoutFacts", "LogFacts", "NamespaceFacts", "ServerFacts"]
@@ -64,7 +65,9 @@ class DeliveryFacts:
 class NamespaceFacts:
     """The facts of one namespace.
 
-    Shape:  `head` was read before the replicas were. `log` is None if it cannot be read; `log_refusal` says why.
+    Shape:  `naming` forms the names of its keys; `older_replicas` are registered by an older version, with other names,
+            in the same database. `older_refusal` says why these cannot be read.
+            `head` was read before the replicas were. `log` is None if it cannot be read; `log_refusal` says why.
             `replicas` are the registered ones, each with its presence; `without_presence` are registered and have none.
             `silent` are those whose registration has ended without that they left. `shared_ids` are the registered
             replicas whose id another process may have too. `registry_doubt` is why the registry may not list every
@@ -76,6 +79,9 @@ class NamespaceFacts:
     """
 
     namespace: str
+    naming: Naming = field(default_factory=Naming)
+    older_replicas: Sequence[str] = ()
+    older_refusal: str = ""
     head: Position | None = None
     log: LogFacts | None = None
     log_refusal: str = ""

@@ -8,7 +8,6 @@ from typing import Final
 from ...shared.invalidation import Position
 from ...shared.presence import UNKNOWN_STATE, Presence
 from ...shared.texts import counted
-from ...shared.transport.redis.names import names_of
 from .facts import DeliveryFacts, LogFacts, NamespaceFacts
 from .findings import Check, Finding
 from .rights import ROLES, Right, Role
@@ -27,12 +26,35 @@ _WHY_ANSWERS: Final[dict[Role, str]] = {
 
 def examine_namespace(facts: NamespaceFacts, *, away_seconds: float) -> list[Finding]:
     """Judge one namespace. `away_seconds` is how long a disconnected replica must be able to catch up from the log."""
-    findings = [*_rights(facts), *_answers(facts), *_log(facts, away_seconds), *_delivery(facts)]
+    findings = [*_older(facts), *_rights(facts), *_answers(facts), *_log(facts, away_seconds), *_delivery(facts)]
     return [*findings, *_replicas(facts), *_silent(facts), *_shared_ids(facts)]
 
 
 def _subject(facts: NamespaceFacts) -> str:
     return f"namespace {facts.namespace}"
+
+
+def _older(facts: NamespaceFacts) -> Iterable[Finding]:
+    """Judge whether an older version runs beside this one, in a database in which its names are different."""
+    if not facts.naming.has_older_names:
+        return
+    database = f"database {facts.naming.database}"
+    check = Check(
+        "older-version",
+        _subject(facts),
+        f"older versions use the names of database 0 in {database}: they and this version do not reach each other",
+    )
+    if facts.older_refusal:
+        yield check.info(f"it cannot be checked whether one runs: {facts.older_refusal}")
+    elif facts.older_replicas:
+        yield check.problem(
+            f"an older version uses {database}: its replicas {listed(facts.older_replicas)} are registered",
+            "stop every replica and publisher of it, or upgrade them: until then one of the two versions is refused, "
+            "so that its replicas bypass their caches and its publishes fail",
+            older_replicas=len(facts.older_replicas),
+        )
+    else:
+        yield check.ok(f"no older version uses {database}")
 
 
 def _rights(facts: NamespaceFacts) -> Iterable[Finding]:
@@ -247,7 +269,7 @@ def _unread_registry(check: Check, facts: NamespaceFacts) -> Finding:
     what = f"the replicas cannot be read: {facts.replicas_refusal}"
     if not facts.may_read_replicas:
         return check.info(what, "use a user with +time +zrangebyscore +hmget +mget on the keys of this namespace")
-    names = names_of(facts.namespace)
+    names = facts.naming.of(facts.namespace)
     return check.warning(
         what,
         f"for WRONGTYPE: {names.registry} must be a zset, {names.head} a hash; DEL the wrong one, echoes write it anew",

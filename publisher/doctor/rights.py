@@ -6,8 +6,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ...shared.confirmation import encode_reports
 from ...shared.transport.redis.link import Argument, Link, Refused
-from ...shared.transport.redis.log import echo_channel_of
-from ...shared.transport.redis.names import names_of
+from ...shared.transport.redis.names import Names
 
 __all__ = ["ROLES", "Right", "Role", "missing_of", "rights_of"]
 
@@ -48,25 +47,32 @@ class Right(NamedTuple):
     is_for_answers: bool = False
 
 
-def rights_of(namespace: str, *, roles: Sequence[Role] = ROLES, is_sharded: bool, me: str) -> list[Right]:
-    """Return the rights that these roles need for one namespace. `me` is the id of a replica that does not exist.
+def rights_of(
+    names: Names, *, roles: Sequence[Role] = ROLES, is_sharded: bool, me: str, older: Names | None = None
+) -> list[Right]:
+    """Return the rights that these roles need for the namespace of these names.
+
+    `me` is the id of a replica that does not exist. `older` are the names of older versions in the same database.
 
     Source: docs/redis.md, Rights.
     """
     of_role = {"publisher": (_of_publisher, _of_asking), "replica": (_of_replica, _of_answering)}
     sharded = "S" if is_sharded else ""
-    return [right for role in roles for some in of_role[role] for right in some(namespace, sharded, me)]
+    rights = [right for role in roles for some in of_role[role] for right in some(names, sharded, me)]
+    if older is not None:
+        command = ("HMGET", older.head, "epoch")
+        rights += [Right(role, "hmget", command, command, _reach_of(older)) for role in roles]
+    return rights
 
 
-def _of_replica(namespace: str, sharded: str, me: str) -> list[Right]:
-    names = names_of(namespace)
+def _of_replica(names: Names, sharded: str, me: str) -> list[Right]:
     channel = names.channel
-    own_channel = echo_channel_of(namespace, me)
-    key = f"{{{channel}}}:replica:{me}"
-    reach = _reach_of(namespace)
+    own_channel = names.echo_prefix + me
+    key = names.presence_prefix + me
+    reach = _reach_of(names)
     # The right to the replica's own channel alone is not the right to the namespace's.
-    reach_of_echo = f"&{channel} &{{{channel}}}:echo:*"
-    registry = f"{{{channel}}}:replicas"
+    reach_of_echo = f"&{channel} &{names.echo_prefix}*"
+    registry = names.registry
     nowhere = f"{{{channel}}}:doctor:{me}"
 
     def right(name: str, *command: Argument, harmless: tuple[Argument, ...] = (), reach: str = reach) -> Right:
@@ -80,7 +86,7 @@ def _of_replica(namespace: str, sharded: str, me: str) -> list[Right]:
         right("evalsha", "EVALSHA", _UNKNOWN_SHA, 1, key),
         right("eval", "EVAL", "return 1", 1, key),
         right("set", "SET", key, "", "PX", 1, harmless=("SET", key, "", "XX", "PX", 1)),
-        right(f"{sharded}publish".lower(), f"{sharded}PUBLISH", own_channel, "", reach=f"&{{{channel}}}:echo:*"),
+        right(f"{sharded}publish".lower(), f"{sharded}PUBLISH", own_channel, "", reach=f"&{names.echo_prefix}*"),
         right("hmget", "HMGET", names.head, "epoch"),
         # The first echo creates the head. A field without a value: refused, but not for a lack of rights.
         right("hset", "HSET", names.head, "epoch", "", harmless=("HSET", nowhere, "a", "b", "c")),
@@ -95,12 +101,11 @@ def _of_replica(namespace: str, sharded: str, me: str) -> list[Right]:
     ]
 
 
-def _of_publisher(namespace: str, sharded: str, me: str) -> list[Right]:
-    names = names_of(namespace)
+def _of_publisher(names: Names, sharded: str, me: str) -> list[Right]:
     channel, head, log = names.channel, names.head, names.log
     receipt = f"{names.receipt_prefix}{me}"
     nowhere = f"{{{channel}}}:doctor:{me}"
-    reach = _reach_of(namespace)
+    reach = _reach_of(names)
 
     def right(name: str, *command: Argument, harmless: tuple[Argument, ...] = (), reach: str = reach) -> Right:
         return Right("publisher", name, command, harmless or command, reach)
@@ -121,7 +126,7 @@ def _of_publisher(namespace: str, sharded: str, me: str) -> list[Right]:
             f"{sharded}PUBLISH",
             channel,
             "",
-            harmless=(f"{sharded}PUBLISH", echo_channel_of(namespace, me), ""),
+            harmless=(f"{sharded}PUBLISH", names.echo_prefix + me, ""),
             reach=f"&{channel}",
         ),
         right("hmget", "HMGET", head, "epoch"),
@@ -129,9 +134,8 @@ def _of_publisher(namespace: str, sharded: str, me: str) -> list[Right]:
     ]
 
 
-def _of_answering(namespace: str, sharded: str, me: str) -> list[Right]:
+def _of_answering(names: Names, sharded: str, me: str) -> list[Right]:
     """Return the rights that a replica needs to receive questions, and to answer and confirm."""
-    names = names_of(namespace)
 
     def right(command: str, channel: str, *message: Argument) -> Right:
         run = (sharded + command, channel, *message)
@@ -144,10 +148,9 @@ def _of_answering(namespace: str, sharded: str, me: str) -> list[Right]:
     ]
 
 
-def _of_asking(namespace: str, sharded: str, me: str) -> list[Right]:
+def _of_asking(names: Names, sharded: str, me: str) -> list[Right]:
     """Return the rights that a publisher needs to read the registry, to query replicas, and to receive answers."""
-    names = names_of(namespace)
-    private_channel = echo_channel_of(namespace, me)
+    private_channel = names.echo_prefix + me
 
     def right(command: str, *arguments: Argument, harmless: tuple[Argument, ...] = (), reach: str) -> Right:
         run = (command, *arguments)
@@ -155,8 +158,8 @@ def _of_asking(namespace: str, sharded: str, me: str) -> list[Right]:
 
     return [
         right("TIME", reach=""),
-        right("ZRANGEBYSCORE", names.registry, 0, 0, reach=_reach_of(namespace)),
-        right("MGET", f"{names.presence_prefix}{me}", reach=_reach_of(namespace)),
+        right("ZRANGEBYSCORE", names.registry, 0, 0, reach=_reach_of(names)),
+        right("MGET", f"{names.presence_prefix}{me}", reach=_reach_of(names)),
         right(f"{sharded}SUBSCRIBE", names.confirmed, reach=f"&{names.confirmed}"),
         right(
             f"{sharded}PUBLISH",
@@ -203,5 +206,5 @@ async def _is_refused(link: Link, right: Right) -> bool:
     return False
 
 
-def _reach_of(namespace: str) -> str:
-    return f"~{{{names_of(namespace).channel}}}:*"
+def _reach_of(names: Names) -> str:
+    return f"~{{{names.channel}}}:*"

@@ -13,7 +13,7 @@ from ...shared.errors import LinkLost, LogRefused, MalformedFrame
 from ...shared.invalidation import Invalidation, Position, check_namespace
 from ...shared.process.backoff import Backoff
 from ...shared.transport.redis.link import Link, RedisAddress, Refused
-from ...shared.transport.redis.log import head, names_of, read_after
+from ...shared.transport.redis.log import head, read_after
 from ...shared.wire import decode
 from .replay import BEFORE_THE_FIRST, Gap, read_missed
 
@@ -120,7 +120,7 @@ class Feed:
         )
         try:
             link.lost.add_done_callback(lambda lost: frames.has_news.set())
-            await _answered(link, link.subscribe(names_of(self.namespace).channel))
+            await _answered(link, link.subscribe(link.names_of(self.namespace).channel))
             yield _Arrivals(link, frames)
         finally:
             await link.close()

@@ -14,7 +14,7 @@ from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link
 from .kept_link import KeptLinks
 
-__all__ = ["Calls", "without_log"]
+__all__ = ["Calls", "check_limits", "without_log"]
 
 T = TypeVar("T")
 
@@ -83,6 +83,12 @@ class Calls:
         """Raises: InvalidSettings."""
         if not self.is_open:
             raise InvalidSettings("the publisher is not open: use it within `async with`")
+
+    def check_has_log(self) -> None:
+        """Raises: InvalidSettings, also when not open."""
+        self.check_is_open()
+        if self._links is None:
+            raise without_log()
 
     async def link(self, namespace: str) -> Link:
         """Return an open link to the server that has `namespace`.
@@ -165,6 +171,20 @@ class Calls:
         self._losses.record_success(part)
         self._refusals.record_success(namespace)
         return result
+
+
+def check_limits(
+    timeout_seconds: float, log_length: int, fallback_after_seconds: float, retry_queue_names_max: int
+) -> None:
+    """Check the numbers that a publisher was given. Raises: InvalidSettings."""
+    if not 0 < timeout_seconds <= 3_600:
+        raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
+    if log_length < 1:
+        raise InvalidSettings(f"expected log_length to be at least 1, got {log_length!r}")
+    if not 0 <= fallback_after_seconds <= 3_600:
+        raise InvalidSettings(f"expected fallback_after_seconds to be from 0 to 3600, got {fallback_after_seconds!r}")
+    if retry_queue_names_max < 1:
+        raise InvalidSettings(f"expected retry_queue_names_max to be at least 1, got {retry_queue_names_max!r}")
 
 
 def without_log() -> InvalidSettings:

@@ -18,7 +18,6 @@ from ...shared.receipt import Receipt
 from ...shared.transport.redis.address import RedisAddress
 from ...shared.transport.redis.link import Link, Refused
 from ...shared.transport.redis.log import Entry
-from ...shared.transport.redis.names import names_of
 from ...shared.transport.redis.registry import Registry, SilentReplica
 from ...shared.wire import digest_of, encode_tails, frame_at, parts_of
 from .kept_link import KeptLinks
@@ -279,6 +278,7 @@ class Confirmations:
     def __init__(self, address: RedisAddress, *, clock: Clock) -> None:
         self._links = KeptLinks(address, client_name="broadcache:confirmations", on_message=self._receive)
         self._clock = clock
+        self._names_of = address.names_of
         self._namespaces: dict[bytes, str] = {}
         self._subscribed: dict[str, Link] = {}
         self._is_refused = False
@@ -325,7 +325,7 @@ class Confirmations:
 
         Without the subscription, only the positions in echoes confirm, which is slower.
         """
-        channel = names_of(namespace).confirmed
+        channel = self._names_of(namespace).confirmed
         try:
             async with asyncio.timeout(timeout_seconds):
                 link = await self._links.connected(namespace)

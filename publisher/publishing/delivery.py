@@ -1,13 +1,13 @@
 """How an invalidation reaches the replicas: through the log in Redis, by HTTP to each of them, or both."""
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, Protocol, Self, TypeAlias
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias, get_args
 
 from ...shared.errors import InvalidSettings
 from ...shared.fanout_report import AddressOutcome, FanoutReport
 from ...shared.process.renamed import warn_of_rename
 
-__all__ = ["AddressOutcome", "Delivery", "FanoutReport", "InvalidationSender", "sender_of"]
+__all__ = ["AddressOutcome", "Delivery", "FanoutReport", "InvalidationSender", "check_delivery", "sender_of"]
 
 Delivery: TypeAlias = Literal["redis", "fanout", "redis-then-fanout", "both"]
 """`redis`: through the log alone. `fanout`: by HTTP alone, and into no log. `redis-then-fanout`: by HTTP as well when
@@ -48,6 +48,27 @@ def sender_of(fanout: object) -> InvalidationSender:
         raise InvalidSettings(_expected_of(fanout))
     warn_of_rename(f"{kind.__name__}.tell", "send", stacklevel=4)
     return _OldSender(fanout)
+
+
+def check_delivery(delivery: Delivery, *, has_url: bool, has_fanout: bool) -> None:
+    """Check that `delivery` is known, and has what it needs and nothing else. Raises: InvalidSettings."""
+    known = get_args(Delivery)
+    if delivery not in known:
+        raise InvalidSettings(f"expected delivery to be one of {', '.join(known)}, got {delivery!r}")
+    if delivery != "redis" and not has_fanout:
+        raise InvalidSettings(
+            f"expected a fanout for delivery={delivery!r}, got None: name the replicas' service, or use "
+            'delivery="redis"'
+        )
+    if delivery == "redis" and has_fanout:
+        raise InvalidSettings(
+            'expected no fanout for delivery="redis", got one: it would never be used; pass '
+            'delivery="redis-then-fanout", or no fanout'
+        )
+    if delivery != "fanout" and not has_url:
+        raise InvalidSettings(
+            f'expected a url for delivery={delivery!r}, got None: only delivery="fanout" needs no log'
+        )
 
 
 class _OldSender:

@@ -6,11 +6,11 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Literal, Self, TypeVar, get_args
+from typing import Any, Final, Literal, Self, TypeVar
 
 from ...shared.clock import Clock, monotonic
 from ...shared.confirmation import Confirm
-from ...shared.errors import InvalidSettings, LinkLost, NotConnected
+from ...shared.errors import LinkLost, NotConnected
 from ...shared.invalidation import (
     DEFAULT_NAMESPACE,
     SCOPE_BYTES_MAX,
@@ -32,14 +32,15 @@ from ...shared.transport.redis.address import AddressRemap, Credentials, RedisAd
 from ...shared.transport.redis.link import Link
 from ...shared.transport.redis.log import LOG_LENGTH, Entry, append, head, read_newest
 from ...shared.transport.redis.registry import Registries, ReplicaCounts, forget, replicas_of
+from ..history.namespaces import ForgetResult, Namespaces, NamespacesPage
 from ..history.pages import EXAMINED_MAX, Filter, HistoryPage, read_page
 from ..history.since import unix_ms_of
 from ..telemetry.observer import UNOBSERVED, PublisherObserver, observed
 from .backlog import Pending
-from .calls import Calls, without_log
+from .calls import Calls, check_limits, without_log
 from .confirmations import Confirmations
 from .confirming import Confirming
-from .delivery import Delivery, InvalidationSender, sender_of
+from .delivery import Delivery, InvalidationSender, check_delivery, sender_of
 from .preview import Preview
 from .questions import Answers, Questions, count_replicas
 from .retry_queue import RETRY_QUEUE_NAMES_MAX, RetryQueue
@@ -69,7 +70,8 @@ class Publisher(Closing):
             With a `delivery` other than "redis", `fanout` calls the replicas; with "fanout" alone, `url` may be None.
             `observer` receives the outcome of each publish.
             `credentials` returns (user, password) and is called for each connection, for passwords that change.
-            `address_remap` maps the addresses that sentinels and clusters announce: docs/redis.md.
+            `address_remap` maps the addresses that sentinels and clusters announce, and `prefix` begins the names of
+            keys and channels: docs/redis.md.
     Units:  `timeout_seconds` limits one `publish` with all its retries. `log_length` is about how many invalidations
             of a namespace the log keeps for replicas that were away. `fallback_after_seconds` is how long a publish
             waits for Redis before the fan-out begins, at most half of `timeout_seconds`. `retry_queue_names_max` is how
@@ -93,26 +95,20 @@ class Publisher(Closing):
         observer: PublisherObserver = UNOBSERVED,
         credentials: Credentials = None,
         address_remap: AddressRemap | None = None,
+        prefix: str | None = None,
         outbox_names_max: int | None = None,
     ) -> None:
         if outbox_names_max is not None:
             warn_of_rename("outbox_names_max", "retry_queue_names_max", stacklevel=3)
             retry_queue_names_max = outbox_names_max
-        if not 0 < timeout_seconds <= 3_600:
-            raise InvalidSettings(f"expected timeout_seconds to be above 0 and at most 3600, got {timeout_seconds!r}")
-        if log_length < 1:
-            raise InvalidSettings(f"expected log_length to be at least 1, got {log_length!r}")
-        if not 0 <= fallback_after_seconds <= 3_600:
-            raise InvalidSettings(
-                f"expected fallback_after_seconds to be from 0 to 3600, got {fallback_after_seconds!r}"
-            )
-        if retry_queue_names_max < 1:
-            raise InvalidSettings(f"expected retry_queue_names_max to be at least 1, got {retry_queue_names_max!r}")
-        _check_delivery(delivery, has_url=url is not None, has_fanout=fanout is not None)
+        check_limits(timeout_seconds, log_length, fallback_after_seconds, retry_queue_names_max)
+        check_delivery(delivery, has_url=url is not None, has_fanout=fanout is not None)
         self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
         self.delivery: Final = delivery
         self.observer: PublisherObserver = observer
-        address = None if url is None else RedisAddress(url, credentials=credentials, address_remap=address_remap)
+        address = None
+        if url is not None:
+            address = RedisAddress(url, credentials=credentials, address_remap=address_remap, prefix=prefix)
         self._fanout = None if fanout is None else sender_of(fanout)
         self._fallback_after_seconds = min(fallback_after_seconds, timeout_seconds / 2)
         self._retry_queue_names_max = retry_queue_names_max
@@ -124,6 +120,7 @@ class Publisher(Closing):
         self._home = Home(self._move, begin_seconds=timeout_seconds)
         self._calls = Calls(address, timeout_seconds=timeout_seconds, uniform=uniform)
         self._confirmations = None if address is None else Confirmations(address, clock=clock)
+        self._namespaces = Namespaces(address, self._calls.with_retries, self._registries)
         subscribe_seconds_max = self._calls.attempt_seconds
         if fanout is not None:  # the second path must not wait long for a Redis that may be away
             subscribe_seconds_max = min(subscribe_seconds_max, self._fallback_after_seconds)
@@ -311,6 +308,27 @@ class Publisher(Closing):
         replica_id = check_text(replica_id, _ID_BYTES_MAX, "replica")
         return await self._call(namespace, partial(forget, namespace=namespace, replica_id=replica_id))
 
+    async def namespaces(self, *, after: str = "", count: int = 1_000, among: Sequence[str] = ()) -> NamespacesPage:
+        """Return the namespaces that have keys in this database and with this prefix, by name.
+
+        Shape:  up to `count`, whose names come after `after`; with `among`, only these. Without it, each page scans the
+                keys of the database, in slices of a thousand.
+        Raises: InvalidNamespace, InvalidSettings, LinkLost, LogRefused.
+        """
+        self._calls.check_has_log()
+        return await self._run(partial(self._namespaces.page, after, count, among))
+
+    async def forget_namespace(self, namespace: str) -> ForgetResult:
+        """Remove a namespace: head, log, registry, presences and receipts, in one atomic step.
+
+        It is refused while replicas are registered, or silent ones may serve from their caches. A replica or publisher
+        that comes later begins a new log, which clears each replica that follows it.
+
+        Raises: InvalidNamespace, InvalidSettings, LinkLost, LogRefused.
+        """
+        self._calls.check_has_log()
+        return await self._run(partial(self._namespaces.forget, check_namespace(namespace)))
+
     async def replica_counts(
         self, namespaces: Sequence[str] = (), *, timeout_seconds: float = 0.5
     ) -> dict[str, ReplicaCounts]:
@@ -427,24 +445,4 @@ class Publisher(Closing):
             log=self._log,
             retry_queue=retry_queue,
             fallback_after_seconds=self._fallback_after_seconds,
-        )
-
-
-def _check_delivery(delivery: Delivery, *, has_url: bool, has_fanout: bool) -> None:
-    known = get_args(Delivery)
-    if delivery not in known:
-        raise InvalidSettings(f"expected delivery to be one of {', '.join(known)}, got {delivery!r}")
-    if delivery != "redis" and not has_fanout:
-        raise InvalidSettings(
-            f"expected a fanout for delivery={delivery!r}, got None: name the replicas' service, or use "
-            'delivery="redis"'
-        )
-    if delivery == "redis" and has_fanout:
-        raise InvalidSettings(
-            'expected no fanout for delivery="redis", got one: it would never be used; pass '
-            'delivery="redis-then-fanout", or no fanout'
-        )
-    if delivery != "fanout" and not has_url:
-        raise InvalidSettings(
-            f'expected a url for delivery={delivery!r}, got None: only delivery="fanout" needs no log'
         )

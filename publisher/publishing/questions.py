@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 from ...shared.errors import BroadcacheError
 from ...shared.question import Question, ReplicaAnswer, encode_question
 from ...shared.transport.redis.link import Link, Refused
-from ...shared.transport.redis.names import names_of
 from ...shared.transport.redis.refusals import refused
 from ...shared.transport.redis.registry import Registries, ReplicaCounts
 from .calls import Calls
@@ -103,7 +102,7 @@ class Questions:
             registry = await self._registries.read(link, namespace)
             silent = [replica for replica in registry.expected if replica not in registry.left_ms]
             query.expect(registry.left_ms, registry.doubt, silent=silent)
-            channel = names_of(namespace).question
+            channel = link.names_of(namespace).question
             try:
                 await link.call_all([(link.publish_command, channel, encode_question(each)) for each in questions])
             except Refused as refusal:

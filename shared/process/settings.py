@@ -154,7 +154,8 @@ def _is_tuple(annotation: Any) -> bool:
 
 
 def _warn_of_unknown(environ: Mapping[str, str], read_elsewhere: Collection[str]) -> None:
-    known = {*read_elsewhere} | {
+    # The prefix is read with the Redis URL, by every role.
+    known = {*read_elsewhere, f"{VARIABLE_PREFIX}PREFIX"} | {
         variable_of(field.name) for kind in _kinds(Settings) for field in msgspec.structs.fields(kind)
     }
     for name in sorted(environ):

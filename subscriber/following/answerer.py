@@ -9,7 +9,6 @@ from ...shared.confirmation import encode_reports
 from ...shared.errors import BroadcacheError, MalformedFrame
 from ...shared.question import Question, ReplicaAnswer, decode_question
 from ...shared.transport.redis.link import Link, Refused
-from ...shared.transport.redis.names import names_of
 from ..cache.entries import Count
 from .sequencer import Sequencer
 
@@ -67,7 +66,7 @@ class Answerer:
             _log.warning("a question to %s is not answered: %s", sequencer.namespace, error)
             return
         answer = await _answer_to(question, sequencer)
-        channel = names_of(sequencer.namespace).confirmed
+        channel = link.names_of(sequencer.namespace).confirmed
         try:
             await link.publish(channel, encode_reports(self._replica_id, answers=[answer]))
         except Refused as refusal:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from ...shared.errors import LinkLost
 from ...shared.transport.redis.link import Link, Refused
-from ...shared.transport.redis.log import echo_channel_of
-from ...shared.transport.redis.names import names_of
 
 __all__ = ["Channels"]
 
@@ -34,14 +32,14 @@ class Channels:
         self._subscribed = set()
         self._questions, self._refused_questions = set(), set()
 
-    def carries(self, namespace: str) -> bool:
+    def carries(self, link: Link, namespace: str) -> bool:
         """Whether invalidations of `namespace` arrive over the link."""
-        return names_of(namespace).channel in self._subscribed
+        return link.names_of(namespace).channel in self._subscribed
 
     async def follow(self, link: Link, namespaces: Sequence[str]) -> None:
         """Subscribe to the channels of `namespaces`, and to no others. Raises: LinkLost, also when it is refused."""
-        wanted = {names_of(namespace).channel for namespace in namespaces}
-        self.echo = echo_channel_of(namespaces[0], self._replica_id)
+        wanted = {link.names_of(namespace).channel for namespace in namespaces}
+        self.echo = link.names_of(namespaces[0]).echo_prefix + self._replica_id
         wanted.add(self.echo)
         try:
             async with link.within(self._timeout_seconds):
@@ -52,7 +50,7 @@ class Channels:
         except Refused as refusal:
             raise LinkLost(f"expected {link.label} to let this user subscribe, got: {refusal}") from refusal
         self._subscribed = wanted
-        await self._follow_questions(link, {names_of(namespace).question for namespace in namespaces})
+        await self._follow_questions(link, {link.names_of(namespace).question for namespace in namespaces})
 
     async def _follow_questions(self, link: Link, wanted: set[str]) -> None:
         """Subscribe to the question channels, as far as the user may.

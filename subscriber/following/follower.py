@@ -18,7 +18,6 @@ from ...shared.process.backoff import Backoff
 from ...shared.receipt import Receipt
 from ...shared.transport.redis.link import Link, RedisAddress
 from ...shared.transport.redis.log import Identity, append, echo, read_head
-from ...shared.transport.redis.names import names_of
 from ..cache.local_cache import LocalCache
 from .answerer import Answerer
 from .channels import Channels
@@ -112,7 +111,7 @@ class Follower:
     def add(self, sequencer: Sequencer) -> None:
         """Follow one more namespace, or one that has a new cache."""
         self._sequencers[sequencer.namespace] = sequencer
-        names = names_of(sequencer.namespace)
+        names = self._address.names_of(sequencer.namespace)
         self._of_channel[names.channel.encode()] = sequencer
         self._of_question[names.question.encode()] = sequencer
         if self.state == "coherent":
@@ -122,7 +121,7 @@ class Follower:
     def remove(self, namespace: str) -> None:
         """Stop following a namespace."""
         del self._sequencers[namespace]
-        names = names_of(namespace)
+        names = self._address.names_of(namespace)
         del self._of_channel[names.channel.encode()], self._of_question[names.question.encode()]
         self._resumed.discard(namespace)
         self._has_work.set()
@@ -273,7 +272,7 @@ class Follower:
         """
         await self._subscribe(link)
         for namespace, sequencer in tuple(self._sequencers.items()):
-            if namespace in self._resumed or not self._channels.carries(namespace):
+            if namespace in self._resumed or not self._channels.carries(link, namespace):
                 continue
             async with link.within(self._timing.echo_timeout_seconds):
                 newest = await read_head(link, namespace)

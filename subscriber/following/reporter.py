@@ -12,7 +12,6 @@ import msgspec
 from ...shared.confirmation import Report, encode_reports
 from ...shared.errors import BroadcacheError
 from ...shared.transport.redis.link import Link, Refused
-from ...shared.transport.redis.names import names_of
 from .sequencer import Sequencer
 
 __all__ = ["Reporter"]
@@ -79,7 +78,7 @@ class Reporter:
         while len(batch) < _BATCH_REPORTS and self._waiting and self._waiting[0][0] == namespace:
             batch.append(self._waiting.popleft()[1])
         try:
-            await link.publish(names_of(namespace).confirmed, encode_reports(self._replica_id, batch))
+            await link.publish(link.names_of(namespace).confirmed, encode_reports(self._replica_id, batch))
         except Refused as refusal:
             self.left_out += len(batch)
             _log.warning("expected %s to let this user confirm, got: %s", link.label, refusal)

@@ -159,6 +159,21 @@ REPLICAS: Final = {
         }
     ],
 }
+NAMESPACES: Final = {
+    "namespaces": [
+        {
+            "namespace": "products",
+            "head": {"epoch": "01JY0000000000000000000000", "sequence": 42},
+            "log_length": 42,
+            "last_sent_at": "2025-06-30T12:00:00.000Z",
+            "registered": 3,
+            "silent": 0,
+            "silent_serving": 0,
+            "memory_bytes": 18_432,
+        }
+    ],
+    "next_after": None,
+}
 PREVIEW: Final = {
     "namespace": "products",
     "replicas": 3,

@@ -12,12 +12,15 @@ from ....shared.invalidation import Invalidation
 from ....shared.presence import ReplicaPresence
 from ....shared.receipt import Receipt
 from ....shared.transport.redis.log import Entry
+from ...history.namespaces import NamespacesPage, NamespaceSummary
 from ...history.pages import HistoryPage
 
 __all__ = [
     "Accepted",
     "Confirmed",
     "History",
+    "ListedNamespace",
+    "ListedNamespaces",
     "ListedPosition",
     "ListedReplica",
     "LoggedInvalidation",
@@ -165,6 +168,48 @@ class Replicas(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, namespace: str, replicas: Sequence[ReplicaPresence]) -> "Replicas":
         """Convert presences."""
         return cls(namespace=namespace, replicas=tuple(map(ListedReplica.of, replicas)))
+
+
+class ListedNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """A namespace. `last_sent_at` is when its newest logged invalidation was sent, by its publisher's clock.
+
+    `head` is null when it was lost. `registered` counts the replicas that follow it, `silent` those that fell silent
+    within a day and serve nothing, `silent_serving` those that may serve. `memory_bytes` is that of the head and the
+    log; null when Redis does not tell.
+    """
+
+    namespace: str
+    head: ListedPosition | None
+    log_length: int
+    last_sent_at: str | None
+    registered: int
+    silent: int
+    silent_serving: int
+    memory_bytes: int | None
+
+    @classmethod
+    def of(cls, summary: NamespaceSummary) -> "ListedNamespace":
+        """Convert a summary."""
+        return cls(
+            namespace=summary.namespace,
+            head=summary.head and ListedPosition(**summary.head._asdict()),
+            log_length=summary.log_length,
+            last_sent_at=_rfc_3339(summary.last_sent_at_ms),
+            memory_bytes=summary.memory_bytes,
+            **summary.replicas._asdict(),
+        )
+
+
+class ListedNamespaces(msgspec.Struct, frozen=True, kw_only=True):
+    """Some namespaces, by name. `next_after` is the `after` of the next page; null when there are no more."""
+
+    namespaces: tuple[ListedNamespace, ...]
+    next_after: str | None
+
+    @classmethod
+    def of(cls, page: NamespacesPage) -> "ListedNamespaces":
+        """Convert a page."""
+        return cls(namespaces=tuple(map(ListedNamespace.of, page.namespaces)), next_after=page.next_after)
 
 
 class LoggedInvalidation(msgspec.Struct, frozen=True, kw_only=True):

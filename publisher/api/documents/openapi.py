@@ -11,7 +11,7 @@ from ...publishing.preview import Preview
 from . import examples, problems
 from .broadcast import BroadcastResult
 from .invalidation_request import PreviewRequest, PublishRequest
-from .models import Accepted, History, LoggedInvalidation, Replicas, UnreadableEntry
+from .models import Accepted, History, ListedNamespaces, LoggedInvalidation, Replicas, UnreadableEntry
 from .operations import REF, answered, problem_responses, schema_of
 from .problems import ProblemDocument
 
@@ -21,6 +21,7 @@ _SECURITY_SCHEME: Final = "bearer"
 _TAGS: Final = [
     {"name": "invalidations", "description": "Publish invalidations, preview them, and read the log."},
     {"name": "replicas", "description": "The registered replicas, and how stale each can be."},
+    {"name": "namespaces", "description": "The namespaces, with their logs and replicas."},
     {"name": "metrics", "description": "For Prometheus. A read-only token is enough."},
     {
         "name": "fan-out",
@@ -112,6 +113,8 @@ def _document_of(app: FastAPI, *, needs_token: bool, failure_status: int) -> dic
         responses["207"]["content"]["application/json"]["examples"] = examples.UNCONFIRMED
         responses = document["paths"]["/invalidations/preview"]["post"]["responses"]
         responses["200"]["content"]["application/json"]["example"] = examples.PREVIEW
+        responses = document["paths"]["/namespaces"]["get"]["responses"]
+        responses["200"]["content"]["application/json"]["example"] = examples.NAMESPACES
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(_schemas())
     components["securitySchemes"] = {_SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
@@ -177,6 +180,7 @@ def _schemas() -> dict[str, Any]:
         Accepted,
         History,
         Replicas,
+        ListedNamespaces,
         LoggedInvalidation,
         UnreadableEntry,
         ProblemDocument,

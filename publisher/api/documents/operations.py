@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from ...publishing.preview import Preview
 from . import examples, problems
 from .invalidation_request import PreviewRequest, PublishRequest
-from .models import Accepted, History, Replicas
+from .models import Accepted, History, ListedNamespaces, Replicas
 from .problems import Kind, ProblemDocument
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "HISTORY",
     "LIVE",
     "METRICS",
+    "NAMESPACES",
     "PREVIEW",
     "PUBLISH",
     "READY",
@@ -235,6 +236,25 @@ FORGET: Final[dict[str, Any]] = {
             problems.REPLICA_UNKNOWN,
             problems.LOG_MISSING,
             problems.REPLICA_REGISTERED,
+            problems.PARAMETER_INVALID,
+            problems.INTERNAL_ERROR,
+            problems.LOG_UNREACHABLE,
+            problems.LOG_REFUSED,
+        ),
+    },
+}
+NAMESPACES: Final[dict[str, Any]] = {
+    "operation_id": "namespaces",
+    "tags": ["namespaces"],
+    "summary": "List the namespaces",
+    "description": "Lists the namespaces that have keys in Redis, by name, with their logs and replicas; of those in "
+    "BROADCACHE_NAMESPACES, if it is set. Without it, each page scans the keys of the database, in slices. A namespace "
+    "stays until `broadcache namespaces --forget` removes it.",
+    "responses": {
+        200: answered("The namespaces.", schema_of(ListedNamespaces), examples.NAMESPACES),
+        **problem_responses(
+            problems.TOKEN_INVALID,
+            problems.LOG_MISSING,
             problems.PARAMETER_INVALID,
             problems.INTERNAL_ERROR,
             problems.LOG_UNREACHABLE,

@@ -4,11 +4,13 @@ import asyncio
 import copy
 import functools
 import logging
+import os
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from ...errors import InvalidSettings, LinkLost
 from .credentials import Credentials, Login, explained
+from .names import Names, Naming, check_prefix
 from .topology import AddressRemap, Cluster, FixedPrimary, Node, Nodes, Primaries, Sentinels, query, remap_of
 from .url import ServerURL, read_url
 
@@ -24,6 +26,7 @@ T = TypeVar("T")
 _DISCOVERY_SHARE: Final = 0.6
 """The part of a connect timeout in which the primary is found: the rest is for the connection to it."""
 _SHARDED_SINCE_VERSION: Final = 7
+_PREFIX_VARIABLE: Final = "BROADCACHE_PREFIX"
 _SENTINELS_WANT_TLS: Final = (
     "; they are queried over TLS: check that their ports in the URL accept TLS, with certificates for the URL's hosts; "
     "docs/redis.md says what to do where they cannot"
@@ -33,7 +36,7 @@ _log = logging.getLogger("broadcache.redis")
 
 
 class Connected(NamedTuple):
-    """An open connection to a primary, its label for errors and logs, and whether its channels are sharded.
+    """An open connection to a primary, its label for errors and logs, whether its channels are sharded, and its naming.
 
     In a cluster, a sharded message stays within the shard of the channel's slot; an ordinary message is sent to every
     server of the cluster.
@@ -42,6 +45,7 @@ class Connected(NamedTuple):
     connection: "AbstractConnection"
     label: str
     is_sharded: bool
+    naming: Naming = Naming()
 
 
 class RedisAddress:
@@ -53,14 +57,24 @@ class RedisAddress:
             `valkey` may be written for `redis`.
             `credentials` returns (user, password) of the data servers, and is called for each connection.
             `address_remap` maps the addresses that sentinels and clusters announce to those that are connected to.
+            `prefix` begins the names of keys and channels; None means that of the URL's option `prefix`, and without
+            one that of BROADCACHE_PREFIX. An empty text means none.
             `label` names the address in errors and logs.
     Raises: InvalidSettings.
     Source: docs/redis.md, options.py.
     """
 
-    def __init__(self, url: str, *, credentials: Credentials = None, address_remap: AddressRemap | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        credentials: Credentials = None,
+        address_remap: AddressRemap | None = None,
+        prefix: str | None = None,
+    ) -> None:
         parsed = read_url(url)
-        self.label: Final = parsed.label
+        self.naming: Final = Naming(parsed.arguments["db"], _prefix_of(parsed, prefix))
+        self.label: Final = f"{parsed.label}?prefix={self.naming.prefix}" if self.naming.prefix else parsed.label
         self.is_tls: Final = parsed.is_tls
         """Whether connections to the data servers use TLS."""
         self._topology: Sentinels | Cluster | FixedPrimary | None = None
@@ -74,7 +88,9 @@ class RedisAddress:
         remap = remap_of(address_remap)
         if parsed.kind == "cluster":
             self._topology = Cluster(
-                Nodes(parsed.nodes, lambda node, login: self._new_connection("broadcache", node, login)), remap
+                Nodes(parsed.nodes, lambda node, login: self._new_connection("broadcache", node, login)),
+                remap,
+                self.naming,
             )
         elif parsed.kind == "sentinel":
             self._topology = Sentinels(self._sentinels_of(parsed), parsed.service, remap)
@@ -86,6 +102,10 @@ class RedisAddress:
     def is_cluster(self) -> bool:
         """Whether each namespace may be on a different server, and needs its own link."""
         return isinstance(self._topology, Cluster)
+
+    def names_of(self, namespace: str) -> Names:
+        """Return the names of the keys and channels of `namespace`."""
+        return self.naming.of(namespace)
 
     def of(self, namespace: str) -> Self:
         """Return the address of `namespace`: this one, or in a cluster that of the namespace's slot."""
@@ -167,7 +187,7 @@ class RedisAddress:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        return Connected(connection, attempt.label, is_sharded)
+        return Connected(connection, attempt.label, is_sharded, self.naming)
 
     def _sentinels_of(self, parsed: ServerURL) -> Nodes:
         from redis.asyncio.connection import Connection
@@ -239,6 +259,24 @@ def _connection_class_of(parsed: ServerURL) -> "type[AbstractConnection]":
     if parsed.kind == "socket":
         return UnixDomainSocketConnection
     return SSLConnection if parsed.is_tls else Connection
+
+
+def _prefix_of(parsed: ServerURL, given: str | None) -> str:
+    """Return the prefix: the explicit one, or that of the environment. Raises: InvalidSettings."""
+    if given is None and parsed.prefix is not None:
+        return parsed.prefix
+    text = os.environ.get(_PREFIX_VARIABLE, "").strip() if given is None else given
+    try:
+        prefix = check_prefix(text) if text != "" else ""
+    except ValueError as error:
+        source = _PREFIX_VARIABLE if given is None else "prefix"
+        raise InvalidSettings(f"{source} is not valid: {error}; correct it, or leave it out") from None
+    if parsed.prefix not in (None, prefix):
+        raise InvalidSettings(
+            f"expected one prefix, got two: the argument has {prefix!r}, the URL has {parsed.prefix!r}; leave one of "
+            "them out"
+        )
+    return prefix
 
 
 @functools.cache

@@ -42,6 +42,7 @@ class Link:
     Every method raises LinkLost when the connection is lost. `lost` is set to the reason as soon as that is detected.
 
     Shape: `is_sharded` is whether the server belongs to a cluster with sharded channels: each has a slot, like a key.
+           `names_of` returns the names of a namespace's keys and channels there.
     """
 
     @classmethod
@@ -63,6 +64,8 @@ class Link:
     def __init__(self, connected: Connected, on_message: OnMessage) -> None:
         self.label: Final = connected.label
         self.is_sharded: Final = connected.is_sharded
+        self.naming: Final = connected.naming
+        self.names_of: Final = connected.naming.of
         self.lost: asyncio.Future[LinkLost] = asyncio.get_running_loop().create_future()
         self._connection = connected.connection
         self._on_message = on_message

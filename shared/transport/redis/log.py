@@ -25,7 +25,6 @@ __all__ = [
     "Script",
     "append",
     "echo",
-    "echo_channel_of",
     "head",
     "identity",
     "names_of",
@@ -54,15 +53,16 @@ class Script(NamedTuple):
     sha: str
 
     @classmethod
-    def read(cls, file_name: str) -> Self:
-        """Read the script from a file of this folder."""
-        text = Path(__file__).with_name(file_name).read_bytes()
+    def read(cls, *file_names: str) -> Self:
+        """Read the script from files of this folder."""
+        text = b"".join(Path(__file__).with_name(name).read_bytes() for name in file_names)
         return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
 _HEAD_FIELDS: Final = ("epoch", "seq", "digest", "digest_seq")
-_APPEND: Final = Script.read("append.lua")
-_ECHO: Final = Script.read("echo.lua")
+# By whether older versions use other names in the database.
+_APPEND: Final = {False: Script.read("append.lua"), True: Script.read("older.lua", "append.lua")}
+_ECHO: Final = {False: Script.read("echo.lua"), True: Script.read("older.lua", "echo.lua")}
 
 
 class Identity(NamedTuple):
@@ -140,7 +140,7 @@ async def append(
             says that it is in the log, and a repeat is not logged again. NotPrimary, a LogRefused, when another server
             may accept it; IdempotencyConflict when the id was used for other targets.
     """
-    names = names_of(invalidation.namespace)
+    names = link.names_of(invalidation.namespace)
     fingerprint = _fingerprint_of(invalidation)
     arguments: tuple[Argument, ...] = (
         names.channel,
@@ -153,7 +153,10 @@ async def append(
     )
     try:
         answer = await run_script(
-            link, _APPEND, (names.head, names.log, _receipt_key(names, invalidation, scope)), arguments
+            link,
+            _APPEND[link.naming.has_older_names],
+            (names.head, names.log, _receipt_key(names, invalidation, scope)),
+            arguments,
         )
     except Refused as refusal:
         raise _refused(f"log an invalidation of {invalidation.namespace!r}", refusal) from refusal
@@ -198,7 +201,7 @@ async def read_head(link: Link, namespace: str) -> Anchor | None:
     Raises: LinkLost; LogRefused.
     """
     try:
-        fields = await link.call("HMGET", names_of(namespace).head, *_HEAD_FIELDS)
+        fields = await link.call("HMGET", link.names_of(namespace).head, *_HEAD_FIELDS)
     except Refused as refusal:
         if refusal.code == "WRONGTYPE":
             return None  # the next echo or publish begins a new log
@@ -218,11 +221,6 @@ async def identity(link: Link) -> Identity:
     return Identity(_field_of(server, b"run_id"), _field_of(replication, b"master_replid"))
 
 
-def echo_channel_of(namespace: str, replica_id: str) -> str:
-    """Return the channel on which a replica receives its own probes."""
-    return f"{{{names_of(namespace).channel}}}:echo:{replica_id}"
-
-
 async def echo(
     link: Link,
     namespaces: Sequence[str],
@@ -237,7 +235,7 @@ async def echo(
 ) -> Heads:
     """Have the server, which must be a primary, publish `probe` to this replica and return the heads.
 
-    Shape:  `probe_channel` is that of one of the namespaces (`echo_channel_of`). `presences` are this replica's
+    Shape:  `probe_channel` is that of one of the namespaces (`echo_prefix` and the id). `presences` are this replica's
             encoded presences, one for each namespace; an empty one renews what is there. `marks` are those of its
             registrations (`SERVES_NOTHING`, `IS_SHARED`), and `life` is the token in the presences. A namespace without
             a head gets one, at sequence 0.
@@ -245,7 +243,7 @@ async def echo(
     Raises: LinkLost; LogRefused, e.g. NotPrimary by a server that was demoted.
     """
     keys: list[str] = []
-    for names in map(names_of, namespaces):
+    for names in map(link.names_of, namespaces):
         keys += [names.head, names.presence_prefix + replica_id, names.registry]
     arguments: tuple[Argument, ...] = (
         probe_channel,
@@ -259,7 +257,9 @@ async def echo(
         *presences,
     )
     try:
-        replication_id, complaint, others, *fields = await run_script(link, _ECHO, keys, arguments)
+        replication_id, complaint, others, *fields = await run_script(
+            link, _ECHO[link.naming.has_older_names], keys, arguments
+        )
         width = len(_HEAD_FIELDS) + 1
         heads = [fields[start : start + width] for start in range(0, len(fields), width)]
         anchors = {namespace: _anchor_of(head[:-1]) for namespace, head in zip(namespaces, heads, strict=True)}
@@ -287,7 +287,7 @@ async def read_from(link: Link, namespace: str, *, sequence: int, count: int) ->
     Raises: LinkLost; LogRefused, also when the log is no stream.
     """
     try:
-        rows = await link.call("XRANGE", names_of(namespace).log, f"{sequence}-0", "+", "COUNT", count)
+        rows = await link.call("XRANGE", link.names_of(namespace).log, f"{sequence}-0", "+", "COUNT", count)
     except Refused as refusal:
         raise _refused(f"read the log of {namespace!r}", refusal) from refusal
     return [_entry_of(row, namespace) for row in rows]
@@ -298,7 +298,7 @@ async def read_at(link: Link, namespace: str, sequences: Iterable[int]) -> dict[
 
     Raises: LinkLost; LogRefused, also when the log is no stream.
     """
-    log = names_of(namespace).log
+    log = link.names_of(namespace).log
     # XREVRANGE, because a publisher has no right to XRANGE.
     commands = [("XREVRANGE", log, f"{last}-0", f"{first}-0") for first, last in _runs_of(sequences)]
     try:
@@ -316,7 +316,7 @@ async def read_newest(link: Link, namespace: str, *, count: int, before: int | N
     """
     newest = "+" if before is None else f"({before}-0"
     try:
-        rows = await link.call("XREVRANGE", names_of(namespace).log, newest, "-", "COUNT", count)
+        rows = await link.call("XREVRANGE", link.names_of(namespace).log, newest, "-", "COUNT", count)
     except Refused as refusal:
         raise _refused(f"read the log of {namespace!r}", refusal) from refusal
     return [_entry_of(row, namespace) for row in rows]

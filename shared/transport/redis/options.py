@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
+from .names import PREFIX_FORM, check_prefix
+
 __all__ = ["read_options"]
 
 _TRUTHS: Final = {
@@ -85,7 +87,7 @@ _INSTEAD: Final[Mapping[str, str]] = {
     "max_retries maxRetriesPerRequest abortConnect reconnect_attempts": _RETRIES,
     "clientName clientname libraryName libraryVersion identity_suffix": _NAMED,
     "family noDelay keepAlive": "write socket_keepalive=true, or leave it out",
-    "key_prefix keyPrefix global_keyprefix channel_prefix": "broadcache has names of its own",
+    "key_prefix keyPrefix global_keyprefix channel_prefix": "write prefix=staging",
 }
 _REFUSED: Final[Mapping[str, str]] = {name: text for names, text in _INSTEAD.items() for name in names.split()}
 
@@ -202,6 +204,7 @@ _A_TRUTH: Final = "true or false"
 _FLAGS: Final = "names of ssl.VerifyFlags between commas"
 _OPTIONS: Final[Mapping[str, _Option]] = {
     "db": _Option(_number, "the number of a database"),
+    "prefix": _Option(check_prefix, PREFIX_FORM),
     "username": _Option(_text, "a user"),
     "password": _Option(_text, "a password"),
     "socket_connect_timeout": _Option(_seconds, "a number of seconds above 0"),

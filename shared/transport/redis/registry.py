@@ -142,12 +142,12 @@ class Registry(NamedTuple):
         return None
 
 
-async def registered(link: Link, namespace: str) -> Registry:
-    """Return the registry of `namespace`.
+async def registered(link: Link, namespace: str, *, of_older_version: bool = False) -> Registry:
+    """Return the registry of `namespace`, or that of older versions, which have the names of database 0.
 
     Raises: LinkLost; LogRefused.
     """
-    names = names_of(namespace)
+    names = names_of(namespace) if of_older_version else link.names_of(namespace)
     try:
         time, rows, [lease_ms] = await link.call_all(
             [
@@ -210,7 +210,7 @@ async def presences(link: Link, namespace: str, replicas: Sequence[str]) -> dict
     """
     if not replicas:
         return {}
-    prefix = names_of(namespace).presence_prefix
+    prefix = link.names_of(namespace).presence_prefix
     try:
         texts: Iterable[Any] = await link.call("MGET", *[prefix + replica for replica in replicas])
     except Refused as refusal:
@@ -246,7 +246,7 @@ async def withdraw(
     Raises: LinkLost; LogRefused.
     """
     gone = tuple(namespaces)
-    keys = [key for names in map(names_of, gone) for key in (names.presence_prefix + replica_id, names.registry)]
+    keys = [key for names in map(link.names_of, gone) for key in (names.presence_prefix + replica_id, names.registry)]
     lives = [",".join(others.get(namespace, ())) for namespace in gone]
     try:
         await run_script(link, _WITHDRAW, keys, (replica_id, life, *lives))
@@ -256,7 +256,7 @@ async def withdraw(
 
 async def forget(link: Link, namespace: str, replica_id: str) -> Literal["forgotten", "registered", "unknown"]:
     """Forget a replica that fell silent; a registered one is left alone. Raises: LinkLost; LogRefused."""
-    names = names_of(namespace)
+    names = link.names_of(namespace)
     try:
         result = await run_script(link, _FORGET, (names.presence_prefix + replica_id, names.registry), (replica_id,))
     except Refused as refusal:
@@ -318,6 +318,11 @@ class Registries:
         if longest_ms:
             self._leases_ms[namespace] = longest_ms
         return registry if registry.lease_ms is None else registry._replace(lease_ms=longest_ms)
+
+    def forget(self, namespace: str) -> None:
+        """Count a namespace no longer: it was forgotten."""
+        self._watched.discard(namespace)
+        self._last.pop(namespace, None)
 
     def last(self, namespace: str) -> Registry | None:
         """The registry as it was last read; None if it has not been read."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from ...errors import InvalidSettings, LinkLost
 from ...invalidation import DEFAULT_NAMESPACE
 from .credentials import explained
-from .names import names_of
+from .names import Naming
 from .url import Node, node_of
 
 if TYPE_CHECKING:
@@ -161,16 +161,17 @@ class Sentinels:
 class Cluster:
     """The servers of a cluster, and the slot of one namespace."""
 
-    def __init__(self, nodes: Nodes, remap: Remap, namespace: str = DEFAULT_NAMESPACE) -> None:
+    def __init__(self, nodes: Nodes, remap: Remap, naming: Naming, namespace: str = DEFAULT_NAMESPACE) -> None:
         self.namespace: Final = namespace
         self._nodes = nodes
         self._remap = remap
-        self._slot = _slot_of(namespace)
+        self._naming = naming
+        self._slot = _slot_of(naming.channel_of(namespace))
         self._last: Node | None = None
 
     def of(self, namespace: str) -> "Cluster":
         """Return the same cluster, for another namespace."""
-        return Cluster(self._nodes, self._remap, namespace)
+        return Cluster(self._nodes, self._remap, self._naming, namespace)
 
     async def find_primary(self, login: Mapping[str, Any], seconds: float) -> Node:
         """Return the primary of the namespace's slot. Raises: LinkLost.
@@ -199,7 +200,7 @@ class Cluster:
             "CLUSTER",
             "SLOTS",
             wanted="a server of the cluster to name the primary of each slot",
-            answer_of=lambda reply, asked: Primaries(reply, asked, self._remap) if reply else None,
+            answer_of=lambda reply, asked: Primaries(reply, asked, self._remap, self._naming) if reply else None,
             login=login,
             seconds=seconds,
             first=first,
@@ -212,17 +213,25 @@ class Cluster:
 class Primaries:
     """The primaries of a cluster, as one of its servers knew them. The answer may be outdated."""
 
-    def __init__(self, reply: Sequence[Any], asked: Node, remap: Remap) -> None:
+    def __init__(self, reply: Sequence[Any], asked: Node, remap: Remap, naming: Naming) -> None:
         self._reply = reply
         self._asked = asked
         self._remap = remap
+        self._naming = naming
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The primaries of all slots, each once."""
+        found = (_node_of(host, port, self._asked) for _, _, (host, port, *_), *_ in self._reply if host != b"?")
+        return list(dict.fromkeys(map(self._remap, found)))
 
     def of(self, namespace: str) -> Node:
         """Return the primary of the namespace's slot. Raises: LinkLost."""
-        if (found := _primary_of(_slot_of(namespace), self._reply, self._asked)) is None:
+        slot = _slot_of(self._naming.channel_of(namespace))
+        if (found := _primary_of(slot, self._reply, self._asked)) is None:
             raise LinkLost(
-                f"expected {self._asked} to name the primary of namespace {namespace!r} (slot {_slot_of(namespace)}), "
-                "got none: check that the cluster covers all slots"
+                f"expected {self._asked} to name the primary of namespace {namespace!r} (slot {slot}), got none: check "
+                "that the cluster covers all slots"
             )
         return self._remap(found)
 
@@ -238,16 +247,20 @@ class FixedPrimary:
         return self._node
 
 
-def _slot_of(namespace: str) -> int:
-    return binascii.crc_hqx(names_of(namespace).channel.encode(), 0) % _SLOTS
+def _slot_of(hash_tag: str) -> int:
+    return binascii.crc_hqx(hash_tag.encode(), 0) % _SLOTS
 
 
 def _primary_of(slot: int, reply: Sequence[Any], asked: Node) -> Node | None:
     for first, last, (host, port, *_), *_ in reply:
         if first <= slot <= last and host != b"?":
-            # No host means: the one at which you have asked.
-            return Node(host.decode() if host else asked.host, port)
+            return _node_of(host, port, asked)
     return None
+
+
+def _node_of(host: bytes | None, port: int, asked: Node) -> Node:
+    # No host means: the one at which you have asked.
+    return Node(host.decode() if host else asked.host, port)
 
 
 def remap_of(address_remap: AddressRemap | None) -> Remap:

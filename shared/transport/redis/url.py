@@ -53,7 +53,7 @@ class ServerURL:
 
     Shape:  `label` names the address in errors and logs, without user, password and options. `arguments` are those of
             the client library's connections, without host and port; `sentinel_login` are those for sentinels alone.
-            `path` is that of a unix socket, `service` what sentinels call the primary.
+            `path` is that of a unix socket, `service` what sentinels call the primary. `prefix` is None if it has none.
     """
 
     label: str
@@ -63,6 +63,7 @@ class ServerURL:
     path: str = ""
     service: str = ""
     is_sentinel_tls: bool = False
+    prefix: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
     sentinel_login: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -149,6 +150,7 @@ def _read_servers(parts: tuple[str, str, str, str], kind: Kind, *, is_tls: bool)
             )
         database = found[1]
     options = read_options(query, is_tls=is_tls, is_sentinel=kind == "sentinel")
+    prefix = options.pop("prefix", None)
     sentinel_login = {
         name.removeprefix("sentinel_"): options.pop(name)
         for name in ("sentinel_username", "sentinel_password")
@@ -169,6 +171,7 @@ def _read_servers(parts: tuple[str, str, str, str], kind: Kind, *, is_tls: bool)
         nodes=nodes,
         service=service,
         is_sentinel_tls=is_sentinel_tls,
+        prefix=prefix,
         arguments=arguments,
         sentinel_login=sentinel_login,
     )
@@ -179,11 +182,13 @@ def _read_socket(authority: str, path: str, query: str) -> ServerURL:
     if host or path in ("", "/"):
         raise ValueError(f"after unix:// comes the absolute path of a socket: unix:///run/redis.sock; {_ENCODE}")
     options = read_options(query, is_tls=False, is_sentinel=False)
+    prefix = options.pop("prefix", None)
     return ServerURL(
         label=f"unix://{'…@' if at else ''}{path}",
         kind="socket",
         is_tls=False,
         path=_decoded(path),
+        prefix=prefix,
         arguments=_arguments(user, None, options),
     )
 

@@ -8,9 +8,10 @@ from .. import __version__
 from .audit import audit
 from .demo.command import demo
 from .demo.replica import replica
-from .doctor import doctor
+from .doctor.command import doctor
 from .fanout import fanout
 from .masking import MaskingGroup
+from .namespaces import namespaces
 from .publish import publish
 from .replicas import replicas
 from .serve import serve
@@ -28,7 +29,7 @@ app: typer.Typer = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _command in (demo, serve, publish, watch, replicas, audit, doctor, fanout, replica):
+for _command in (demo, serve, publish, watch, replicas, namespaces, audit, doctor, fanout, replica):
     app.command()(_command)
 
 

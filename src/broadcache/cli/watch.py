@@ -31,11 +31,13 @@ def watch(
 ) -> None:
     """Show invalidations as they are published, until Ctrl-C. After a lost link, missed ones are read from the log."""
     from ..publisher.history.since import since_ms_of
+    from ..shared.transport.redis.address import RedisAddress
     from .watch_printer import JsonPrinter, TextPrinter
 
     check_namespace(namespace)
     since_ms = None if since is None else since_ms_of(since, now_ms=time.time_ns() // 1_000_000)
-    printer: FeedObserver = JsonPrinter(namespace) if json else TextPrinter(namespace)
+    channel = RedisAddress(redis_url).names_of(namespace).channel
+    printer: FeedObserver = JsonPrinter(channel) if json else TextPrinter(channel)
     asyncio.run(_watch(namespace, redis_url, since_ms, printer))
 
 

@@ -13,7 +13,6 @@ from rich.text import Text
 from ..publisher.history.replay import Gap
 from ..shared.errors import LinkLost, MalformedFrame
 from ..shared.invalidation import Invalidation, Position
-from ..shared.transport.redis.log import names_of
 from .printable import printable
 
 __all__ = ["JsonPrinter", "TextPrinter"]
@@ -25,8 +24,8 @@ _FRAME_SHOWN_BYTES_MAX: Final = 200
 class _LinkPrinter:
     """Reports on standard error when the link is connected, missing and reconnected."""
 
-    def __init__(self, namespace: str) -> None:
-        self._channel = names_of(namespace).channel
+    def __init__(self, channel: str) -> None:
+        self._channel = channel
         self._has_lost = False
 
     def on_link(self, label: str) -> None:
@@ -78,8 +77,8 @@ class TextPrinter(_LinkPrinter):
             The time of an unreadable entry of the log is not known.
     """
 
-    def __init__(self, namespace: str) -> None:
-        super().__init__(namespace)
+    def __init__(self, channel: str) -> None:
+        super().__init__(channel)
         self._console = _Console(highlight=False)
 
     def on_invalidation(self, invalidation: Invalidation) -> None:

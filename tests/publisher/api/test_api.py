@@ -30,7 +30,7 @@ from broadcache.publisher.api.app import create_app
 from broadcache.publisher.api.fanout_gate import FanoutGate
 from broadcache.publisher.api.idempotency import id_of
 from broadcache.publisher.api.settings import ApiSettings
-from broadcache.shared import InvalidSettings
+from broadcache.shared import Everything, InvalidSettings
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.shared.transport.redis.log import names_of
 from broadcache.subscriber import LocalCache, Subscriber
@@ -713,6 +713,41 @@ async def test_replicas_of_a_namespace_that_is_not_allowed_are_a_problem(redis_u
         assert (await client.get("/replicas?namespace=products", headers=reader)).status_code == 200
 
 
+async def test_the_namespaces_are_listed_in_pages(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/namespaces")).json() == {"namespaces": [], "next_after": None}
+    for name in ("users", "products", "orders"):
+        await client.post(PATH, json={"namespace": name, "keys": ["a"]})
+    page = (await client.get("/namespaces?limit=2")).json()
+    assert [each["namespace"] for each in page["namespaces"]] == ["orders", "products"]
+    page = (await client.get("/namespaces", params={"after": page["next_after"]})).json()
+    [users] = page["namespaces"]
+    assert (users["namespace"], users["head"]["sequence"], users["log_length"]) == ("users", 1, 1)
+    assert (users["registered"], users["silent"], users["silent_serving"]) == (0, 0, 0)
+    assert users["last_sent_at"].startswith("20")
+    assert page["next_after"] is None
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"), [("after=two+words", "after"), ("limit=0", "limit"), ("name=a", "name")]
+)
+async def test_namespaces_asked_for_wrongly_are_a_problem(
+    client: httpx2.AsyncClient, query: str, parameter: str
+) -> None:
+    problem = problem_of(await client.get(f"/namespaces?{query}"), 422, "parameter-invalid")
+    assert [error["parameter"] for error in problem["errors"]] == [parameter]
+
+
+async def test_only_namespaces_that_are_allowed_are_listed_and_with_a_token(redis_url: str) -> None:
+    async with Publisher(redis_url) as publisher:
+        for name in ("products", "users"):
+            await publisher.publish(Everything(), namespace=name)
+    settings = ApiSettings(redis_url=redis_url, namespaces=("products", "orders"), tokens=("ro:eye",))
+    async with client_of(settings) as client:
+        problem_of(await client.get("/namespaces"), 401, "token-invalid")
+        page = (await client.get("/namespaces", headers={"Authorization": "Bearer eye"})).json()
+        assert [each["namespace"] for each in page["namespaces"]] == ["products"]
+
+
 async def test_a_publish_that_every_replica_confirms_answers_200_with_each(
     client: httpx2.AsyncClient, redis_url: str
 ) -> None:
@@ -810,6 +845,7 @@ async def test_the_openapi_document_is_whole(client: httpx2.AsyncClient) -> None
             "/events",
             "/replicas",
             "/replicas/{replica}",
+            "/namespaces",
             "/health/live",
             "/health/ready",
             "/metrics",

@@ -267,7 +267,7 @@ async def test_a_server_replica_is_no_place_to_publish(own_server: EmbeddedServe
 
 def test_the_rights_that_are_checked_are_those_of_the_page() -> None:
     for role in ("publisher", "replica"):
-        rights = [each for each in rights_of("a", is_sharded=False, me="m") if each.role == role]
+        rights = [each for each in rights_of(names_of("a"), is_sharded=False, me="m") if each.role == role]
         checked = {f"+{each.name}" for each in rights if not each.is_for_answers}
         assert checked == {rule for rule in page_rights(role) if rule.startswith("+")}
 

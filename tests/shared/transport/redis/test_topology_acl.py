@@ -107,6 +107,44 @@ async def test_the_rights_of_the_page_are_enough(any_server: EmbeddedServer) -> 
             await subscriber.invalidate(Keys("key"), namespace="default")
 
 
+async def test_with_a_prefix_the_rights_of_the_page_are_enough_and_those_without_it_are_not(
+    any_server: EmbeddedServer,
+) -> None:
+    def with_prefix(user: str) -> list[str]:
+        return [each.replace("cache-invalidation", "staging:cache-invalidation") for each in rights_of(user)]
+
+    page = PAGE.read_text(encoding="utf-8")
+    assert {each for each in with_prefix("replica") if "echo" in each or "~" in each} <= {*re.findall(r"`(.*?)`", page)}
+    subscriber_url = f"{allow(any_server, 'replica', with_prefix('replica'))}?prefix=staging"
+    publisher_url = f"{allow(any_server, 'publisher', with_prefix('publisher'))}?prefix=staging"
+    async with (
+        Subscriber(subscriber_url, caches={"default": new_cache(), "products": new_cache()}, **FAST) as subscriber,
+        Publisher(publisher_url) as publisher,
+    ):
+        for namespace in ("default", "products"):
+            await reached(subscriber, await publisher.publish(Keys("key"), namespace=namespace))
+        allow(any_server, "publisher", rights_of("publisher"))
+        with pytest.raises(LogRefused, match=r"staging:cache-invalidation|No permissions|no permissions"):
+            await publisher.publish(Keys("key"))
+
+
+async def test_in_another_database_the_rights_of_the_page_to_one_namespace_are_enough(
+    any_server: EmbeddedServer,
+) -> None:
+    text = PAGE.read_text(encoding="utf-8").replace("\n", " ")
+    found = re.search(r"`(~\{cache-invalidation@1:products\}:\* [^`]*)`, with `([^`]*)`", text)
+    assert found is not None
+    reach, urls = [*found[1].split(), found[2]], {}
+    for user in ("replica", "publisher"):
+        rights = [each for each in rights_of(user) if each.startswith("+")]
+        urls[user] = f"{allow(any_server, user, [*reach, *rights, '+select'])}/1"
+    async with (
+        Subscriber(urls["replica"], caches={"products": new_cache()}, **FAST) as subscriber,
+        Publisher(urls["publisher"]) as publisher,
+    ):
+        await reached(subscriber, await publisher.publish(Keys("key"), namespace="products"))
+
+
 async def test_a_replica_that_publishes_has_the_rights_of_both(any_server: EmbeddedServer) -> None:
     url = allow(any_server, "both", [*rights_of("replica"), *rights_of("publisher")])
     async with Subscriber(url, caches={"default": new_cache()}, **FAST) as subscriber:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..shared.errors import InvalidSettings
-from ..shared.invalidation import DEFAULT_NAMESPACE
-from .exit_codes import FAILED, OK
-from .options import REDIS_URL, RedisUrl
+from ...shared.errors import InvalidSettings
+from ...shared.invalidation import DEFAULT_NAMESPACE
+from ..exit_codes import FAILED, OK
+from ..options import REDIS_URL, RedisUrl
 
 if TYPE_CHECKING:
-    from ..publisher.doctor.diagnosis import Diagnosis
-    from ..publisher.doctor.findings import Finding
-    from ..publisher.fanout.addresses import Discovered
+    from ...publisher.doctor.diagnosis import Diagnosis
+    from ...publisher.doctor.findings import Finding
+    from ...publisher.fanout.addresses import Discovered
 
 __all__ = ["doctor"]
 
@@ -50,9 +50,9 @@ def doctor(
 
     The exit code is 0 without problems (with --strict: without problems and warnings), otherwise 1.
     """
-    from ..publisher.doctor.diagnosis import Diagnosis
-    from ..publisher.doctor.rights import ROLES
-    from .doctor_report import print_json, print_text
+    from ...publisher.doctor.diagnosis import Diagnosis
+    from ...publisher.doctor.rights import ROLES
+    from .report import print_json, print_text
 
     if "@" in fanout_service or "://" in fanout_service:
         raise InvalidSettings("--fanout-service: expected service:port, got a URL (not shown); correct it")
@@ -69,7 +69,7 @@ def doctor(
 
 
 async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds: float) -> "list[Finding]":
-    from ..publisher.doctor.fanout_check import look_up
+    from ...publisher.doctor.fanout_check import look_up
 
     findings = await diagnosis.findings()
     if fanout_service:
@@ -79,8 +79,8 @@ async def _findings(diagnosis: "Diagnosis", fanout_service: str, timeout_seconds
 
 async def _discovered(destination: str) -> "Discovered":
     """Look up `service:port` as the fan-out with these settings would. Raises: BroadcacheError."""
-    from ..publisher.api.settings import FanoutSettings
-    from ..shared.process.settings import read_settings
+    from ...publisher.api.settings import FanoutSettings
+    from ...shared.process.settings import read_settings
 
     settings = read_settings(FanoutSettings, os.environ, fanout_allow=(destination,))
     service, _, port = destination.rpartition(":")
@@ -94,7 +94,7 @@ async def _discovered(destination: str) -> "Discovered":
 
 
 def _exit_code(findings: "list[Finding]", *, is_strict: bool) -> int:
-    from ..publisher.doctor.findings import worst_of
+    from ...publisher.doctor.findings import worst_of
 
     bad = {"problem", "warning"} if is_strict else {"problem"}
     return FAILED if worst_of(findings) in bad else OK

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..publisher.doctor.findings import SEVERITIES, Finding, Severity, worst_of
-from ..shared.texts import counted
-from .printable import printable
+from ...publisher.doctor.findings import SEVERITIES, Finding, Severity, worst_of
+from ...shared.texts import counted
+from ..printable import printable
 
 __all__ = ["print_json", "print_text"]
 

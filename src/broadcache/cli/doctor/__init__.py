@@ -1,0 +1,1 @@
+"""`broadcache doctor`: the command, and what it prints."""
