@@ -75,6 +75,19 @@ async def test_a_body_is_posted_as_json_with_the_token_of_the_replicas(pods: Pod
     assert '"replica":"web-1"' in run.stdout
 
 
+async def test_the_processes_of_an_address_are_counted_and_the_silent_ones_named(pods: Pods, dns: DnsServer) -> None:
+    told = [{"pid": 7, "outcome": "applied"}, {"pid": 8, "outcome": "applied"}]
+    silent = {"pid": 9, "outcome": None, "error": "no answer"}
+    pods[0].behaviour = answers(200, json.dumps({"replica": "web-1", "processes": told, "doubt": None}).encode())
+    pods[1].behaviour = answers(500, json.dumps({"replica": "web-2", "processes": [told[0], silent]}).encode())
+    pods[2].behaviour = answers(200, json.dumps({"replica": "web-3", "processes": told[:1], "doubt": "why"}).encode())
+    run = await fanout(dns, "web.test", str(pods.port), "-X", "POST")
+    assert run.returncode == 1
+    assert "applied by 2 of 2 processes" in run.stdout
+    assert "applied by 1 of 2 processes; process 9: no answer" in run.stdout
+    assert "applied by 1 of 1 process; there may be others" in run.stdout
+
+
 async def test_the_token_of_the_replicas_is_sent_to_no_other_path(pods: Pods, dns: DnsServer) -> None:
     run = await fanout(dns, "web.test", str(pods.port), "/status", BROADCACHE_REPLICA_TOKEN="secret")
     assert run.returncode == 0

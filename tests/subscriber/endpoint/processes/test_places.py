@@ -5,6 +5,7 @@ import secrets
 import socket
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,12 +30,13 @@ MESSAGE = packed(Question(("127.0.0.1:80",), "", may_have_twins=False), b"{}")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only directory in which sockets may be; it does not exist yet."""
-    tmp_path.chmod(0o700)
-    own = Path(tmp_path.resolve(), "broadcache")
-    monkeypatch.setattr(places, "_folders", lambda: [own])
-    return own
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The only directory in which sockets may be; it does not exist yet. Its path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="b") as parent:
+        own = Path(parent).resolve() / "broadcache"
+        monkeypatch.setattr(places, "_folders", lambda: [own])
+        yield own
+        Path(parent).chmod(0o700)
 
 
 @pytest.fixture

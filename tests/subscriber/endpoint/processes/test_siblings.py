@@ -3,8 +3,9 @@
 import asyncio
 import json
 import os
+import shutil
 import sys
-from pathlib import Path
+import tempfile
 from typing import Any
 
 import pytest
@@ -15,17 +16,19 @@ from broadcache.shared.transport.redis.embedded import dying_with_us
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="forks; reads /proc")]
 
 
-async def seen_in(scene: str, url: str, folder: Path) -> Any:
+async def seen_in(scene: str, url: str) -> Any:
     """Run a scene of tests/support/sibling_scenes.py, and return what it saw."""
     command = (sys.executable, "-m", "tests.support.sibling_scenes", scene, url)
+    folder = tempfile.mkdtemp(prefix="b")  # of a path short enough for sockets
     process = await asyncio.create_subprocess_exec(
         *dying_with_us(command),
         cwd=ROOT,
-        env={**os.environ, "XDG_RUNTIME_DIR": str(folder)},
+        env={**os.environ, "XDG_RUNTIME_DIR": folder},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     output, errors = await process.communicate()
+    shutil.rmtree(folder)
     assert output, errors.decode()
     assert b"Traceback" not in errors, errors.decode()
     return json.loads(output)
@@ -36,9 +39,9 @@ def told(*names: str, status: int = 200, **errors: str) -> dict[str, Any]:
 
 
 async def test_children_that_share_a_listener_are_told_as_soon_as_they_may_store(
-    redis_url: str, tmp_path: Path
+    redis_url: str,
 ) -> None:
-    seen = await seen_in("family", redis_url, tmp_path)
+    seen = await seen_in("family", redis_url)
     for each in seen.values():
         if isinstance(each, dict):
             each["told"] = sorted(each["told"])
@@ -63,21 +66,21 @@ async def test_children_that_share_a_listener_are_told_as_soon_as_they_may_store
 
 
 async def test_another_service_of_the_same_user_is_not_told_and_spoils_nothing_when_frozen(
-    redis_url: str, tmp_path: Path
+    redis_url: str,
 ) -> None:
-    assert await seen_in("strangers", redis_url, tmp_path) == {
+    assert await seen_in("strangers", redis_url) == {
         "told": True,
         "other holds": "old",
         "frozen": [200, None],
     }
 
 
-async def test_a_process_that_may_come_to_share_the_address_is_told(redis_url: str, tmp_path: Path) -> None:
-    assert await seen_in("starting", redis_url, tmp_path) == {"told": True, "held": None, "frozen": [500, True]}
+async def test_a_process_that_may_come_to_share_the_address_is_told(redis_url: str) -> None:
+    assert await seen_in("starting", redis_url) == {"told": True, "held": None, "frozen": [500, True]}
 
 
-async def test_a_process_that_listens_nowhere_says_that_it_cannot_know(redis_url: str, tmp_path: Path) -> None:
-    status, doubt = await seen_in("nowhere", redis_url, tmp_path)
+async def test_a_process_that_listens_nowhere_says_that_it_cannot_know(redis_url: str) -> None:
+    status, doubt = await seen_in("nowhere", redis_url)
     assert status == 200
     assert doubt.startswith("other processes may serve the same address, and it is not known whether they have applied")
     assert "this process has no socket that listens" in doubt
