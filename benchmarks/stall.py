@@ -6,17 +6,23 @@ the process would have waited. Ten of the entries are read as soon as the invali
 served. The peer is the naive way on a bare TTLCache: find the matching entries and delete them, in one go. A dry run is
 a question and its answer, over the same server; its peer counts the matching entries.
 
+Two more need no server. 200,000 entries expire at the same moment, and a store, a read and all that shows the size
+follow, one after the other, until the memory is free; a bare TTLCache does that within its next `len`. And a value of a
+million parts is asked for its fingerprint; the peer encodes and hashes it.
+
 CPU time of the thread measures our code; wall time includes other activity of the machine, so the same ticker on an
 idle loop, for the same time, is shown as the floor.
 """
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
-from cachetools import TTLCache
+import msgspec
+from cachetools import Cache, TTLCache
 
 from benchmarks.harness import Effort, Limit, Row, compare
 from broadcache.publisher import Publisher
@@ -62,6 +68,18 @@ def run(effort: Effort) -> list[Row]:
                 turns = [_take_turns(way, server.url, target, kind, entries) for _ in range(rounds)]
                 ours, naive, idle = (list(held) for held in zip(*turns, strict=True))
                 rows += _rows(f"{way.name}{kind} of {entries:,}, loop held", way.peer, ours, naive, idle)
+    for what, peer, ours_of, naive_of in (
+        (f"{2 * entries:,} expire at once, loop held", "len(TTLCache)", _held_by_expiry, _held_by_len),
+        (
+            f"fingerprint of {10 * entries:,} parts, loop held",
+            "msgspec and BLAKE2b",
+            _held_by_fingerprint,
+            _held_by_hash,
+        ),
+    ):
+        ours = [asyncio.run(ours_of(entries)) for _ in range(rounds)]
+        idle = [asyncio.run(_held_by_nothing(0.5)) for _ in range(rounds)]
+        rows += _rows(what, peer, ours, [naive_of(entries) for _ in range(rounds)], idle)
     return rows
 
 
@@ -141,6 +159,76 @@ async def _filled(url: str, kind: str, entries: int) -> AsyncIterator[tuple[Publ
         yield publisher, subscriber, cache
 
 
+class MovableClock:
+    """The real time, which can be moved forward."""
+
+    def __init__(self) -> None:
+        self.ahead_by = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead_by
+
+
+async def _held_by_expiry(entries: int) -> Held:
+    clock = MovableClock()
+    mapping: TTLCache[str, int] = TTLCache(maxsize=2 * entries, ttl=_TTL_SECONDS, timer=clock)
+    cache = LocalCache(mapping, clock=clock, max_staleness_seconds=10 * _TTL_SECONDS)
+    cache.confirm_coherent(clock())
+    for number in range(2 * entries):
+        cache.store(cache.begin_load(f"product:{number}"), number)
+    clock.ahead_by = 2 * _TTL_SECONDS
+    ticker = Ticker()
+    await ticker.turn()
+    for act in (
+        lambda: cache.store(cache.begin_load("new"), 1),
+        lambda: cache.get("product:1"),
+        cache.stats,
+        lambda: cache.currsize,
+        lambda: repr(cache),
+    ):
+        act()
+        await ticker.turn()
+    while cache.has_sweep_work:
+        cache.sweep()
+        await ticker.turn()
+    if (len(cache), Cache.__len__(mapping)) != (1, 1):
+        raise RuntimeError(f"expected all but one entry to be removed, got {cache.stats()}")
+    return ticker.longest
+
+
+def _held_by_len(entries: int) -> Held:
+    clock = MovableClock()
+    mapping: TTLCache[str, int] = TTLCache(maxsize=2 * entries, ttl=_TTL_SECONDS, timer=clock)
+    for number in range(2 * entries):
+        mapping[f"product:{number}"] = number
+    clock.ahead_by = 2 * _TTL_SECONDS
+    return _held_by(lambda: len(mapping))
+
+
+async def _held_by_fingerprint(entries: int) -> Held:
+    cache = LocalCache({})
+    cache.confirm_coherent(cache.clock() + _TTL_SECONDS)
+    cache.store(cache.begin_load("large"), list(range(10 * entries)))
+    cache.store(cache.begin_load("allowed"), list(range(1_900)))
+    ticker = Ticker()
+    await ticker.turn()
+    for key in ("large", "allowed"):
+        cache.fingerprint(key)
+        await ticker.turn()
+    return ticker.longest
+
+
+def _held_by_hash(entries: int) -> Held:
+    value = list(range(10 * entries))
+    return _held_by(lambda: hashlib.blake2b(msgspec.json.encode(value, order="deterministic")).digest())
+
+
+def _held_by(act: Callable[[], object]) -> Held:
+    wall, cpu = time.perf_counter(), time.thread_time()
+    act()
+    return Held(time.perf_counter() - wall, time.thread_time() - cpu)
+
+
 async def _held_by_nothing(seconds: float) -> Held:
     ticker = Ticker()
     ends_at = time.perf_counter() + seconds
@@ -174,9 +262,7 @@ def _held_by_scan(kind: str, entries: int, act: Callable[[TTLCache[str, int], li
         "tag": lambda: list(keys_of_tag.pop("catalogue")),
         "everything": lambda: list(cache),
     }
-    wall, cpu = time.perf_counter(), time.thread_time()
-    act(cache, scans[kind]())
-    return Held(time.perf_counter() - wall, time.thread_time() - cpu)
+    return _held_by(lambda: act(cache, scans[kind]()))
 
 
 def _delete(cache: TTLCache[str, int], keys: list[str]) -> None:

@@ -110,6 +110,14 @@ class Entries:
             self.errors.report(error, "counting entries: the index counts them instead")
             return len(self._stamps) + len(self._unswept)
 
+    def all_live(self, now: float) -> int | None:
+        """How many entries the mapping has, if each of them is live; None when some may not be."""
+        if self.is_settled and self.earliest_expiry > now:
+            held = self.held
+            if not self.expiry.is_behind:
+                return held
+        return None
+
     @property
     def earliest_expiry(self) -> float:
         """The time before which no entry reaches an expiry of its own."""
@@ -257,11 +265,9 @@ class Entries:
         Each step yields the count so far; the last one is the result. It is exact while at most `_COUNT_SAMPLE_MAX`
         have to be examined, else an estimate. An entry that changes between two steps may be counted or not.
         """
-        if invalidation.everything and self.is_settled and self.earliest_expiry > now:
-            held = self.held
-            if not self.expiry.is_behind:
-                yield Count(held, is_estimate=False)
-                return
+        if invalidation.everything and (live := self.all_live(now)) is not None:
+            yield Count(live, is_estimate=False)
+            return
         if invalidation.everything or invalidation.prefixes:
             total = len(self._unswept) + len(self._stamps)
             choosing = self._sampled(total, uniform)

@@ -411,6 +411,15 @@ class LocalCache(FollowedCache, LiveMapping):
             keys = list(self._entries.live_keys(now)) if self._may_serve(now) else []
         return iter(keys)
 
+    def __len__(self) -> int:
+        """How many entries a read would return. Counted one by one only while some wait to be swept."""
+        with self._lock:
+            now = self._clock()
+            if not self._may_serve(now):
+                return 0
+            live = self._entries.all_live(now)
+            return super().__len__() if live is None else live
+
     def clear(self) -> None:
         """Drop everything, and void every load that is under way."""
         self.apply(Everything(), reason="clear")

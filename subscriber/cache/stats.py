@@ -14,7 +14,7 @@ class CacheStats:
             counts values that were not stored because no invalidation could name their key or one of their tags.
             `mapping_errors` counts the errors that the wrapped mapping raised, except for absent keys and values that
             are too large.
-    Source: exact when one thread reads. Hits are counted without a lock, so with several threads a few may be lost.
+    Source: exact when one thread reads. Reads take no lock to count, so with several threads a few may be lost.
     """
 
     entries: int

@@ -199,6 +199,41 @@ def bypassed(url: str) -> Any:
         }
 
 
+def within_a_hit(_: str) -> Any:
+    """The process forks between a hit's look at the lease and its return. Both go on with that hit."""
+    cache = new_cache(max_staleness_seconds=300)
+    cache.confirm_coherent(cache.clock())
+    cache["key"] = "parent"
+    for _number in range(3):
+        cache.get("key")
+    pids: list[int] = []
+
+    class Forking(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            if not pids:
+                if "without-handlers" in OPTIONS:
+                    forks._methods.clear()
+                pids.append(os.fork())
+            return str.__hash__(self)
+
+        def __eq__(self, other: object) -> bool:
+            return str.__eq__(self, other) is True
+
+    reading, writing = os.pipe()
+    value = cache.get(Forking("key"))
+    if pids == [0]:
+        seen = [value, cache.get("key"), cache.stats().hits, len(cache._touches)]
+        os.write(writing, json.dumps(seen).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        child = json.loads(pipe.read())
+    os.waitpid(pids[0], 0)
+    return {"child": child, "parent": [value, cache.get("key"), cache.stats().hits]}
+
+
 def short_lived(url: str) -> Any:
     """Children that read nothing."""
     cache = new_cache()

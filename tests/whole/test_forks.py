@@ -75,6 +75,14 @@ async def test_a_child_is_served_nothing_until_it_is_a_replica_of_its_own(redis_
     assert seen["warned"] == []
 
 
+async def test_a_child_that_is_forked_within_a_hit_is_served_nothing(redis_url: str) -> None:
+    assert await seen_in("within_a_hit", redis_url) == {"child": [None, None, 0, 0], "parent": ["parent", "parent", 5]}
+
+
+async def test_control_without_handlers_a_child_goes_on_with_the_hit_of_its_parent(redis_url: str) -> None:
+    assert (await seen_in("within_a_hit", redis_url, "without-handlers"))["child"][:2] == ["parent", "parent"]
+
+
 async def test_a_child_that_reads_nothing_is_no_replica(redis_url: str) -> None:
     seen = await seen_in("short_lived", redis_url)
     assert seen["listed"] == [[seen["id"]]] * 3

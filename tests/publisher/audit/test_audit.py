@@ -5,6 +5,7 @@ has to be looked at again, is that the writer has published what it was about to
 """
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import random
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from cachetools import LRUCache, TTLCache
 from tests.support.child_replica import child_replica
@@ -400,6 +402,57 @@ def test_equal_values_have_equal_fingerprints_and_others_do_not() -> None:
     circular: list[Any] = []
     circular.append(circular)
     assert fingerprint_of(circular) == NO_FINGERPRINT
+
+
+class Fields(msgspec.Struct):
+    parts: Any
+
+
+@dataclasses.dataclass
+class DataFields:
+    parts: Any
+
+
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [
+        (list(range(1_900)), list(range(2_100))),
+        ({str(number): number for number in range(900)}, {str(number): number for number in range(1_100)}),
+        (set(range(1_900)), set(range(2_100))),
+        ("x" * 65_000, "x" * 66_000),
+        (["x" * 650] * 100, ["x" * 660] * 100),
+        ({"x" * 65_000: 1}, {"x" * 66_000: 1}),
+        (b"x" * 65_000, memoryview(b"x" * 66_000)),
+        ([[[1] * 10] * 10] * 17, [[[1] * 10] * 10] * 19),
+        (Fields([1] * 1_900), Fields([1] * 2_100)),
+        (DataFields([1] * 1_900), DataFields([1] * 2_100)),
+        ([Fields(None)] * 900, [DataFields(None)] * 1_100),
+    ],
+    ids=[
+        "list",
+        "dictionary",
+        "set",
+        "text",
+        "texts",
+        "keys",
+        "bytes",
+        "nested",
+        "struct",
+        "dataclass",
+        "objects",
+    ],
+)
+def test_a_value_that_would_hold_the_event_loop_has_no_fingerprint(small: object, large: object) -> None:
+    assert fingerprint_of(small) != NO_FINGERPRINT
+    assert fingerprint_of(large) == NO_FINGERPRINT
+
+
+def test_no_more_of_a_large_value_is_looked_at_than_the_limits_allow() -> None:
+    class Endless(list[Any]):
+        def __iter__(self) -> Any:
+            raise AssertionError("it was looked into")
+
+    assert fingerprint_of(Endless([1] * 10_000)) == NO_FINGERPRINT
 
 
 def test_a_fingerprint_is_of_what_a_read_would_be_served() -> None:

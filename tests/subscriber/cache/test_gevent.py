@@ -88,3 +88,19 @@ def test_a_second_subscriber_in_a_thread_of_its_own_is_refused_and_does_not_hang
             print(second.state)
     """
     assert output_of(redis_url, program) == "True\ncoherent\ncoherent\n"
+
+
+def test_greenlets_read_more_than_fits_into_the_touches(redis_url: str) -> None:
+    """The lock is gevent's own: whether this greenlet has it is asked for, too."""
+    program = """
+        with Subscriber(url, caches={"default": cache}, **FAST) as subscriber:
+            cache["key"] = "value"
+            def read():
+                for _ in range(2_000):
+                    assert cache.get("key") == "value"
+                    if not _ % 100:
+                        gevent.sleep(0)
+            gevent.joinall([gevent.spawn(read) for _ in range(3)], raise_error=True)
+            print(cache.stats().hits, len(cache._touches) <= 513, cache.stats().mapping_errors)
+    """
+    assert output_of(redis_url, program) == "6000 True 0\n"

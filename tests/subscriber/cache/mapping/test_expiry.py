@@ -7,7 +7,7 @@ import pytest
 from cachetools import Cache, TLRUCache, TTLCache
 from tests.support.fake_clock import FakeClock
 
-from broadcache.shared.invalidation import Everything, Keys
+from broadcache.shared.invalidation import Everything, Keys, Prefixes
 from broadcache.subscriber import LocalCache
 from broadcache.subscriber.cache.entries import Count
 
@@ -50,11 +50,13 @@ def held(mapping: Any) -> int:
         lambda cache: cache.store(cache.begin_load("new"), 1),
         lambda cache: cache.stats(),
         lambda cache: cache.currsize,
+        len,
+        lambda cache: cache.get("key:1"),
         repr,
         lambda cache: cache.sweep(),
         lambda cache: cache.count(Everything()),
     ],
-    ids=["store", "stats", "currsize", "repr", "sweep", "count"],
+    ids=["store", "stats", "currsize", "len", "get", "repr", "sweep", "count"],
 )
 def test_no_operation_removes_more_than_a_slice_of_the_expired_entries(
     mapping_of: Callable[..., Any], act: Callable[[LocalCache], object]
@@ -149,3 +151,27 @@ def test_a_timer_that_raises_ends_the_sweep_and_is_reported(caplog: pytest.LogCa
     cache.sweep()
     assert not has_work(cache)
     assert "removing expired entries" in caplog.text
+
+
+@MAPPINGS
+def test_the_length_is_that_of_the_listing_whatever_has_expired_or_waits_to_be_swept(
+    mapping_of: Callable[..., Any],
+) -> None:
+    clock = FakeClock()
+    cache, _ = filled(mapping_of, clock)
+    assert len(cache) == len(list(cache)) == ENTRIES
+    cache.apply(Keys("key:1", "key:2"))
+    assert len(cache) == len(list(cache)) == ENTRIES - 2
+    cache.store(cache.begin_load("short"), 1, ttl_seconds=3)
+    clock.now += 5
+    assert len(cache) == len(list(cache)) == ENTRIES - 2
+    cache.apply(Prefixes("key:4"))
+    assert len(cache) == len(list(cache)) < ENTRIES - 2
+    while cache.has_sweep_work:
+        cache.sweep()
+    assert len(cache) == len(list(cache)) > 0
+    cache["new"] = 1
+    clock.now += 5
+    assert len(cache) == len(list(cache)) == 1
+    cache.disconnect()
+    assert len(cache) == 0
