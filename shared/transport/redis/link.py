@@ -7,6 +7,8 @@ reply that has arrived therefore proves that every push the server sent before i
 
 import asyncio
 import contextlib
+import itertools
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -71,7 +73,10 @@ class Link:
         self._on_message = on_message
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._confirmations: dict[asyncio.Future[Any], _Awaited] = {}
+        self._deadlines: dict[float, _Deadlines] = {}
         self._is_inherited = False
+        self._name = secrets.token_hex(9)
+        self._numbers = itertools.count(1)
         self._pack = packer_of(connected.connection)
         self._exchange = exchange_of(connected.connection, self._receive, self._on_lost)
         self._push_type = self._exchange.push_type
@@ -87,6 +92,10 @@ class Link:
     def received_bytes(self) -> int:
         """How many bytes have arrived so far, including those of an incomplete response."""
         return self._exchange.received_bytes
+
+    def new_epoch(self) -> str:
+        """Return 26 hexadecimal digits that are returned only once: no other link has the random ones."""
+        return f"{self._name}{next(self._numbers):08x}"
 
     async def call(self, *command: Argument) -> Any:
         """Send one command and return its reply. Concurrent calls share writes and round trips.
@@ -122,7 +131,10 @@ class Link:
 
     def within(self, seconds: float) -> "_Within":
         """Limit the time for what is awaited inside the `async with`. Raises: LinkLost when `seconds` have passed."""
-        return _Within(self.label, seconds)
+        deadlines = self._deadlines.get(seconds)
+        if deadlines is None:
+            deadlines = self._deadlines[seconds] = _Deadlines(seconds)
+        return _Within(self.label, deadlines)
 
     async def subscribe(self, *channels: str) -> None:
         """Subscribe; return when the server has confirmed each channel. In a cluster, all must be of one slot.
@@ -250,28 +262,73 @@ class Link:
             _settle(reply, error=LinkLost(str(reason)))
 
 
+class _Deadlines:
+    """The deadlines of tasks that all have the same time, in order, with one timer: most tasks end long before."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds: Final = seconds
+        self._loop = asyncio.get_running_loop()
+        self._entries: deque[_Within] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, entry: "_Within") -> None:
+        entries = self._entries
+        while entries and entries[0].task is None:
+            entries.popleft()
+        entry.due_at = due_at = self._loop.time() + self.seconds
+        entries.append(entry)
+        if self._timer is None:
+            self._timer = self._loop.call_at(due_at, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        entries, now = self._entries, self._loop.time()
+        while entries and (entries[0].task is None or entries[0].due_at <= now):
+            entries.popleft().expire()
+        if entries:
+            self._timer = self._loop.call_at(entries[0].due_at, self._expire)
+
+
 class _Within:
-    """A timeout that raises LinkLost. A class, since a generator would cost a publish 10 % more."""
+    """A timeout that raises LinkLost: asyncio's own, with a timer for each, would cost a publish 10 % more.
 
-    __slots__ = ("_label", "_seconds", "_timeout")
+    Shape: `task` is None before and after.
+    """
 
-    def __init__(self, label: str, seconds: float) -> None:
+    __slots__ = ("_cancelling", "_deadlines", "_is_expired", "_label", "due_at", "task")
+
+    def __init__(self, label: str, deadlines: _Deadlines) -> None:
+        self.task: asyncio.Task[Any] | None = None
+        self.due_at = 0.0
         self._label = label
-        self._seconds = seconds
-        self._timeout = asyncio.timeout(seconds)
+        self._deadlines = deadlines
+        self._cancelling = 0
+        self._is_expired = False
+
+    def expire(self) -> None:
+        """Cancel the task, if it is still inside."""
+        if self.task is not None:
+            self._is_expired = True
+            self.task.cancel()
 
     async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("expected a timeout to be used inside a task")
+        self.task, self._cancelling = task, task.cancelling()
+        self._deadlines.add(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-            if isinstance(error, TimeoutError):  # of the operating system
-                raise error
-        except TimeoutError:
-            raise LinkLost(f"no answer from {self._label} within {self._seconds:g} s") from None
+        task, self.task = self.task, None
+        is_late = kind is not None and issubclass(kind, TimeoutError)  # of the operating system
+        if self._is_expired and task is not None:
+            # As asyncio.Timeout: another cancellation meanwhile, from outside, goes on.
+            is_ours = task.uncancel() <= self._cancelling
+            is_late = is_late or (is_ours and kind is not None and issubclass(kind, asyncio.CancelledError))
+        if is_late:
+            raise LinkLost(f"no answer from {self._label} within {self._deadlines.seconds:g} s") from None
 
 
 def _settle(reply: asyncio.Future[Any], result: Any = None, *, error: Exception | None = None) -> None:

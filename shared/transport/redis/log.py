@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from ...errors import IdempotencyConflict, LogRefused, MalformedFrame
-from ...invalidation import Anchor, Invalidation, Position, new_id
+from ...invalidation import Anchor, Invalidation, Position
 from ...receipt import Receipt
 from ...wire import decode, digest_of, encode_tails
 from .link import Argument, Link, Refused
@@ -144,7 +144,7 @@ async def append(
     fingerprint = _fingerprint_of(invalidation)
     arguments: tuple[Argument, ...] = (
         names.channel,
-        new_id(),
+        link.new_epoch(),
         log_length,
         max(1, round(receipt_seconds * 1_000)),
         fingerprint,
@@ -251,7 +251,7 @@ async def echo(
         link.publish_command,
         replica_id,
         max(1, round(presence_seconds * 1_000)),
-        new_id(),
+        link.new_epoch(),
         life,
         "".join(map(str, marks)),
         *presences,
