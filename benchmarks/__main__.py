@@ -16,6 +16,7 @@ BENCHMARKS: Final = (
     "applied",
     "hits",
     "latency",
+    "publish",
     "api",
     "stall",
     "memory",
@@ -25,6 +26,7 @@ BENCHMARKS: Final = (
     "fleet",
     "fanout",
     "confirmation",
+    "flood",
 )
 
 

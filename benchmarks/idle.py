@@ -68,8 +68,8 @@ def run(effort: Effort) -> list[Row]:
 
     return [
         row("commands sent", "sent_per_second", "ping", Limit("≤", 1.0, of="ours")),
-        row("commands executed", "executed_per_second", "ping"),
-        row("share of a core", "core_percent", "ping", Limit("<", 0.5, of="ours")),
+        row("commands executed", "executed_per_second", "ping", Limit("≤", 5.0, of="ours")),
+        row("share of a core", "core_percent", "ping", Limit("≤", 1.3)),
         row("share of a core", "core_percent", "listen"),
     ]
 

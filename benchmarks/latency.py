@@ -46,7 +46,7 @@ def run(effort: Effort) -> list[Row]:
         what = f"publish → applied, p{percentile}"
         return compare(what, figures["ours"], peer, figures[peer], unit="µs", measure="wall", limit=limit)
 
-    limits = {"PubSub.listen()": Limit("≤", 1.3)}
+    limits = {"PubSub.listen()": Limit("≤", 1.2)}
     return [row(percentile, peer, limits.get(peer)) for peer in PATHS[1:] for percentile in (50, 99)]
 
 

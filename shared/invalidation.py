@@ -54,6 +54,7 @@ NAMESPACE_PATTERN: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 _NAMESPACE = re.compile(NAMESPACE_PATTERN, re.ASCII)
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [one + other for one in _CROCKFORD for other in _CROCKFORD]
 
 
 class _Named:
@@ -220,14 +221,18 @@ def invalidation_of(
     check_text(source, SOURCE_BYTES_MAX, "source", may_be_empty=True)
     if id is not None:
         check_text(id, ID_BYTES_MAX, "id")
-    names: dict[type[Target], dict[str, None]] = {Keys: {}, Tags: {}, Prefixes: {}}
+    names: dict[type[Target], dict[str, None]] = {}
     everything = False
     for target in targets:
         match target:
+            case Keys(named) | Tags(named) | Prefixes(named):
+                kind = type(target)
+                if kind in names:
+                    names[kind].update(dict.fromkeys(named))
+                else:
+                    names[kind] = dict.fromkeys(named)
             case Everything():
                 everything = True
-            case Keys(named) | Tags(named) | Prefixes(named):
-                names[type(target)].update(dict.fromkeys(named))
             case _:
                 raise InvalidTarget(
                     f"expected Keys, Tags, Prefixes or Everything, got {type(target).__name__}; "
@@ -248,9 +253,9 @@ def invalidation_of(
     return Invalidation(
         id=new_id() if id is None else id,
         namespace=namespace,
-        keys=tuple(names[Keys]),
-        tags=tuple(names[Tags]),
-        prefixes=tuple(names[Prefixes]),
+        keys=tuple(names.get(Keys, ())),
+        tags=tuple(names.get(Tags, ())),
+        prefixes=tuple(names.get(Prefixes, ())),
         everything=everything,
         source=source,
         sent_at_ms=time.time_ns() // 1_000_000,
@@ -286,5 +291,13 @@ def check_text(text: object, bytes_max: int, where: str, *, may_be_empty: bool =
 
 def new_id() -> str:
     """Return a ULID: 26 characters that sort by the millisecond of creation, with 80 random bits."""
-    number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
-    return "".join([_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5)])
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10))
+    first, last, pairs = random >> 40, random & 0xFF_FFFF_FFFF, _PAIRS
+    # Spelt out, and two characters at a time, because each publish draws one.
+    return (
+        f"{pairs[milliseconds >> 40 & 1023]}{pairs[milliseconds >> 30 & 1023]}{pairs[milliseconds >> 20 & 1023]}"
+        f"{pairs[milliseconds >> 10 & 1023]}{pairs[milliseconds & 1023]}"
+        f"{pairs[first >> 30]}{pairs[first >> 20 & 1023]}{pairs[first >> 10 & 1023]}{pairs[first & 1023]}"
+        f"{pairs[last >> 30]}{pairs[last >> 20 & 1023]}{pairs[last >> 10 & 1023]}{pairs[last & 1023]}"
+    )

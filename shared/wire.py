@@ -133,8 +133,22 @@ def encode_unsequenced(invalidation: Invalidation) -> list[bytes]:
 
 
 def _encode_tail(invalidation: Invalidation) -> bytes:
-    fields = (getattr(invalidation, name) for name in _Tail.__struct_fields__)
-    return _encoder.encode(_Tail(*fields))[1:]
+    each = invalidation
+    # Spelt out: a loop over the fields would cost more than encoding them.
+    tail = _Tail(
+        each.id,
+        each.namespace,
+        each.keys,
+        each.tags,
+        each.prefixes,
+        each.everything,
+        each.source,
+        each.sent_at_ms,
+        each.reason,
+        each.confirm,
+        each.traceparent,
+    )
+    return _encoder.encode(tail)[1:]
 
 
 def _split(invalidation: Invalidation) -> Iterator[Invalidation]:

@@ -48,7 +48,7 @@ from .requests import check_is_json, idempotency_key_of, read_body
 from .responses import json_response
 from .settings import ApiSettings, FanoutSettings
 
-__all__ = ["create_app", "create_fanout_app", "takes_any_method"]
+__all__ = ["create_app", "create_fanout_app", "own_segments", "takes_any_method"]
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -180,12 +180,19 @@ def _completed(
     app.add_middleware(EncodedPath)  # the middleware that is added last runs first
     openapi.describe(app, needs_token=bool(tokens), failure_status=settings.fanout_failure_status)
     app.state.takes_any_method = not fanout.policy.is_off
+    app.state.own_segments = own
     return app
 
 
 def takes_any_method(app: FastAPI) -> bool:
     """Whether the web server in front of `app` must accept unknown HTTP methods."""
     return bool(getattr(app.state, "takes_any_method", False))
+
+
+def own_segments(app: FastAPI) -> frozenset[str]:
+    """Return the first segments of the paths of `app`, whose requests are never broadcast."""
+    own: frozenset[str] = getattr(app.state, "own_segments", frozenset())
+    return own
 
 
 class _Fanout:

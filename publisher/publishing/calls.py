@@ -109,19 +109,44 @@ class Calls:
                 open, or without a log.
         """
         self.check_is_open()
-        was_sent = False
+        if self._links is None or (link := self._links.shared) is None:
+            return await self._with_retries(namespace, work, on_failure, self._timeout_seconds, None)
+        # Over an open link one attempt has less time than the whole call, so it needs no timer of that.
+        began_at = monotonic()
+        try:
+            return await self._over(link, namespace, work)
+        except (LinkLost, NotPrimary) as error:
+            first = error
+        left_seconds = self._timeout_seconds - (monotonic() - began_at)
+        return await self._with_retries(namespace, work, on_failure, left_seconds, first)
+
+    async def _with_retries(
+        self,
+        namespace: str,
+        work: Callable[[Link], Awaitable[T]],
+        on_failure: Callable[[], None] | None,
+        timeout_seconds: float,
+        first: LinkLost | NotPrimary | None,
+    ) -> T:
+        """Do what `with_retries` does; `first` is the error of an attempt before, and this is left of the time."""
+        was_sent = first is not None
 
         async def sent(link: Link) -> T:
             nonlocal was_sent
             was_sent = True
             return await work(link)
 
-        lost: LinkLost | None = None
-        refused: NotPrimary | None = None
+        lost = first if isinstance(first, LinkLost) else None
+        refused = first if isinstance(first, NotPrimary) else None
         failures = 0
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(timeout_seconds):
                 while True:
+                    if lost is not None or refused is not None:
+                        if on_failure is not None:
+                            on_failure()
+                        failures += 1
+                        await asyncio.sleep(_BACKOFF.seconds(failures, self._uniform))
                     if not self.is_open:
                         closed = "the publisher was closed during the call"
                         raise LinkLost(closed) if was_sent else NotConnected(closed)
@@ -135,10 +160,6 @@ class Calls:
                         if lost is None or not was_sent:
                             raise
                         raise _both(lost, error) from error
-                    if on_failure is not None:
-                        on_failure()
-                    failures += 1
-                    await asyncio.sleep(_BACKOFF.seconds(failures, self._uniform))
         except TimeoutError:
             if was_sent and lost is not None and refused is not None:
                 raise _both(lost, refused) from None
@@ -156,6 +177,11 @@ class Calls:
         except LinkLost as error:
             self._losses.record_failure(part, error)
             raise
+        return await self._over(link, namespace, work)
+
+    async def _over(self, link: Link, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:
+        """Do `work` over `link`. Raises: as `once`."""
+        part = namespace if self._is_cluster else ""
         try:
             async with link.within(self.attempt_seconds):
                 result = await work(link)

@@ -112,6 +112,13 @@ class KeptLinks:
         # The last owner of a slot knows first where it moved to.
         self._asked_first: Node | None = None
 
+    @property
+    def shared(self) -> Link | None:
+        """The open link of all namespaces; None in a cluster, and while there is none."""
+        kept = self._links.get(None)
+        link = None if kept is None else kept.link
+        return link if link is not None and link.is_open else None
+
     async def connected(self, namespace: str) -> Link:
         """Return the open link to the server that has `namespace`, or open one. Raises: LinkLost."""
         node = await self._node_of(namespace) if self._address.is_cluster else None

@@ -20,8 +20,6 @@ __all__ = ["AddressUnavailable", "is_loopback", "listen", "new_server", "run", "
 
 _HTTP_IMPLEMENTATION: Final = "auto"
 """httptools where it is installed, else h11: uvicorn's names."""
-_HTTP_IMPLEMENTATION_ANY_METHOD: Final = "h11"
-"""httptools responds 400 to unknown methods, such as BAN; h11 accepts all."""
 _SHUTDOWN_SECONDS: Final = 5
 _KEEP_ALIVE_SECONDS: Final = 75
 """Longer than the 60 s for which load balancers keep a connection: the client has to be the side that closes."""
@@ -70,14 +68,14 @@ def new_server(
     app: Any,
     *,
     on_ready: Callable[[], None],
-    takes_any_method: bool = False,
+    http: Any = None,
     end_streams: Callable[[], Awaitable[None]] | None = None,
 ) -> "Server":
     """Return a server for the ASGI application `app`. On shutdown, requests have five seconds to end; those
     whose body is not complete are answered 503 at once.
 
     Shape:  `on_ready` is called when the server accepts requests. `end_streams` is awaited when the shutdown begins:
-            responses without an end have to end then. `takes_any_method` lets unknown HTTP methods through.
+            responses without an end have to end then. `http` is the class of another HTTP protocol, for uvicorn.
     """
     import uvicorn
 
@@ -99,7 +97,7 @@ def new_server(
     return ReportingServer(
         uvicorn.Config(
             bodies,
-            http=_HTTP_IMPLEMENTATION_ANY_METHOD if takes_any_method else _HTTP_IMPLEMENTATION,
+            http=http or _HTTP_IMPLEMENTATION,
             ws="none",
             lifespan="on",
             access_log=False,

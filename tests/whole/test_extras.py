@@ -135,17 +135,17 @@ asyncio.run(use())
         """
 import asyncio, sys
 from broadcache.shared.transport.redis.address import RedisAddress
-from broadcache.shared.transport.redis.responses import packer_of, responses_of
+from broadcache.shared.transport.redis.responses import exchange_of, packer_of
 
 async def use():
     connected = await RedisAddress(sys.argv[1]).connect("test", timeout_seconds=5)
-    print(responses_of(connected.connection).push_type.__module__)
-    print(packer_of(connected.connection)([("PING",)]))
+    print(packer_of(connected.connection)(("PING",)))
+    print(exchange_of(connected.connection, lambda responses: None, lambda how, error: None).push_type.__module__)
     await connected.connection.disconnect()
 
 asyncio.run(use())
 """,
-        ["hiredis", r"[b'*1\r\n$4\r\nPING\r\n']"],
+        [r"b'*1\r\n$4\r\nPING\r\n'", "hiredis"],
     ),
     "metrics": (
         """

@@ -112,7 +112,7 @@ end
 
 local time, answer_others = try('TIME'), {}
 if time then
-  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  local now_ms, is_tidying = time[1] * 1000 + math.floor(time[2] / 1000), time[2] % 16 == 0
   for i = 3, #KEYS, 3 do
     local number = i / 3
     local mark = tonumber(marks:sub(number, number))
@@ -143,12 +143,15 @@ if time then
       end
       forget_some(KEYS[i], KEYS[i - 1]:sub(1, -1 - #replica), integer(now_ms))
     end
-    -- A few at a time: each echo adds one at most, so they do not accumulate.
-    local expired = try('ZRANGEBYSCORE', KEYS[i], '-inf', integer(now_ms - DAY_MS), 'LIMIT', 0, EXPIRED_MAX)
-    if expired and #expired > 0 then
-      try('ZREM', KEYS[i], unpack(expired))
+    -- Not with each echo: the registry outlives the leases by a day, and expired members are told by their scores.
+    -- A few at a time: each new member has some removed, so they do not accumulate.
+    if added == 1 or is_tidying then
+      local expired = try('ZRANGEBYSCORE', KEYS[i], '-inf', integer(now_ms - DAY_MS), 'LIMIT', 0, EXPIRED_MAX)
+      if expired and #expired > 0 then
+        try('ZREM', KEYS[i], unpack(expired))
+      end
+      try('PEXPIRE', KEYS[i], integer(leases_ms[i - 2] + DAY_MS))
     end
-    try('PEXPIRE', KEYS[i], integer(leases_ms[i - 2] + DAY_MS))
   end
 end
 

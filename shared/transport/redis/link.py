@@ -7,6 +7,8 @@ reply that has arrived therefore proves that every push the server sent before i
 
 import asyncio
 import contextlib
+import itertools
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -15,14 +17,14 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from ...errors import LinkLost
 from ...process.forks import close_inherited, in_forked_child, keep_inherited
 from .address import Connected, RedisAddress
-from .responses import Refused, close_socket, close_without_waiting, descriptor_of, packer_of, responses_of
+from .responses import Refused, close_socket, close_without_waiting, descriptor_of, exchange_of, packer_of
 
 __all__ = ["Argument", "Link", "OnMessage", "RedisAddress", "Refused"]
 
 Argument: TypeAlias = str | bytes | int | float
 """One argument of a command."""
 OnMessage: TypeAlias = Callable[[bytes, bytes], None]
-"""Called by the reader with the channel and the frame of each message. It must neither block nor raise."""
+"""Called with the channel and the frame of each message, as it arrives. It must neither block nor raise."""
 
 _MESSAGES: Final = (b"message", b"smessage")
 _CALLS_MAX: Final = 10_000
@@ -71,12 +73,14 @@ class Link:
         self._on_message = on_message
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._confirmations: dict[asyncio.Future[Any], _Awaited] = {}
-        self._unsent: list[tuple[Argument, ...]] = []
-        self._has_unsent = asyncio.Event()
-        self._responses = responses_of(connected.connection)
-        self._reader = asyncio.create_task(self._read(), name=f"broadcache link reader {self.label}")
-        self._writer = asyncio.create_task(self._write(), name=f"broadcache link writer {self.label}")
+        self._deadlines: dict[float, _Deadlines] = {}
         self._is_inherited = False
+        self._name = secrets.token_hex(9)
+        self._numbers = itertools.count(1)
+        self._pack = packer_of(connected.connection)
+        self._exchange = exchange_of(connected.connection, self._receive, self._on_lost)
+        self._push_type = self._exchange.push_type
+        self._keeper = asyncio.create_task(self._end_with_tasks(), name=f"broadcache link {self.label}")
         in_forked_child(self._leave_to_parent)
 
     @property
@@ -87,7 +91,11 @@ class Link:
     @property
     def received_bytes(self) -> int:
         """How many bytes have arrived so far, including those of an incomplete response."""
-        return self._responses.received_bytes()
+        return self._exchange.received_bytes
+
+    def new_epoch(self) -> str:
+        """Return 26 hexadecimal digits that are returned only once: no other link has the random ones."""
+        return f"{self._name}{next(self._numbers):08x}"
 
     async def call(self, *command: Argument) -> Any:
         """Send one command and return its reply. Concurrent calls share writes and round trips.
@@ -101,7 +109,8 @@ class Link:
 
         Raises: LinkLost; Refused for the first error reply, after all replies have arrived.
         """
-        replies = await asyncio.gather(*[self._send(tuple(command)) for command in commands], return_exceptions=True)
+        together = [self._send(tuple(command), at_once=False) for command in commands]
+        replies = await asyncio.gather(*together, return_exceptions=True)
         for reply in replies:
             if isinstance(reply, BaseException):
                 raise reply
@@ -122,7 +131,10 @@ class Link:
 
     def within(self, seconds: float) -> "_Within":
         """Limit the time for what is awaited inside the `async with`. Raises: LinkLost when `seconds` have passed."""
-        return _Within(self.label, seconds)
+        deadlines = self._deadlines.get(seconds)
+        if deadlines is None:
+            deadlines = self._deadlines[seconds] = _Deadlines(seconds)
+        return _Within(self.label, deadlines)
 
     async def subscribe(self, *channels: str) -> None:
         """Subscribe; return when the server has confirmed each channel. In a cluster, all must be of one slot.
@@ -143,10 +155,8 @@ class Link:
         if self._is_inherited:
             return
         self._lose(LinkLost(f"the link to {self.label} was closed"))
-        current = asyncio.current_task()
-        tasks = [task for task in (self._reader, self._writer) if task is not current]
         try:
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait([self._keeper])
         finally:
             # Also when the closing task is cancelled meanwhile.
             await self._connection.disconnect(nowait=True)
@@ -169,15 +179,21 @@ class Link:
             self._lose(LinkLost(f"the event loop of the link to {self.label} has ended"))
         close_without_waiting(self._connection)
 
-    def _send(self, command: tuple[Argument, ...]) -> asyncio.Future[Any]:
+    def _send(self, command: tuple[Argument, ...], *, at_once: bool = True) -> asyncio.Future[Any]:
+        """Write a command, or queue it; return the future of its reply.
+
+        A command is written at once while no other awaits its reply. Commands of many concurrent callers share writes.
+        """
         if self.lost.done():
             raise LinkLost(str(self.lost.result()))
-        if len(self._waiting) >= _CALLS_MAX:
+        waiting = self._waiting
+        if len(waiting) >= _CALLS_MAX:
             raise LinkLost(f"{_CALLS_MAX} commands await replies from {self.label} already: it is too slow, or hangs")
+        packed = self._pack(command)  # first: a command that cannot be encoded is not sent, and gets no reply
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(reply)
-        self._unsent.append(command)
-        self._has_unsent.set()
+        is_idle = not waiting
+        waiting.append(reply)
+        self._exchange.send(packed, at_once=at_once and is_idle)
         return reply
 
     async def _confirmed(self, command: str, channels: Sequence[str]) -> None:
@@ -186,42 +202,32 @@ class Link:
         self._confirmations[confirmed] = _Awaited(command.lower().encode(), {each.encode() for each in channels})
         await confirmed
 
-    async def _write(self) -> None:
-        pack = packer_of(self._connection)
-        try:
-            while True:
-                await self._has_unsent.wait()
-                self._has_unsent.clear()
-                commands, self._unsent = self._unsent, []
-                await self._connection.send_packed_command(pack(commands), check_health=False)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001  (any error ends the link, and becomes its reason)
-            self._lose(LinkLost(f"the link to {self.label} was lost while writing: {error}"))
+    def _receive(self, responses: Sequence[Any]) -> None:
+        push_type, on_message = self._push_type, self._on_message
+        for response in responses:
+            if response.__class__ is push_type:
+                if response[0] in _MESSAGES:
+                    on_message(response[1], response[2])
+                else:
+                    self._on_control(response[0], response[1])
+            elif isinstance(response, Refused):
+                refused = self._waiting.popleft()
+                self._confirmations.pop(refused, None)
+                _settle(refused, error=response)
+            else:
+                _settle(self._waiting.popleft(), response)
 
-    async def _read(self) -> None:
-        next_slice, push_type, _ = self._responses
-        on_message = self._on_message
+    def _on_lost(self, how: str, error: BaseException | None) -> None:
+        self._lose(LinkLost(f"the link to {self.label} {how}: {error}"))
+
+    async def _end_with_tasks(self) -> None:
+        """Wait for the loss; lose the link when the event loop ends with all its tasks."""
         try:
-            while True:
-                for response in await next_slice():
-                    if response.__class__ is push_type:
-                        if response[0] in _MESSAGES:
-                            on_message(response[1], response[2])
-                        else:
-                            self._on_control(response[0], response[1])
-                    elif isinstance(response, Refused):
-                        refused = self._waiting.popleft()
-                        self._confirmations.pop(refused, None)
-                        _settle(refused, error=response)
-                    else:
-                        _settle(self._waiting.popleft(), response)
+            await asyncio.wait([self.lost])
         except asyncio.CancelledError:
-            if not self.lost.done():  # not cancelled by `close`: the event loop ends, with all its tasks
+            if not self.lost.done():
                 self._end_with_loop()
             raise
-        except Exception as error:  # noqa: BLE001  (any error ends the link, and becomes its reason)
-            self._lose(LinkLost(f"the link to {self.label} was lost: {error}"))
 
     def _on_control(self, kind: bytes, channel: bytes) -> None:
         confirmed = self._waiting[0] if self._waiting else None
@@ -246,38 +252,83 @@ class Link:
     def _lose(self, reason: LinkLost) -> None:
         if self.lost.done():
             return
-        self.lost.set_result(reason)
-        self._reader.cancel()
-        self._writer.cancel()
+        try:
+            self.lost.set_result(reason)
+        finally:  # also in a forked child, where an event loop in debug mode raises
+            self._exchange.stop()
         waiting, self._waiting = self._waiting, deque()
-        self._unsent.clear()
         for reply in waiting:
             # One error object each: a shared one would collect the tracebacks of all raisers.
             _settle(reply, error=LinkLost(str(reason)))
 
 
+class _Deadlines:
+    """The deadlines of tasks that all have the same time, in order, with one timer: most tasks end long before."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds: Final = seconds
+        self._loop = asyncio.get_running_loop()
+        self._entries: deque[_Within] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, entry: "_Within") -> None:
+        entries = self._entries
+        while entries and entries[0].task is None:
+            entries.popleft()
+        entry.due_at = due_at = self._loop.time() + self.seconds
+        entries.append(entry)
+        if self._timer is None:
+            self._timer = self._loop.call_at(due_at, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        entries, now = self._entries, self._loop.time()
+        while entries and (entries[0].task is None or entries[0].due_at <= now):
+            entries.popleft().expire()
+        if entries:
+            self._timer = self._loop.call_at(entries[0].due_at, self._expire)
+
+
 class _Within:
-    """A timeout that raises LinkLost. A class, since a generator would cost a publish 10 % more."""
+    """A timeout that raises LinkLost: asyncio's own, with a timer for each, would cost a publish 10 % more.
 
-    __slots__ = ("_label", "_seconds", "_timeout")
+    Shape: `task` is None before and after.
+    """
 
-    def __init__(self, label: str, seconds: float) -> None:
+    __slots__ = ("_cancelling", "_deadlines", "_is_expired", "_label", "due_at", "task")
+
+    def __init__(self, label: str, deadlines: _Deadlines) -> None:
+        self.task: asyncio.Task[Any] | None = None
+        self.due_at = 0.0
         self._label = label
-        self._seconds = seconds
-        self._timeout = asyncio.timeout(seconds)
+        self._deadlines = deadlines
+        self._cancelling = 0
+        self._is_expired = False
+
+    def expire(self) -> None:
+        """Cancel the task, if it is still inside."""
+        if self.task is not None:
+            self._is_expired = True
+            self.task.cancel()
 
     async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("expected a timeout to be used inside a task")
+        self.task, self._cancelling = task, task.cancelling()
+        self._deadlines.add(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-            if isinstance(error, TimeoutError):  # of the operating system
-                raise error
-        except TimeoutError:
-            raise LinkLost(f"no answer from {self._label} within {self._seconds:g} s") from None
+        task, self.task = self.task, None
+        is_late = kind is not None and issubclass(kind, TimeoutError)  # of the operating system
+        if self._is_expired and task is not None:
+            # As asyncio.Timeout: another cancellation meanwhile, from outside, goes on.
+            is_ours = task.uncancel() <= self._cancelling
+            is_late = is_late or (is_ours and kind is not None and issubclass(kind, asyncio.CancelledError))
+        if is_late:
+            raise LinkLost(f"no answer from {self._label} within {self._deadlines.seconds:g} s") from None
 
 
 def _settle(reply: asyncio.Future[Any], result: Any = None, *, error: Exception | None = None) -> None:

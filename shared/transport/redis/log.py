@@ -3,11 +3,12 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from ...errors import IdempotencyConflict, LogRefused, MalformedFrame
-from ...invalidation import Anchor, Invalidation, Position, new_id
+from ...invalidation import Anchor, Invalidation, Position
 from ...receipt import Receipt
 from ...wire import decode, digest_of, encode_tails
 from .link import Argument, Link, Refused
@@ -144,7 +145,7 @@ async def append(
     fingerprint = _fingerprint_of(invalidation)
     arguments: tuple[Argument, ...] = (
         names.channel,
-        new_id(),
+        link.new_epoch(),
         log_length,
         max(1, round(receipt_seconds * 1_000)),
         fingerprint,
@@ -179,9 +180,13 @@ async def append(
 
 def _receipt_key(names: Names, invalidation: Invalidation, scope: str | None) -> str:
     whose = invalidation.source if scope is None else scope
-    # Of fixed length, so that it is unambiguous where the id begins.
-    digest = hashlib.blake2b(whose.encode(), digest_size=16).hexdigest()
-    return f"{names.receipt_prefix}{digest}:{invalidation.id}"
+    return f"{names.receipt_prefix}{_scope_digest_of(whose)}:{invalidation.id}"
+
+
+@lru_cache(maxsize=256)
+def _scope_digest_of(scope: str) -> str:
+    """Return a hash of fixed length, so that it is unambiguous where the id begins. Most scopes are a publisher's."""
+    return hashlib.blake2b(scope.encode(), digest_size=16).hexdigest()
 
 
 async def head(link: Link, namespace: str) -> Position | None:
@@ -251,7 +256,7 @@ async def echo(
         link.publish_command,
         replica_id,
         max(1, round(presence_seconds * 1_000)),
-        new_id(),
+        link.new_epoch(),
         life,
         "".join(map(str, marks)),
         *presences,

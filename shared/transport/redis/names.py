@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from ...invalidation import DEFAULT_NAMESPACE
@@ -57,6 +58,7 @@ class Naming(NamedTuple):
             channel = f"{channel}@{self.database}"
         return channel if namespace == DEFAULT_NAMESPACE else f"{channel}:{namespace}"
 
+    @lru_cache(maxsize=1_024)  # noqa: B019  (a naming is a value, of which a process has a few)
     def of(self, namespace: str) -> Names:
         """Return the names of `namespace` in Redis."""
         return _names(self, namespace)

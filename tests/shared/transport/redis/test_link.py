@@ -159,3 +159,53 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(redis_url: str) -> 
             return b"name=cancelled " not in await probe.call("CLIENT", "LIST")
 
         await until(is_gone, "the end of the connection")
+
+
+async def test_commands_keep_their_order_while_the_server_does_not_read(own_server: EmbeddedServer) -> None:
+    async with link_to(own_server.url) as link:
+        own_server.pause()
+        # Far more than the kernel and the transport buffer, then small ones that find the transport full.
+        large = [asyncio.create_task(link.call("ECHO", b"x" * 60_000)) for _ in range(200)]
+        await asyncio.sleep(0)
+        small = []
+        for number in range(100):
+            small.append(asyncio.create_task(link.call("ECHO", str(number))))
+            await asyncio.sleep(0)
+        assert not any(each.done() for each in (*large, *small))
+        own_server.resume()
+        assert [len(await each) for each in large] == [60_000] * 200
+        assert [int(await each) for each in small] == list(range(100))
+        assert await link.call("ECHO", "after") == b"after"
+
+
+async def test_a_command_that_cannot_be_encoded_fails_alone(redis_url: str) -> None:
+    async with link_to(redis_url) as link:
+        waiting = asyncio.create_task(link.call("ECHO", "before"))
+        await asyncio.sleep(0)
+        with pytest.raises(Exception, match=r"object|type|tuple item"):
+            await link.call("ECHO", object())  # type: ignore[arg-type]
+        assert await waiting == b"before"
+        assert await link.call("ECHO", "after") == b"after"
+
+
+async def test_a_flood_of_messages_lets_other_tasks_run_between_slices(redis_url: str) -> None:
+    heard: list[int] = []
+    most = 0
+    running = True
+
+    async def watch() -> None:
+        nonlocal most
+        seen = 0
+        while running:
+            most, seen = max(most, len(heard) - seen), len(heard)
+            await asyncio.sleep(0)
+
+    async with link_to(redis_url, lambda channel, frame: heard.append(int(frame))) as link, link_to(redis_url) as other:
+        await link.subscribe("channel")
+        watching = asyncio.create_task(watch())
+        await asyncio.gather(*[other.call("PUBLISH", "channel", str(number)) for number in range(5_000)])
+        await until(lambda: len(heard) == 5_000)
+        running = False
+        await watching
+    assert heard == list(range(5_000))
+    assert most <= 256  # a slice, and the beginning of the next read
