@@ -41,12 +41,19 @@ def _warn_of_no_subscriber() -> None:
 
 
 class Upkeep:
-    """Whether invalidations arrive at a cache, and what a bypassed read calls, once, while no subscriber runs."""
+    """Whether invalidations arrive at a cache, and what a bypassed read calls, once, while no subscriber runs.
 
-    __slots__ = ("is_connected", "on_bypass")
+    Shape:  `has_left` is whether its subscriber has left in order, or this process is a forked child in which it has
+            not started: no publisher expects it. `is_listed_as_bypass` is whether publishers have been told that it
+            serves nothing once it is cut off. In both cases `when_incoherent="serve"` has no effect.
+    """
+
+    __slots__ = ("has_left", "is_connected", "is_listed_as_bypass", "on_bypass")
 
     def __init__(self) -> None:
+        self.has_left: bool = False
         self.is_connected: bool = False
+        self.is_listed_as_bypass: bool = False
         self.on_bypass: Callable[[], None] | None = _warn_of_no_subscriber
 
 
@@ -263,7 +270,11 @@ class FollowedCache:
 
     @property
     def when_incoherent(self) -> WhenIncoherent:
-        """What a read does while the cache is not coherent: `bypass` finds nothing, `serve` serves until the TTL."""
+        """What a read does while the cache is not coherent: `bypass` finds nothing, `serve` serves until the TTL.
+
+        A change to `serve` has an effect once the subscriber has registered it, with its next echo: until then,
+        publishers rely on it that this replica serves nothing when it is cut off.
+        """
         return self._when_incoherent
 
     @when_incoherent.setter
@@ -273,6 +284,11 @@ class FollowedCache:
         with self._lock:
             self._when_incoherent: WhenIncoherent = mode
             self._renew()
+        if mode == "serve" and self.upkeep.is_listed_as_bypass and not self.upkeep.is_connected:
+            _log.warning(
+                "a cache stays bypassed, although when_incoherent is 'serve' now: it is cut off, and publishers have "
+                "been told that it serves nothing then; it has an effect once Redis is reached: set it before that"
+            )
 
     @property
     def is_coherent(self) -> bool:
@@ -300,7 +316,7 @@ class FollowedCache:
         For a subscriber. Reads are served until `as_of + max_staleness_seconds`, or until `disconnect`.
         """
         with self._lock:
-            self.upkeep.is_connected = True
+            self.upkeep.is_connected, self.upkeep.has_left = True, False
             self._coherent_as_of = max(self._coherent_as_of, as_of)
             self._renew()
 
@@ -310,8 +326,34 @@ class FollowedCache:
             self.upkeep.is_connected = False
             self._renew()
 
+    def leave(self) -> None:
+        """Bypass, also with `serve`: no publisher expects this replica any more. For a subscriber that leaves."""
+        with self._lock:
+            self.upkeep.is_connected, self.upkeep.has_left = False, True
+            self._renew()
+
+    def enter(self) -> None:
+        """Undo `leave`: a subscriber starts. With `serve` this drops what was stored before: it may be stale."""
+        with self._lock:
+            if self.upkeep.has_left:
+                if self._when_incoherent == "serve":
+                    self.apply(Everything(), reason="subscribed")
+                self.upkeep.has_left = False
+                self._renew()
+
+    def list_as(self, *, is_bypass: bool) -> None:
+        """Record whether publishers are told that this cache serves nothing once it is cut off. For a subscriber.
+
+        It is to be called before they are told so, and after they are told the contrary.
+        """
+        if self.upkeep.is_listed_as_bypass != is_bypass:
+            with self._lock:
+                self.upkeep.is_listed_as_bypass = is_bypass
+                self._renew()
+
     def _renew(self) -> None:
-        if self._when_incoherent == "serve":
+        may_serve = self._when_incoherent == "serve" and not self.upkeep.is_listed_as_bypass
+        if may_serve and not self.upkeep.has_left:
             self._serve_until = math.inf
         elif self.upkeep.is_connected:
             self._serve_until = self._coherent_as_of + self.max_staleness_seconds
@@ -336,8 +378,9 @@ class FollowedCache:
         """
         is_whole = self._lock.acquire(blocking=False)
         self._lock = threading.RLock()
-        self.upkeep.is_connected = False
+        self.upkeep.is_connected = self.upkeep.is_listed_as_bypass = False
         # Also with when_incoherent="serve", until the subscriber is started again: no publisher knows this process.
+        self.upkeep.has_left = True
         self._coherent_as_of = self._serve_until = self._fast_until = -math.inf
         self._dropped = self._applied_keys = 0
         self._applied, self._clears = Counter(), Counter()

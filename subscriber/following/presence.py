@@ -212,8 +212,21 @@ class Registration:
             cache.when_incoherent == "bypass" and cache.max_staleness_seconds <= lifetime_seconds
             for cache in sequencer.caches
         )
+        if serves_nothing:
+            for cache in sequencer.caches:
+                cache.list_as(is_bypass=True)
         is_shared = bool(self._running(sequencer.namespace))
         return SERVES_NOTHING * serves_nothing + IS_SHARED * is_shared
+
+    def record_marks(self, sequencers: Iterable[Sequencer], marks: Iterable[int]) -> None:
+        """Record that an echo has registered these marks: what may serve beyond the registration may do so now.
+
+        Shape:  `marks` is empty when it could not register them.
+        """
+        for sequencer, mark in zip(sequencers, marks, strict=False):
+            if not mark & SERVES_NOTHING:
+                for cache in sequencer.caches:
+                    cache.list_as(is_bypass=False)
 
     def record(self, namespaces: Iterable[str], others: Mapping[str, ReplacedPresence]) -> list[str]:
         """Record that an echo has written or renewed the presences of `namespaces`, and which it replaced.
