@@ -142,7 +142,7 @@ class Follower:
             events=self._events,
         )
         follower.echoes, follower.subscriptions, follower.lost = self.echoes, self.subscriptions, self.lost
-        follower._server = self._server
+        follower._server, follower._registration = self._server, self._registration.again(replica_id)
         for sequencer in self._sequencers.values():
             follower.add(sequencer)
         return follower
