@@ -16,7 +16,17 @@ from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import Everything, Invalidation, Target, invalidation_of
 from ...shared.process.copying import refuse_copy
 from ...shared.process.forks import in_forked_child
-from .checks import Seconds, check_settings, checked_key, checked_tags, checked_ttl, exact, seconds_of, why_unnameable
+from .checks import (
+    Seconds,
+    check_settings,
+    checked_key,
+    checked_tags,
+    checked_ttl,
+    claim_mapping,
+    exact,
+    seconds_of,
+    why_unnameable,
+)
 from .entries import MISSING, Count
 from .followed_cache import FollowedCache, WhenIncoherent
 from .loads import Loads
@@ -77,6 +87,7 @@ class LocalCache(FollowedCache, LiveMapping):
         self._lookup = mapping.__getitem__
         self._hits = self._misses = self._bypassed = 0
         self._not_stored: Counter[str] = Counter()
+        claim_mapping(mapping, self)
         in_forked_child(self._start_over)
 
     def _start_over(self) -> None:
@@ -341,6 +352,10 @@ class LocalCache(FollowedCache, LiveMapping):
             return fingerprint_of(value)
         except Exception:  # noqa: BLE001  (the value's own code)
             return NO_FINGERPRINT
+
+    def wraps(self, mapping: object) -> bool:
+        """Whether this cache keeps its entries in `mapping`."""
+        return self._entries.mapping is mapping
 
     @property
     def maxsize(self) -> float | None:
