@@ -175,7 +175,8 @@ class Subscriber(Closing):
 
     async def wait_coherent(self, timeout_seconds: float | None = None) -> bool:
         """Wait until the caches are coherent, at most `timeout_seconds`; return whether they are."""
-        return await in_time(timeout_seconds, on_loop(self._loop, self._roster.wait_coherent))
+        self.restart_if_forked()
+        return await in_time(timeout_seconds, on_loop(self._home(), self._roster.wait_coherent))
 
     # --- namespaces ---------------------------------------------------------------------------------------------------
 

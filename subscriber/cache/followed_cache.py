@@ -35,7 +35,8 @@ _LOCK_FREE_LOOKUPS: Final = frozenset({dict, Cache, FIFOCache, LRUCache, RRCache
 
 def _warn_of_no_subscriber() -> None:
     _log.warning(
-        "a LocalCache is bypassed, every read goes to the source: no subscriber was ever started for it; expected "
+        "a LocalCache is bypassed, every read goes to the source (with when_incoherent='serve' it serves what no "
+        "publisher can invalidate): no subscriber was ever started for it; expected "
         "Subscriber(url, caches={'products': cache}), entered before the first read"
     )
 
@@ -362,13 +363,12 @@ class FollowedCache:
         self._refresh()
 
     def _may_serve(self, now: float) -> bool:
-        """Whether a read may be served. If not, its subscriber is told once, unless it runs. Under the lock."""
-        if now < self._serve_until:
-            return True
-        if (on_bypass := self.upkeep.on_bypass) is not None:
+        """Whether a read may be served. Its subscriber is told once, unless it runs. Under the lock."""
+        may_serve = now < self._serve_until  # with `serve`, also before any subscriber has started
+        if (on_bypass := self.upkeep.on_bypass) is not None and not (may_serve and self.upkeep.is_connected):
             self.upkeep.on_bypass = None
             on_bypass()
-        return False
+        return may_serve
 
     def _start_over(self) -> None:
         """Bypass, drop everything, and void all loads: in a forked child, which receives no invalidation.

@@ -75,6 +75,14 @@ async def test_a_child_is_served_nothing_until_it_is_a_replica_of_its_own(redis_
     assert seen["warned"] == []
 
 
+async def test_a_child_that_waits_until_it_is_coherent_becomes_a_replica(redis_url: str) -> None:
+    assert await seen_in("waited", redis_url) == [True, "coherent"]
+
+
+async def test_a_child_serves_while_incoherent_only_while_it_is_a_replica(redis_url: str) -> None:
+    assert await seen_in("set_to_serve", redis_url) == [None, True, "child", None]
+
+
 async def test_a_child_that_reads_nothing_is_no_replica(redis_url: str) -> None:
     seen = await seen_in("short_lived", redis_url)
     assert seen["listed"] == [[seen["id"]]] * 3
