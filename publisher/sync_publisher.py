@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, NoReturn, Self, TypeVar
 from weakref import WeakSet, finalize
 
 from ..shared.clock import Clock, monotonic
@@ -19,6 +19,7 @@ from ..shared.confirmation import Confirm
 from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost
 from ..shared.invalidation import DEFAULT_NAMESPACE, Position, Target, new_id
 from ..shared.presence import ReplicaPresence
+from ..shared.process.copying import refuse_copy
 from ..shared.process.loops import LoopUnavailable, is_in_event_loop, result_from
 from ..shared.receipt import Receipt
 from ..shared.transport.redis.address import AddressRemap, Credentials
@@ -85,6 +86,10 @@ class SyncPublisher:
         )
         self._thread: _LoopThread | None = None
         self._is_closed = False
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be copied and pickled."""
+        refuse_copy(self)
 
     def __enter__(self) -> Self:
         self._is_closed = False

@@ -23,8 +23,9 @@ __all__ = ["Roster"]
 _log = logging.getLogger("broadcache.subscriber")
 
 _NOT_STARTED: Final = (
-    "the cache of namespace %s is bypassed, every read goes to the source: its subscriber was never started; expected "
-    "it to be entered (`async with`, `with`), or a lifespan that runs: that of a mounted application does not"
+    "the cache of namespace %s is bypassed, every read goes to the source (with when_incoherent='serve' it serves what "
+    "no publisher can invalidate over Redis): its subscriber was never started; expected it to be entered (`async "
+    "with`, `with`), or a lifespan that runs: that of a mounted application does not"
 )
 
 

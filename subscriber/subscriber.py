@@ -175,7 +175,8 @@ class Subscriber(Closing):
 
     async def wait_coherent(self, timeout_seconds: float | None = None) -> bool:
         """Wait until the caches are coherent, at most `timeout_seconds`; return whether they are."""
-        return await in_time(timeout_seconds, on_loop(self._loop, self._roster.wait_coherent))
+        self.restart_if_forked()
+        return await in_time(timeout_seconds, on_loop(self._home(), self._roster.wait_coherent))
 
     # --- namespaces ---------------------------------------------------------------------------------------------------
 
@@ -189,12 +190,13 @@ class Subscriber(Closing):
         """
         self._check_loop()
         if self._tasks is not None:
-            _owners.claim(self._roster.checked(namespace, cache), self)
+            _owners.claim(self, self._roster.checked(namespace, cache))
         follower = self._roster.add(namespace, cache, self._replica_id)
         cache.apply(Everything(), reason="subscribed")
         self._sweeper.has_work.set()
         if self._tasks is None:
             return False
+        cache.enter()
         cache.upkeep.on_bypass = None
         self._run(follower, self._tasks)
         return await in_time(self._starts.left_seconds(self._start_timeout_seconds), follower.wait_coherent())
@@ -210,7 +212,7 @@ class Subscriber(Closing):
         sequencer = self._roster.sequencer(namespace)
         # First of all: a replica that is not registered must not serve.
         for cache in sequencer.caches:
-            cache.disconnect()
+            cache.leave()
             _owners.release(cache, self)
         key = self._roster.remove(namespace)
         if key is not None and (following := self._following.pop(key, None)) is not None:
@@ -275,7 +277,8 @@ class Subscriber(Closing):
     def _release_caches(self) -> None:
         own_socket.leave(self)
         for cache in self.caches:
-            _owners.release(cache, self)
+            if _owners.release(cache, self):
+                cache.leave()
 
     def _begin(self) -> None:
         if (self._main is not None and not self._main.done()) or self._thread is not None:
@@ -283,12 +286,7 @@ class Subscriber(Closing):
                 "expected a subscriber that is not running, got one that is: it was entered twice, or its close was "
                 "cancelled and has not ended yet; close it first, and wait until it has ended"
             )
-        try:
-            for cache in self.caches:
-                _owners.claim(cache, self)
-        except InvalidSettings:
-            self._release_caches()
-            raise
+        _owners.claim(self, *self.caches)
         own_socket.join(self)  # before the caches store anything
         self._starts.begin()
         self._inherited = None
@@ -297,6 +295,7 @@ class Subscriber(Closing):
         self._sweeper = Sweeper(lambda: self.caches)
         self._roster.follow_as(self._replica_id)
         for cache in self.caches:
+            cache.enter()
             cache.upkeep.on_bypass = None
 
     async def _live(self) -> None:

@@ -124,10 +124,12 @@ class Confirming:
 def _confirmed_by_http(receipt: Receipt, wait: Wait, registry: Registry | None) -> Receipt:
     """Return the receipt of an invalidation that is not in the log, confirmed by the responses to its fan-out.
 
-    Shape: `registry` is as it was last read: a replica that it lists does follow the namespace, whatever it answers.
+    Shape: `registry` is as it was last read: a replica that it lists does follow the namespace, whatever it answers,
+           and also if it was not called. It may have ended since; it may also serve on, where only the publisher is cut
+           off.
     """
     outcomes = receipt.fanout.outcomes if receipt.fanout else ()
-    listed = set() if registry is None else {*registry.expected}
+    listed, doubt = ((), None) if registry is None else (registry.expected, registry.doubt_of_ids)
     # A response without a replica id proves nothing: its address stays missing, as does a process that was not told.
     expected = [
         replica
@@ -141,7 +143,7 @@ def _confirmed_by_http(receipt: Receipt, wait: Wait, registry: Registry | None) 
         for process in each.processes
         if process.error is not None
     ]
-    wait.expect(expected, _doubt_of(receipt.fanout))
+    wait.expect([*expected, *listed], _doubt_of(receipt.fanout) or doubt)
     for outcome in outcomes:
         wait.record_response(outcome)
     return receipt._replace(confirmation=wait.confirmation())

@@ -301,7 +301,7 @@ class Publisher(Closing):
     ) -> Literal["forgotten", "registered", "unknown"]:
         """Forget a replica that fell silent: it is neither listed nor missing any more, until its next echo.
 
-        Shape:  `registered` if it is not silent: its next echo would register it again, so it stays.
+        Shape:  `registered` if it is not silent: its next echo would register it again. Another process with its id is.
         Raises: InvalidNamespace, LinkLost, LogRefused.
         """
         check_namespace(namespace)

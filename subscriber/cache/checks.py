@@ -1,10 +1,12 @@
 """Checks of what a user hands to a cache: keys, tags, lifetimes, settings."""
 
+import gc
 import math
 from collections.abc import Iterable, MutableMapping
 from datetime import timedelta
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
+from weakref import WeakValueDictionary
 
 from cachetools import TTLCache
 
@@ -17,12 +19,44 @@ __all__ = [
     "checked_key",
     "checked_tags",
     "checked_ttl",
+    "claim_mapping",
     "exact",
     "seconds_of",
     "why_unnameable",
 ]
 
 Seconds: TypeAlias = float | timedelta
+
+
+class _Wrapping(Protocol):
+    def wraps(self, mapping: object) -> bool:
+        """Whether this cache keeps its entries in `mapping`."""
+        ...
+
+
+# The cache of each mapping, by the mapping's id, which another object may have once the cache has another mapping.
+_cache_of: Final[WeakValueDictionary[int, _Wrapping]] = WeakValueDictionary()
+
+
+def claim_mapping(mapping: MutableMapping[str, Any], cache: _Wrapping) -> None:
+    """Record that `mapping` belongs to `cache`. Raises: InvalidSettings when it belongs to another one.
+
+    An entry that one of two stores is one that the other finds, and does not drop: it would serve it while coherent.
+    """
+    if _is_wrapped(mapping):
+        gc.collect()  # a cache is part of a cycle
+        if _is_wrapped(mapping):
+            raise InvalidSettings(
+                f"expected a mapping of its own for each LocalCache, got a {type(mapping).__name__} that another one "
+                "has; give both the same LocalCache, or each a mapping of its own: a class attribute is one object for "
+                "all instances"
+            )
+    _cache_of[id(mapping)] = cache
+
+
+def _is_wrapped(mapping: object) -> bool:
+    other = _cache_of.get(id(mapping))
+    return other is not None and other.wraps(mapping)
 
 
 def exact(name: str) -> str:

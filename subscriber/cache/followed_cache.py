@@ -9,14 +9,14 @@ from typing import Any, Final, Literal, TypeAlias
 
 from ...shared.clock import Clock
 from ...shared.errors import InvalidSettings, InvalidTarget
-from ...shared.fingerprint import NO_FINGERPRINT, fingerprint_of
 from ...shared.invalidation import Everything, Invalidation, Keys, Prefixes, Tags, Target
 from .checks import exact
-from .entries import MISSING, Entries
+from .entries import Entries
+from .inspection import Inspection
 from .mapping.reads import Reads
+from .mapping.renewal import Storeless, renewed
 from .mapping_errors import MappingErrors
 from .recent import History
-from .renewal import Storeless, renewed
 from .token import LoadToken
 
 __all__ = ["FollowedCache", "WhenIncoherent"]
@@ -32,22 +32,30 @@ _RETRY_SECONDS: Final = 1.0
 
 def _warn_of_no_subscriber() -> None:
     _log.warning(
-        "a LocalCache is bypassed, every read goes to the source: no subscriber was ever started for it; expected "
+        "a LocalCache is bypassed, every read goes to the source (with when_incoherent='serve' it serves what no "
+        "publisher can invalidate): no subscriber was ever started for it; expected "
         "Subscriber(url, caches={'products': cache}), entered before the first read"
     )
 
 
 class Upkeep:
-    """Whether invalidations arrive at a cache, and what a bypassed read calls, once, while no subscriber runs."""
+    """Whether invalidations arrive at a cache, and what a bypassed read calls, once, while no subscriber runs.
 
-    __slots__ = ("is_connected", "on_bypass")
+    Shape:  `has_left` is whether its subscriber has left in order, or this process is a forked child in which it has
+            not started: no publisher expects it. `is_listed_as_bypass` is whether publishers have been told that it
+            serves nothing once it is cut off. In both cases `when_incoherent="serve"` has no effect.
+    """
+
+    __slots__ = ("has_left", "is_connected", "is_listed_as_bypass", "on_bypass")
 
     def __init__(self) -> None:
+        self.has_left: bool = False
         self.is_connected: bool = False
+        self.is_listed_as_bypass: bool = False
         self.on_bypass: Callable[[], None] | None = _warn_of_no_subscriber
 
 
-class FollowedCache:
+class FollowedCache(Inspection):
     """Entries, the invalidations applied to them, and the time until which reads may be served.
 
     A subscriber applies invalidations, sweeps dead entries, and renews or ends the lease: all the methods here may be
@@ -264,7 +272,11 @@ class FollowedCache:
 
     @property
     def when_incoherent(self) -> WhenIncoherent:
-        """What a read does while the cache is not coherent: `bypass` finds nothing, `serve` serves until the TTL."""
+        """What a read does while the cache is not coherent: `bypass` finds nothing, `serve` serves until the TTL.
+
+        A change to `serve` has an effect once the subscriber has registered it, with its next echo: until then,
+        publishers rely on it that this replica serves nothing when it is cut off.
+        """
         return self._when_incoherent
 
     @when_incoherent.setter
@@ -274,6 +286,11 @@ class FollowedCache:
         with self._lock:
             self._when_incoherent: WhenIncoherent = mode
             self._renew()
+        if mode == "serve" and self.upkeep.is_listed_as_bypass and not self.upkeep.is_connected:
+            _log.warning(
+                "a cache stays bypassed, although when_incoherent is 'serve' now: it is cut off, and publishers have "
+                "been told that it serves nothing then; it has an effect once Redis is reached: set it before that"
+            )
 
     @property
     def is_coherent(self) -> bool:
@@ -301,7 +318,7 @@ class FollowedCache:
         For a subscriber. Reads are served until `as_of + max_staleness_seconds`, or until `disconnect`.
         """
         with self._lock:
-            self.upkeep.is_connected = True
+            self.upkeep.is_connected, self.upkeep.has_left = True, False
             self._coherent_as_of = max(self._coherent_as_of, as_of)
             self._renew()
 
@@ -311,9 +328,35 @@ class FollowedCache:
             self.upkeep.is_connected = False
             self._renew()
 
+    def leave(self) -> None:
+        """Bypass, also with `serve`: no publisher expects this replica any more. For a subscriber that leaves."""
+        with self._lock:
+            self.upkeep.is_connected, self.upkeep.has_left = False, True
+            self._renew()
+
+    def enter(self) -> None:
+        """Undo `leave`: a subscriber starts. With `serve` this drops what was stored before: it may be stale."""
+        with self._lock:
+            if self.upkeep.has_left:
+                if self._when_incoherent == "serve":
+                    self.apply(Everything(), reason="subscribed")
+                self.upkeep.has_left = False
+                self._renew()
+
+    def list_as(self, *, is_bypass: bool) -> None:
+        """Record whether publishers are told that this cache serves nothing once it is cut off. For a subscriber.
+
+        It is to be called before they are told so, and after they are told the contrary.
+        """
+        if self.upkeep.is_listed_as_bypass != is_bypass:
+            with self._lock:
+                self.upkeep.is_listed_as_bypass = is_bypass
+                self._renew()
+
     def _renew(self) -> None:
         self._reads.compare_clocks()
-        if self._when_incoherent == "serve":
+        may_serve = self._when_incoherent == "serve" and not self.upkeep.is_listed_as_bypass
+        if may_serve and not self.upkeep.has_left:
             self._serve_until = math.inf
         elif self.upkeep.is_connected:
             self._serve_until = self._coherent_as_of + self.max_staleness_seconds
@@ -322,55 +365,12 @@ class FollowedCache:
         self._refresh()
 
     def _may_serve(self, now: float) -> bool:
-        """Whether a read may be served. If not, its subscriber is told once, unless it runs. Under the lock."""
-        if now < self._serve_until:
-            return True
-        if (on_bypass := self.upkeep.on_bypass) is not None:
+        """Whether a read may be served. Its subscriber is told once, unless it runs. Under the lock."""
+        may_serve = now < self._serve_until  # with `serve`, also before any subscriber has started
+        if (on_bypass := self.upkeep.on_bypass) is not None and not (may_serve and self.upkeep.is_connected):
             self.upkeep.on_bypass = None
             on_bypass()
-        return False
-
-    # --- inspecting ---------------------------------------------------------------------------------------------------
-
-    def __contains__(self, key: object) -> bool:
-        with self._lock:
-            now = self._clock()
-            self._expire(now)
-            return isinstance(key, str) and self._may_serve(now) and self._entries.has_served(exact(key), now)
-
-    def fingerprint(self, key: str) -> str | None:
-        """Return the fingerprint of the value that a read of `key` would return now; None when it would find nothing.
-
-        This is not a read: it counts nothing, and does not make the entry the newest. Returns `NO_FINGERPRINT` for a
-        value that has none, and for a mapping that cannot be inspected without a read.
-        """
-        with self._lock:
-            if key not in self:
-                return None
-            value = self._entries.peek(key)
-        if value is MISSING:
-            return NO_FINGERPRINT
-        try:
-            return fingerprint_of(value)
-        except Exception:  # noqa: BLE001  (the value's own code)
-            return NO_FINGERPRINT
-
-    @property
-    def maxsize(self) -> float | None:
-        """How many entries the mapping holds at most, or the most that their sizes add up to; None: it has no limit."""
-        return getattr(self._entries.mapping, "maxsize", None)
-
-    @property
-    def currsize(self) -> float:
-        """What counts towards `maxsize` now, dead entries not yet swept included. Raises: any error of the mapping."""
-        with self._lock:
-            size = getattr(self._entries.mapping, "currsize", None)
-            return len(self._entries.mapping) if size is None else size
-
-    @property
-    def ttl(self) -> Any:
-        """The lifetime of the mapping's entries as the mapping has it, e.g. in seconds; None: it has none."""
-        return getattr(self._entries.mapping, "ttl", None)
+        return may_serve
 
     # --- what others change -------------------------------------------------------------------------------------------
 
@@ -382,8 +382,9 @@ class FollowedCache:
         """
         is_whole = self._lock.acquire(blocking=False)
         self._lock = threading.RLock()
-        self.upkeep.is_connected = False
+        self.upkeep.is_connected = self.upkeep.is_listed_as_bypass = False
         # Also with when_incoherent="serve", until the subscriber is started again: no publisher knows this process.
+        self.upkeep.has_left = True
         self._coherent_as_of = self._serve_until = self._fast_until = -math.inf
         self._dropped = self._applied_keys = 0
         self._applied, self._clears = Counter(), Counter()

@@ -15,7 +15,16 @@ from ...shared.errors import InvalidSettings
 from ...shared.invalidation import Everything, Invalidation, Target, invalidation_of
 from ...shared.process.copying import refuse_copy
 from ...shared.process.forks import in_forked_child
-from .checks import Seconds, check_settings, checked_key, checked_tags, checked_ttl, seconds_of, why_unnameable
+from .checks import (
+    Seconds,
+    check_settings,
+    checked_key,
+    checked_tags,
+    checked_ttl,
+    claim_mapping,
+    seconds_of,
+    why_unnameable,
+)
 from .entries import Count
 from .followed_cache import FollowedCache, WhenIncoherent
 from .loads import Loads
@@ -76,6 +85,7 @@ class LocalCache(FollowedCache, LiveMapping):
         # CPython keeps no more than 30 where it finds them fastest.
         self._misses = self._bypassed = 0
         self._not_stored: Counter[str] = Counter()
+        claim_mapping(mapping, self)
         in_forked_child(self._start_over)
 
     def _start_over(self) -> None:

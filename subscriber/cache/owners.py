@@ -26,20 +26,27 @@ class Owners:
         self._lock = threading.Lock()
         self._owners = WeakKeyDictionary()
 
-    def claim(self, cache: LocalCache, subscriber: object) -> None:
-        """Make `subscriber` the owner. Raises: InvalidSettings when another one is, and has not been closed."""
-        with self._lock:
-            owner = self._owners.get(cache)
-            if owner is not None and owner() not in (None, subscriber):
-                raise InvalidSettings(
-                    "expected a cache that no other subscriber keeps coherent, got one that another running subscriber "
-                    "does; give each subscriber caches of its own, or close the other one first"
-                )
-            self._owners[cache] = ref(subscriber)
+    def claim(self, subscriber: object, *caches: LocalCache) -> None:
+        """Make `subscriber` the owner of all these caches.
 
-    def release(self, cache: LocalCache, subscriber: object) -> None:
-        """Remove the owner of `cache`, if it is `subscriber`."""
+        Raises: InvalidSettings when another one owns one of them, and has not been closed; then nothing has changed.
+        """
+        with self._lock:
+            for cache in caches:
+                owner = self._owners.get(cache)
+                if owner is not None and owner() not in (None, subscriber):
+                    raise InvalidSettings(
+                        "expected a cache that no other subscriber keeps coherent, got one that another running "
+                        "subscriber does; give each subscriber caches of its own, or close the other one first"
+                    )
+            for cache in caches:
+                self._owners[cache] = ref(subscriber)
+
+    def release(self, cache: LocalCache, subscriber: object) -> bool:
+        """Remove the owner of `cache`, if it is `subscriber`; return whether it was."""
         with self._lock:
             owner = self._owners.get(cache)
-            if owner is not None and owner() is subscriber:
+            is_owner = owner is not None and owner() is subscriber
+            if is_owner:
                 del self._owners[cache]
+            return is_owner

@@ -14,7 +14,9 @@ __all__ = ["Access", "Refusal", "is_from_this_machine", "refusal_of"]
 
 _FORWARDED: Final = re.compile(
     rb"forwarded|via|x-forwarded(-.*)?|x-real-ip|x-envoy-.*|x-original-.*|l5d-.*"
-    rb"|(x-|x-cluster-|true-|fastly-)?client-ip|cf-connecting-ip|cf-ray|x-amzn-trace-id|x-arr-.*|x-azure-.*"
+    rb"|(x-|x-cluster-|true-|fastly-|fly-)?client-ip|cf-connecting-ip|cf-ray|x-amzn-trace-id|x-arr-.*|x-azure-.*"
+    rb"|forwarded-for|x-vercel-.*|x-appengine-.*|x-cloud-trace-context|cloudfront-.*|x-proxyuser-ip|cdn-loop|dapr-.*"
+    rb"|proxy-connection"
 )
 """Headers that proxies, side-cars and load balancers add, and that no caller on this machine needs."""
 _TEST_CLIENT: Final = "testclient"

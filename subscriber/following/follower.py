@@ -141,7 +141,7 @@ class Follower:
             events=self._events,
         )
         follower.echoes, follower.subscriptions, follower.lost = self.echoes, self.subscriptions, self.lost
-        follower._server = self._server
+        follower._server, follower._registration = self._server, self._registration.again(replica_id)
         for sequencer in self._sequencers.values():
             follower.add(sequencer)
         return follower
@@ -239,6 +239,8 @@ class Follower:
                     await self._echo(link, server)
         except asyncio.CancelledError:
             self.leave("lost")
+            for cache in self.caches:  # first of all: a replica that is not registered must not serve
+                cache.leave()
             await self._registration.withdraw(link, self._registration.namespaces)
             raise
         finally:
@@ -351,7 +353,7 @@ class Follower:
                 replica_id=self._replica_id,
                 probe=self._probe.decode(),
                 life=self._registration.life,
-                marks=[self._registration.marks(each, presence_seconds) for each in probed.values()],
+                marks=(marks := [self._registration.marks(each, presence_seconds) for each in probed.values()]),
                 presences=self._presence_publisher.publish(
                     probed.values(),
                     namespaces=self.namespaces,
@@ -369,6 +371,7 @@ class Follower:
         if heads.replication_id != server.replication_id:
             raise LinkLost(f"{link.label} was demoted or promoted: invalidations that it had accepted may be lost")
         self._registration.record_refusal(heads.complaint)
+        self._registration.record_marks(probed.values(), [] if heads.complaint else marks)
         # Another process with this id is seen, and sees this one, only by presences that are written.
         self._presence_publisher.forget({*heads.unpublished, *self._registration.record(probed, heads.others)})
         for namespace, sequencer in probed.items():

@@ -27,6 +27,8 @@ _log = logging.getLogger("broadcache.subscriber")
 _WITHDRAW_SECONDS: Final = 0.25
 _SERVING_SECONDS: Final = 86_400.0
 """How long another process with the same id is assumed to run when its caches may serve without a proof."""
+_ALL: Final = "all"
+"""In place of the lives of those that have left: an operator says that all other processes with this id have ended."""
 
 
 _AT_ONCE_MAX: Final = 16
@@ -182,16 +184,21 @@ class Registration:
     Shape:  `namespaces` are those of the last echoes that have not been withdrawn since.
     """
 
-    def __init__(self, replica_id: str, clock: Clock) -> None:
+    def __init__(self, replica_id: str, clock: Clock, *, life: str = "") -> None:
         self.namespaces: set[str] = set()
         self._replica_id = replica_id
         self._clock = clock
         self._refusal = ""
-        self._life = secrets.token_hex(8)
+        self._life = life or secrets.token_hex(8)
         self._pid = os.getpid()
         # The namespaces in which a presence of this life is known to have been written.
         self._written: set[str] = set()
         self._others: dict[str, dict[str, _OtherProcess]] = {}
+
+    def again(self, replica_id: str) -> "Registration":
+        """Return one for the next start of this process. With the same id it is the same life: it does not wait for
+        itself, where it could not withdraw."""
+        return Registration(replica_id, self._clock, life=self.life if replica_id == self._replica_id else "")
 
     @property
     def life(self) -> str:
@@ -212,8 +219,21 @@ class Registration:
             cache.when_incoherent == "bypass" and cache.max_staleness_seconds <= lifetime_seconds
             for cache in sequencer.caches
         )
+        if serves_nothing:
+            for cache in sequencer.caches:
+                cache.list_as(is_bypass=True)
         is_shared = bool(self._running(sequencer.namespace))
         return SERVES_NOTHING * serves_nothing + IS_SHARED * is_shared
+
+    def record_marks(self, sequencers: Iterable[Sequencer], marks: Iterable[int]) -> None:
+        """Record that an echo has registered these marks: what may serve beyond the registration may do so now.
+
+        Shape:  `marks` is empty when it could not register them.
+        """
+        for sequencer, mark in zip(sequencers, marks, strict=False):
+            if not mark & SERVES_NOTHING:
+                for cache in sequencer.caches:
+                    cache.list_as(is_bypass=False)
 
     def record(self, namespaces: Iterable[str], others: Mapping[str, ReplacedPresence]) -> list[str]:
         """Record that an echo has written or renewed the presences of `namespaces`, and which it replaced.
@@ -233,12 +253,15 @@ class Registration:
         other = presence_of(replaced.text, self._replica_id)
         others = self._others.setdefault(namespace, {})
         left = [life for life in other.left.split(",") if life]
+        if _ALL in left:
+            others.clear()
         for life in left:
             others.pop(life, None)
         if other.life in (self.life, *left):
             return
         seconds = replaced.left_ms / 1_000
-        if namespace not in self._written or not replaced.text:
+        may_be_predecessor = namespace not in self._written or not replaced.text
+        if may_be_predecessor and (not replaced.text or other.when_incoherent == "bypass"):
             # Or another process has marked the registration: its presence is seen when this one is written again.
             # It may have ended: this process may be its successor. Its caches may serve until its lease has ended.
             others[other.life] = _OtherProcess("", self._clock() + seconds)
@@ -251,12 +274,14 @@ class Registration:
         others[other.life] = _OtherProcess(description, self._clock() + seconds)
         if is_new:
             _log.warning(
-                "%s has the same replica id %r in %r as this process (pid %d): each confirms for both, so "
+                "%s %s the same replica id %r in %r as this process (pid %d)%s: each confirms for both, so "
                 "confirmations are incomplete; leave replica_id out, or give each process its own",
                 description,
+                "had" if may_be_predecessor else "has",
                 self._replica_id,
                 namespace,
                 self._pid,
+                ", and has not left; it may serve for a day, unless it is forgotten" if may_be_predecessor else "",
             )
 
     def _named_lives(self, namespace: str) -> list[str]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from tests.support.command_line import BROADCACHE, environment, run, running
@@ -45,6 +46,25 @@ def test_a_publish_without_an_answer_names_the_option_for_its_id(
 def test_an_id_that_is_too_long_ends_with_2() -> None:
     failed = run("publish", "--key", "a", "--redis-url", AWAY, "--id", "x" * 129)
     assert (failed.returncode, failed.stdout) == (2, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_output_that_cannot_be_written_is_an_error_in_one_line(redis_url: str) -> None:
+    at = ("--redis-url", redis_url)
+    for arguments in (("--version",), ("publish", "--key", "a", *at), ("doctor", *at), ("replicas", "--json", *at)):
+        with Path("/dev/full").open("w") as full:
+            finished = subprocess.run(
+                [*BROADCACHE, *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment(),
+                check=False,
+            )
+        assert finished.returncode == 1
+        if finished.stderr:  # there is nothing to print about no replicas
+            assert finished.stderr.startswith("broadcache: the output could not be written (No space left on device)")
+            assert len(finished.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from tests.support.receipts import position_of
 from tests.support.waiting import until
 
-from broadcache.publisher import Publisher
+from broadcache.publisher import Publisher, SyncPublisher
 from broadcache.shared import InvalidSettings, Keys, Tags
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import CacheInvalidationMixin, LocalCache
@@ -182,7 +182,7 @@ async def test_the_mixin_leaves_one_private_attribute_in_the_class_it_is_mixed_i
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_copy_is_refused_with_what_to_do_instead(redis_url: str, duplicate: Callable[[object], object]) -> None:
     catalogue = Catalogue(redis_url)
-    for thing in (catalogue, catalogue.cache, catalogue.subscriber, Publisher(redis_url)):
+    for thing in (catalogue, catalogue.cache, catalogue.subscriber, Publisher(redis_url), SyncPublisher(redis_url)):
         expected = f"expected a {type(thing).__name__} to stay in its process, .* construct another one there"
         with pytest.raises(TypeError, match=expected):
             duplicate(thing)

@@ -234,6 +234,31 @@ def within_a_hit(_: str) -> Any:
     return {"child": child, "parent": [value, cache.get("key"), cache.stats().hits]}
 
 
+def waited(url: str) -> Any:
+    """A child that waits until it is coherent, before it reads anything."""
+    cache = new_cache()
+    with Subscriber(url, caches={"products": cache}, **FAST) as subscriber:
+        return in_child(lambda: [asyncio.run(subscriber.wait_coherent(10)), subscriber.state])
+
+
+def set_to_serve(url: str) -> Any:
+    """A child that sets its cache to serve before its subscriber has started again."""
+    cache = new_cache(when_incoherent="serve")
+    with Subscriber(url, caches={"products": cache}, **FAST) as subscriber:
+
+        def child() -> Any:
+            cache.when_incoherent = "serve"
+            cache["key"] = "child"
+            first = cache.get("key")
+            is_coherent = coherent(cache)
+            cache["key"] = "child"
+            served = cache.get("key")
+            subscriber.__exit__(None, None, None)
+            return [first, is_coherent, served, cache.get("key")]
+
+        return in_child(child)
+
+
 def short_lived(url: str) -> Any:
     """Children that read nothing."""
     cache = new_cache()

@@ -83,6 +83,14 @@ async def test_control_without_handlers_a_child_goes_on_with_the_hit_of_its_pare
     assert (await seen_in("within_a_hit", redis_url, "without-handlers"))["child"][:2] == ["parent", "parent"]
 
 
+async def test_a_child_that_waits_until_it_is_coherent_becomes_a_replica(redis_url: str) -> None:
+    assert await seen_in("waited", redis_url) == [True, "coherent"]
+
+
+async def test_a_child_serves_while_incoherent_only_while_it_is_a_replica(redis_url: str) -> None:
+    assert await seen_in("set_to_serve", redis_url) == [None, True, "child", None]
+
+
 async def test_a_child_that_reads_nothing_is_no_replica(redis_url: str) -> None:
     seen = await seen_in("short_lived", redis_url)
     assert seen["listed"] == [[seen["id"]]] * 3

@@ -5,13 +5,15 @@ from typing import Any
 import msgspec
 import pytest
 from tests.support.called_replicas import Replica, fleet
-from tests.support.replicas import fill
+from tests.support.replicas import FAST, fill, new_cache
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
 
 from broadcache.publisher import Confirm, Fanout, Publisher
 from broadcache.publisher.publishing.backlog import Pending
 from broadcache.shared import AddressOutcome, FanoutReport, Keys, LinkLost, Receipt
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
+from broadcache.subscriber import Subscriber
 
 pytestmark = pytest.mark.anyio
 
@@ -88,6 +90,32 @@ async def test_what_went_both_ways_is_confirmed_by_every_replica(redis_url: str)
         assert held(replicas, "a") == [None] * 3
         for replica in replicas:
             assert replica.subscriber.stats().received["http"] == 1
+
+
+async def test_a_listed_replica_that_the_fan_out_does_not_call_is_missing(own_server: EmbeddedServer) -> None:
+    """Only the publisher is cut off: what it has no address of hears nothing, and is coherent all the same."""
+    url = own_server.url
+    async with (
+        fleet(url) as (replicas, fanout),
+        TcpProxy("127.0.0.1", own_server.port) as proxy,
+        Publisher(proxy.url, delivery="redis-then-fanout", fanout=fanout, timeout_seconds=1.0) as publisher,
+    ):
+        other = new_cache()
+        async with Subscriber(url, caches={"products": other}, replica_id="of-another-service", **FAST):
+            await publisher.publish(Keys("first"), namespace="products", confirm=Confirm(timeout_seconds=20))
+            for cache in (other, *(replica.cache for replica in replicas)):
+                fill(cache, "a")
+            await proxy.refuse()
+            await proxy.cut()
+            receipt = await publisher.publish(Keys("a"), namespace="products", confirm=Confirm())
+            assert receipt.confirmation is not None
+            assert receipt.fanout is not None
+            assert (receipt.is_logged, receipt.fanout.is_delivered) == (False, True)
+            assert (other.get("a"), other.is_coherent, held(replicas, "a")) == ("old", True, [None] * 3)
+            assert receipt.confirmation.missing == ("of-another-service",)
+            assert receipt.confirmation.confirmed == ("web-0", "web-1", "web-2")
+            await proxy.accept()
+            await until(lambda: other.get("a") is None, "the invalidation, logged later")
 
 
 async def test_without_a_log_the_replicas_confirm_by_http(redis_url: str) -> None:

@@ -131,7 +131,9 @@ if time then
           answer_others[#answer_others + 1] = field
         end
       end
-      if is_other and left_ms > 0 and mark % 2 == 0 then
+      -- Beyond its registration it serves nothing only if it has said so.
+      local may_serve = left_ms > 0 or (ends_ms > 0 and ends_ms % 1 ~= 0.5)
+      if is_other and may_serve and mark % 2 == 0 then
         mark = mark + 1
       end
     end

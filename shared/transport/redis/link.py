@@ -299,7 +299,7 @@ class _Within:
 
     def __init__(self, label: str, deadlines: _Deadlines) -> None:
         self.task: asyncio.Task[Any] | None = None
-        self.due_at = 0.0
+        self.due_at: float = 0.0
         self._label = label
         self._deadlines = deadlines
         self._cancelling = 0

@@ -101,7 +101,8 @@ class Registry(NamedTuple):
         return (
             f"more than one process may have the replica id {named} in {self.namespace!r}: the word of one proves "
             "nothing about the other; after a restart without a clean shutdown, confirm again when the lease has "
-            "ended; otherwise leave `replica_id` out, or give each process its own"
+            "ended, or forget the id if its caches may serve while incoherent; otherwise leave `replica_id` out, or "
+            "give each process its own"
         )
 
     @property
@@ -255,13 +256,16 @@ async def withdraw(
 
 
 async def forget(link: Link, namespace: str, replica_id: str) -> Literal["forgotten", "registered", "unknown"]:
-    """Forget a replica that fell silent; a registered one is left alone. Raises: LinkLost; LogRefused."""
+    """Forget a replica that fell silent; of a registered one, only other processes that may have its id.
+
+    Raises: LinkLost; LogRefused.
+    """
     names = link.names_of(namespace)
     try:
         result = await run_script(link, _FORGET, (names.presence_prefix + replica_id, names.registry), (replica_id,))
     except Refused as refusal:
         raise refused(f"forget replica {replica_id!r} of {namespace!r}", refusal) from refusal
-    return "forgotten" if result == 1 else "registered" if result == 0 else "unknown"
+    return "forgotten" if result in (1, 2) else "registered" if result == 0 else "unknown"
 
 
 def as_of_now(presence: Presence, registry: Registry, head: Position | None) -> ReplicaPresence:

@@ -1,10 +1,15 @@
 """The command line: `broadcache`. Its exit codes are in exit_codes.py."""
 
+import errno
 import sys
+from typing import Final
 
 from .exit_codes import FAILED, USAGE
 
 __all__ = ["main"]
+
+
+_NOT_WRITTEN: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
 
 
 def main() -> None:
@@ -29,6 +34,10 @@ def main() -> None:
         _fail(masked(str(error), sys.argv[1:]), USAGE)
     except BroadcacheError as error:
         _fail(str(error), FAILED)
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            raise
+        _fail(f"the output could not be written ({error.strerror}); what it would have said may have been done", FAILED)
 
 
 def _fail(problem: str, code: int) -> None:

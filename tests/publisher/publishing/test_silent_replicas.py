@@ -337,6 +337,55 @@ async def test_a_process_that_takes_the_place_of_a_killed_one_is_doubted_for_a_l
         assert "same replica id" not in caplog.text
 
 
+@pytest.mark.parametrize("end", ["forgotten", "left"])
+async def test_a_process_that_takes_the_id_of_one_that_may_serve_is_doubted_until_that_one_is_forgotten(
+    own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    """As a StatefulSet does that replaces a pod on a node which is cut off."""
+    async with cut_off(own_server, when_incoherent="serve") as (proxy, cache), Publisher(own_server.url) as publisher:
+        proxy.black_hole()
+        await until(is_silent(publisher, "cut"))
+        with caplog.at_level(logging.WARNING, logger="broadcache"):
+            async with Subscriber(
+                own_server.url, caches={"products": new_cache(**BRIEF)}, replica_id="cut", **FAST
+            ) as second:
+                confirmation = await confirmed(publisher)  # from its first echo on
+                assert cache.get(KEY) == "old"
+                assert (confirmation.missing, confirmation.is_complete) == ((), False)
+                echoes = second.stats().echoes
+                await until(lambda: second.stats().echoes > echoes + 20)  # for longer than a lease
+                assert not (await confirmed(publisher)).is_complete
+                assert "more than one process may have the replica id cut" in (confirmation.doubt or "")
+                assert caplog.text.count("had the same replica id 'cut' in 'products'") == 1
+                if end == "forgotten":
+
+                    async def is_complete() -> bool:
+                        return (await confirmed(publisher)).is_complete
+
+                    assert await publisher.forget_replica("cut", "products") == "forgotten"
+                    await until(is_complete)
+                    assert await publisher.forget_replica("cut", "products") == "registered"
+                    assert (await listed(publisher))["cut"].conflict == ""
+        if end == "left":
+            # The word of the one that has left is not that of the other.
+            assert (await confirmed(publisher, IMPATIENT)).missing == ("cut",)
+            await until(is_silent(publisher, "cut"))
+            assert (await confirmed(publisher, IMPATIENT)).missing == ("cut",)
+
+
+async def test_a_process_that_starts_again_does_not_wait_for_itself(own_server: EmbeddedServer) -> None:
+    async with Publisher(own_server.url) as publisher, TcpProxy("127.0.0.1", own_server.port) as proxy:
+        caches = {"products": new_cache(when_incoherent="serve", **BRIEF)}
+        subscriber = Subscriber(proxy.url, caches=caches, replica_id="web-1", **FAST)
+        async with subscriber:
+            await make_registry_old(own_server.url)
+            await proxy.refuse()
+            await proxy.cut()
+        await proxy.accept()
+        async with subscriber:
+            assert (await confirmed(publisher)).is_complete
+
+
 @pytest.mark.parametrize("name", ["valkey", "redis", "redis-6.2"])
 async def test_the_documented_rights_are_enough_on_every_server(
     name: ServerName, caplog: pytest.LogCaptureFixture

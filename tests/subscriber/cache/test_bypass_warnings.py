@@ -56,6 +56,17 @@ def test_a_subscriber_that_is_not_started_is_named_by_its_namespace(caplog: pyte
     ]
 
 
+def test_one_that_would_serve_without_a_subscriber_warns_too(caplog: pytest.LogCaptureFixture) -> None:
+    cache = LocalCache(TTLCache(maxsize=10, ttl=60), when_incoherent="serve")
+    Subscriber("redis://127.0.0.1:1", caches={"prices": cache})
+    for _ in range(1_000):
+        cache.get_or_load_sync("key", lambda: 1)
+    assert cache.stats().hits == 999
+    [warning] = warnings(caplog)
+    assert "the cache of namespace prices" in warning
+    assert "with when_incoherent='serve' it serves what no publisher can invalidate" in warning
+
+
 def test_a_lifespan_that_does_not_run_is_the_likely_cause(caplog: pytest.LogCaptureFixture) -> None:
     catalogue = Catalogue("redis://127.0.0.1:1", cache=TTLCache[str, Any](maxsize=10, ttl=60))
     mounted = FastAPI(lifespan=catalogue.lifespan)

@@ -110,6 +110,8 @@ FORWARDING = [
     *("forwarded", "via", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-client-cert"),
     *("x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "x-envoy-external-address", "l5d-client-id"),
     *("x-forwarded", "x-envoy-expected-rq-timeout-ms", "x-original-forwarded-for", "x-cluster-client-ip"),
+    *("forwarded-for", "fly-client-ip", "x-vercel-id", "x-appengine-user-ip", "x-cloud-trace-context", "cdn-loop"),
+    *("cloudfront-viewer-address", "x-proxyuser-ip", "dapr-caller-app-id", "proxy-connection"),
 ]
 
 

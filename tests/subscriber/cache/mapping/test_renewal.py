@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cachetools import Cache, FIFOCache, LFUCache, LRUCache, RRCache, TLRUCache, TTLCache
 
-from broadcache.subscriber.cache.renewal import Storeless, renewed
+from broadcache.subscriber.cache.mapping.renewal import Storeless, renewed
 
 
 class Counting(TTLCache[str, Any]):
