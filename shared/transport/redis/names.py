@@ -2,7 +2,6 @@
 
 import re
 from functools import lru_cache
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from ...invalidation import DEFAULT_NAMESPACE
