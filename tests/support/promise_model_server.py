@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from broadcache.shared import LinkLost, Position
 from broadcache.shared.clock import Clock
 from broadcache.shared.transport.redis.link import Argument, OnMessage, RedisAddress, Refused
-from broadcache.shared.transport.redis.names import names_of
+from broadcache.shared.transport.redis.names import Naming, names_of
 from broadcache.shared.wire import digest_of, frame_at
 
 _STATES_MAX = 4
@@ -389,6 +389,8 @@ class ModelLink:
     label = "redis://model"
     is_sharded = False
     publish_command = "PUBLISH"
+    naming = Naming()
+    names_of = staticmethod(names_of)
 
     def __init__(self, network: Network, server: Server, on_message: OnMessage) -> None:
         self.server = server
@@ -404,6 +406,9 @@ class ModelLink:
         # Of a slow link: when bytes last came, how many came that were not handed over, and how many have to.
         self._came_at = network.clock()
         self._partial_bytes = 0.0
+
+    def new_epoch(self) -> str:
+        return "unused"  # the model's server draws its own
 
     async def call(self, *command: Argument) -> object:
         return await self._send(command)
