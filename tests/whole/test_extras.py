@@ -366,6 +366,7 @@ WITH_ONLY_CLI = {
     "demo": Expected("--once", 2, "needs the package aiohttp: pip install 'broadcache[demo]'"),
     "doctor": Expected(f"--timeout-seconds 0.1 --redis-url {CLOSED} --json", 1, "cannot connect to"),
     "fanout": Expected("replicas.test 80", 2, "which is not installed: pip install 'broadcache[fanout]'"),
+    "namespaces": Expected(f"--timeout-seconds 0.1 --redis-url {CLOSED}", 1, "cannot connect to"),
     "publish": Expected(f"--key key --timeout-seconds 0.1 --redis-url {CLOSED}", 1, "cannot connect to"),
     "replica": Expected("--source products.db", 2, "needs the package fastapi: pip install 'broadcache[publisher]'"),
     "replicas": Expected(f"--timeout-seconds 0.1 --redis-url {CLOSED}", 1, "cannot connect to"),

@@ -1,11 +1,14 @@
 """Options that several commands share."""
 
 import logging
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from ..publisher import Publisher
 
 __all__ = ["REDIS_URL", "Json", "Namespace", "RedisUrl", "publisher_at"]
@@ -23,9 +26,15 @@ Namespace = Annotated[str, typer.Option("--namespace", "-n", help="The namespace
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, one object a line.")]
 
 
-def publisher_at(redis_url: str, timeout_seconds: float) -> "Publisher":
-    """Return the publisher of a command, whose error says what its log would say of an outage."""
+@asynccontextmanager
+async def publisher_at(redis_url: str, timeout_seconds: float) -> "AsyncIterator[Publisher]":
+    """Enter the publisher of a command, whose error says what its log would say of an outage."""
     from ..publisher import Publisher
 
-    logging.getLogger("broadcache.publisher.outages").disabled = True
-    return Publisher(redis_url, timeout_seconds=timeout_seconds)
+    outages = logging.getLogger("broadcache.publisher.outages")
+    was_disabled, outages.disabled = outages.disabled, True
+    try:
+        async with Publisher(redis_url, timeout_seconds=timeout_seconds) as publisher:
+            yield publisher
+    finally:
+        outages.disabled = was_disabled
