@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final, Literal, TypeAlias
+from weakref import ref
 
 from ...shared.clock import Clock
 from ...shared.errors import InvalidSettings, InvalidTarget
@@ -44,15 +45,17 @@ class Upkeep:
     Shape:  `has_left` is whether its subscriber has left in order, or this process is a forked child in which it has
             not started: no publisher expects it. `is_listed_as_bypass` is whether publishers have been told that it
             serves nothing once it is cut off. In both cases `when_incoherent="serve"` has no effect.
+            `home` is its subscriber and its namespace, for invalidations that begin at the cache.
     """
 
-    __slots__ = ("has_left", "is_connected", "is_listed_as_bypass", "on_bypass")
+    __slots__ = ("has_left", "home", "is_connected", "is_listed_as_bypass", "on_bypass")
 
     def __init__(self) -> None:
         self.has_left: bool = False
         self.is_connected: bool = False
         self.is_listed_as_bypass: bool = False
         self.on_bypass: Callable[[], None] | None = _warn_of_no_subscriber
+        self.home: tuple[ref[Any], str] | None = None
 
 
 class FollowedCache(Inspection):

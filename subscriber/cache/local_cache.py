@@ -25,6 +25,7 @@ from .checks import (
     seconds_of,
     why_unnameable,
 )
+from .decorating.decorator import DecoratingCache
 from .entries import Count
 from .followed_cache import FollowedCache, WhenIncoherent
 from .loads import Loads
@@ -44,7 +45,7 @@ _MISSING: Final = object()
 _STORE_SWEEP_ENTRIES: Final = 4
 
 
-class LocalCache(FollowedCache, LiveMapping):
+class LocalCache(FollowedCache, DecoratingCache, LiveMapping):
     """A mapping that serves an entry only while no invalidation has named it, and while invalidations arrive.
 
     It takes over an empty `TTLCache` (or any other mutable mapping), which no other code may write to from then on.
@@ -241,6 +242,11 @@ class LocalCache(FollowedCache, LiveMapping):
             return value
         key, tags = checked_key(key), checked_tags(tags)
         return cast("T", self._loads.load_sync(key, loader, tags, checked_ttl(ttl_seconds)))
+
+    @property
+    def loads(self) -> Loads:
+        """The loads under way."""
+        return self._loads
 
     # --- filling ------------------------------------------------------------------------------------------------------
 
