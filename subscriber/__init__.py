@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ..shared.process.renamed import old_names
 from .cache.decorating.functions import CachedCoroutine, CachedFunction, CacheInfo
 from .cache.followed_cache import WhenIncoherent
+from .cache.loading.loaded import Loaded
 from .cache.local_cache import LocalCache
 from .cache.stats import CacheStats
 from .cache.token import LoadToken
@@ -25,6 +26,7 @@ __all__ = [
     "CachedFunction",
     "InvalidationEndpoint",
     "LoadToken",
+    "Loaded",
     "LocalCache",
     "PostedResponse",
     "State",

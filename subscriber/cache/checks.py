@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from datetime import timedelta
 from numbers import Real
 from typing import Any, Final, Protocol, TypeAlias
@@ -14,6 +14,7 @@ from ...shared.errors import InvalidName, InvalidSettings, InvalidTarget
 from ...shared.invalidation import KEY_BYTES_MAX, TAG_BYTES_MAX, check_text
 
 __all__ = [
+    "Names",
     "Seconds",
     "check_settings",
     "checked_key",
@@ -26,6 +27,18 @@ __all__ = [
 ]
 
 Seconds: TypeAlias = float | timedelta
+
+
+class Names(Protocol):
+    """Several strings: a tuple, a list, a set, the keys of a dictionary. One string alone is not, to type checkers."""
+
+    def __contains__(self, name: object, /) -> bool:
+        """Of a string, it takes strings only."""
+        ...
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the strings."""
+        ...
 
 
 class _Wrapping(Protocol):

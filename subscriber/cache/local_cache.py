@@ -28,7 +28,8 @@ from .checks import (
 from .decorating.decorator import DecoratingCache
 from .entries import Count
 from .followed_cache import FollowedCache, WhenIncoherent
-from .loads import Loads
+from .loading.many import LoadsOfMany
+from .loading.reading import ManyReads
 from .mapping.reads import TOUCHES_MAX
 from .mapping.views import LiveMapping
 from .mapping_errors import is_refusal
@@ -45,7 +46,7 @@ _MISSING: Final = object()
 _STORE_SWEEP_ENTRIES: Final = 4
 
 
-class LocalCache(FollowedCache, DecoratingCache, LiveMapping):
+class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
     """A mapping that serves an entry only while no invalidation has named it, and while invalidations arrive.
 
     It takes over an empty `TTLCache` (or any other mutable mapping), which no other code may write to from then on.
@@ -81,7 +82,7 @@ class LocalCache(FollowedCache, DecoratingCache, LiveMapping):
         self._ttl_jitter = ttl_jitter
         self._negative_ttl_seconds = negative_ttl
         self._uniform = uniform
-        self._loads = Loads(self, self._lock, self._reread)
+        self._loads = LoadsOfMany(self, self._lock, self._reread, self._discard)
         # A 31st attribute of this object, those of FollowedCache included, would be a good part of what a hit costs:
         # CPython keeps no more than 30 where it finds them fastest.
         self._misses = self._bypassed = 0
@@ -244,7 +245,7 @@ class LocalCache(FollowedCache, DecoratingCache, LiveMapping):
         return cast("T", self._loads.load_sync(key, loader, tags, checked_ttl(ttl_seconds)))
 
     @property
-    def loads(self) -> Loads:
+    def loads(self) -> LoadsOfMany:
         """The loads under way."""
         return self._loads
 
