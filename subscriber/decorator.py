@@ -1,12 +1,12 @@
 """The decorator of methods whose object has the cache."""
 
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from inspect import getattr_static
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from ..shared.errors import InvalidSettings
-from .cache.checks import Seconds
+from .cache.checks import Names, Ttl
 from .cache.decorating.calls import CallPlan
 from .cache.decorating.decorator import CallOptions
 from .cache.decorating.functions import (
@@ -15,6 +15,7 @@ from .cache.decorating.functions import (
     marked_as_coroutine_function,
     replace,
 )
+from .cache.loading.loaded import Loaded
 from .cache.local_cache import LocalCache
 from .mixin import CacheInvalidationMixin
 
@@ -29,8 +30,14 @@ class MethodDecorator(Protocol):
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # the first that fits counts
+        self, method: Callable[P, Coroutine[Any, Any, Loaded[R]]], /
+    ) -> CachedCoroutine[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
         self, method: Callable[P, Coroutine[Any, Any, R]], /
     ) -> CachedCoroutine[P, R]: ...
+    @overload
+    def __call__(self, method: Callable[P, Loaded[R]], /) -> CachedFunction[P, R]: ...
     @overload
     def __call__(self, method: Callable[P, R], /) -> CachedFunction[P, R]: ...
 
@@ -38,8 +45,8 @@ class MethodDecorator(Protocol):
 def cached(
     key: str | Callable[..., str],
     *,
-    tags: Iterable[str] = (),
-    ttl_seconds: Seconds | None = None,
+    tags: Names = (),
+    ttl_seconds: Ttl = None,
     typed: bool = False,
 ) -> MethodDecorator:
     """Return a decorator for methods of a `CacheInvalidationMixin`, sync and async: its cache keeps their results.

@@ -16,6 +16,7 @@ from ...shared.invalidation import KEY_BYTES_MAX, TAG_BYTES_MAX, check_text
 __all__ = [
     "Names",
     "Seconds",
+    "Ttl",
     "check_settings",
     "checked_key",
     "checked_tags",
@@ -27,18 +28,17 @@ __all__ = [
 ]
 
 Seconds: TypeAlias = float | timedelta
+Ttl: TypeAlias = Seconds | None
 
 
-class Names(Protocol):
-    """Several strings: a tuple, a list, a set, the keys of a dictionary. One string alone is not, to type checkers."""
+class _Several(Protocol):
+    def __contains__(self, name: object, /) -> bool: ...
 
-    def __contains__(self, name: object, /) -> bool:
-        """Of a string, it takes strings only."""
-        ...
+    def __iter__(self) -> Iterator[str]: ...
 
-    def __iter__(self) -> Iterator[str]:
-        """Yield the strings."""
-        ...
+
+# Anything that yields strings, but not one string, whose `__contains__` takes only strings.
+Names: TypeAlias = _Several | Iterator[str]
 
 
 class _Wrapping(Protocol):
@@ -89,19 +89,18 @@ def checked_key(key: str) -> str:
     return exact(key)
 
 
-def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+def checked_tags(tags: Names) -> tuple[str, ...]:
     """Return tags as exact strings. Raises: InvalidName."""
     if isinstance(tags, str):
         raise InvalidName(f"expected tags as a tuple or list of strings, got the string {tags!r}; write ({tags!r},)")
-    if not tags:
-        return ()
-    tags = tuple(tags)
-    for tag in tags:
-        if not isinstance(tag, str):
+    names: tuple[Any, ...] = tuple(tags)
+    for name in names:
+        if not isinstance(name, str):
             raise InvalidName(
-                f"expected strings as tags, got {type(tag).__name__}: {tag!r:.100}; invalidations name tags as strings"
+                f"expected strings as tags, got {type(name).__name__}: {name!r:.100}; invalidations name tags as "
+                "strings"
             )
-    return tuple(map(exact, tags))
+    return tuple(map(exact, names))
 
 
 def why_unnameable(key: str, tags: Iterable[str]) -> str | None:

@@ -5,7 +5,7 @@ import math
 import random
 from abc import ABCMeta
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Final, NoReturn, TypeVar, cast, overload
 
 from cachetools import Cache
@@ -16,7 +16,9 @@ from ...shared.invalidation import Everything, Invalidation, Target, invalidatio
 from ...shared.process.copying import refuse_copy
 from ...shared.process.forks import in_forked_child
 from .checks import (
+    Names,
     Seconds,
+    Ttl,
     check_settings,
     checked_key,
     checked_tags,
@@ -28,10 +30,11 @@ from .checks import (
 from .decorating.decorator import DecoratingCache
 from .entries import Count
 from .followed_cache import FollowedCache, WhenIncoherent
+from .loading.loaded import AsyncLoader, Loaded, Loader
 from .loading.many import LoadsOfMany
 from .loading.reading import ManyReads
 from .mapping.reads import TOUCHES_MAX
-from .mapping.views import LiveMapping
+from .mapping.views import LiveMapping, V
 from .mapping_errors import is_refusal
 from .stats import CacheStats
 from .token import LoadToken
@@ -46,7 +49,7 @@ _MISSING: Final = object()
 _STORE_SWEEP_ENTRIES: Final = 4
 
 
-class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
+class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
     """A mapping that serves an entry only while no invalidation has named it, and while invalidations arrive.
 
     It takes over an empty `TTLCache` (or any other mutable mapping), which no other code may write to from then on.
@@ -57,6 +60,8 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
     value that could not be stored or read is a miss; an entry that could not be removed is never served. Such errors
     are logged once, and counted.
 
+    Shape:  `V` is the type of the values that reads return, as in `products: LocalCache[Product] = LocalCache(…)`;
+            without it, reads return Any.
     Units:  `max_staleness_seconds` bounds how long after an invalidation was accepted a read may still be served the
             old value. `ttl_jitter` is the largest share of an entry's lifetime that is randomly cut off, from 0 to 1.
             `negative_ttl_seconds` is how long the value None is kept; without it None is never stored. Each duration
@@ -98,6 +103,10 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
+    @overload
+    def get(self, key: str, default: None = None) -> V | None: ...
+    @overload
+    def get(self, key: str, default: V | T) -> V | T: ...
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value stored under `key`, or `default` when no value may be served."""
         # The hit path. One clock reading answers four questions: is the cache coherent, is no sweep under way, has no
@@ -156,38 +165,27 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
 
     @overload
     async def get_or_load(
-        self,
-        key: str,
-        loader: Callable[[], Awaitable[T]],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: Seconds | None = None,
+        self, key: str, loader: AsyncLoader[Loaded[T]], *, tags: Names = (), ttl_seconds: Ttl = None
     ) -> T: ...
     @overload
     async def get_or_load(
-        self,
-        key: str,
-        loader: Callable[[], T],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: Seconds | None = None,
+        self, key: str, loader: AsyncLoader[T], *, tags: Names = (), ttl_seconds: Ttl = None
     ) -> T: ...
+    @overload
     async def get_or_load(
-        self,
-        key: str,
-        loader: Callable[[], Any],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: Seconds | None = None,
-    ) -> Any:
+        self, key: str, loader: Loader[Loaded[T]], *, tags: Names = (), ttl_seconds: Ttl = None
+    ) -> T: ...
+    @overload
+    async def get_or_load(self, key: str, loader: Loader[T], *, tags: Names = (), ttl_seconds: Ttl = None) -> T: ...
+    async def get_or_load(self, key: str, loader: Loader[Any], *, tags: Names = (), ttl_seconds: Ttl = None) -> Any:
         """Return the value stored under `key`, or else the loader's value, which is then stored if it may be.
 
         Callers that miss at the same time share one call of the loader. Cancelling one of them does not affect the
         others; an exception reaches all of them and is not stored. A value whose load began before an invalidation of
         its key, its tags, its prefix or everything is returned, and not stored; a later caller starts a new load.
 
-        Shape:  `loader` has no arguments and returns the value, or an awaitable of it. None is stored only with
-                `negative_ttl_seconds`.
+        Shape:  `loader` has no arguments and returns the value, or an awaitable of it; or `Loaded`, with the tags and
+                lifetime that only the source knows. None is stored only with `negative_ttl_seconds`.
         Units:  `ttl_seconds`, a number or a timedelta, shortens the entry's lifetime; it cannot outlive the mapping's
                 own.
         Raises: whatever the loader raises. A caller that shares the load of another one raises a copy. InvalidName
@@ -212,14 +210,13 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
             return value
         return await self._loads.load(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
 
+    @overload
     def get_or_load_sync(
-        self,
-        key: str,
-        loader: Callable[[], T],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: Seconds | None = None,
-    ) -> T:
+        self, key: str, loader: Loader[Loaded[T]], *, tags: Names = (), ttl_seconds: Ttl = None
+    ) -> T: ...
+    @overload
+    def get_or_load_sync(self, key: str, loader: Loader[T], *, tags: Names = (), ttl_seconds: Ttl = None) -> T: ...
+    def get_or_load_sync(self, key: str, loader: Loader[Any], *, tags: Names = (), ttl_seconds: Ttl = None) -> Any:
         """Return the value stored under `key`, or else that of a loader that blocks. Call it from any thread.
 
         Misses in other threads wait for the same load. Raises: whatever the loader raises.
@@ -228,7 +225,7 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
         clock = self._clock
         if clock() < self._fast_until:
             try:
-                value: T = self._source[key]
+                value = self._source[key]
             except Exception:  # noqa: BLE001, S110  (a miss, or what _get_checked handles)
                 pass
             else:
@@ -241,8 +238,7 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
         value = self._get_checked(key, _MISSING)
         if value is not _MISSING:
             return value
-        key, tags = checked_key(key), checked_tags(tags)
-        return cast("T", self._loads.load_sync(key, loader, tags, checked_ttl(ttl_seconds)))
+        return self._loads.load_sync(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
 
     @property
     def loads(self) -> LoadsOfMany:
@@ -255,9 +251,7 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
         """Return a token. Call this before the source is read. Raises: InvalidName when `key` is not a string."""
         return LoadToken(checked_key(key), self._stamp, self._clock())
 
-    def store(
-        self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: Seconds | None = None
-    ) -> bool:
+    def store(self, token: LoadToken, value: V | None, *, tags: Names = (), ttl_seconds: Ttl = None) -> bool:
         """Store the source's value, unless an invalidation since the token was made concerns it.
 
         Returns: whether it was stored. Also not stored: None without `negative_ttl_seconds`, a value that the mapping
@@ -265,13 +259,12 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
                  name. An older value is dropped even so.
         Raises:  InvalidName, InvalidSettings.
         """
-        tags = checked_tags(tags)
-        ttl_seconds = checked_ttl(ttl_seconds)
+        names, seconds = checked_tags(tags), checked_ttl(ttl_seconds)
         with self._lock:
-            if self.is_void(token, tags):
+            if self.is_void(token, names):
                 self._not_stored["voided"] += 1
                 return False
-            return self._put(token, value, tags, ttl_seconds)
+            return self._put(token, value, names, seconds)
 
     def _put(self, token: LoadToken, value: Any, tags: tuple[str, ...], ttl_seconds: float | None) -> bool:
         if value is None:
@@ -392,13 +385,13 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
 
     # --- the mapping protocol, over the entries that a read would return ----------------------------------------------
 
-    def __getitem__(self, key: str) -> Any:
-        value = self.get(key, _MISSING)
+    def __getitem__(self, key: str) -> V:
+        value: Any = self.get(key, _MISSING)
         if value is _MISSING:
             raise KeyError(checked_key(key))
-        return value
+        return cast("V", value)
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: V) -> None:
         """Store a value by hand. Loads of this key that are under way are void: they may have read an older value."""
         with self._lock:
             self.apply_invalidation(Invalidation(keys=(checked_key(key),)))
@@ -407,6 +400,10 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping):
     def __delitem__(self, key: str) -> None:
         self.pop(key)
 
+    @overload
+    def pop(self, key: str, /) -> V: ...
+    @overload
+    def pop(self, key: str, /, default: V | T) -> V | T: ...
     def pop(self, key: str, /, default: Any = _MISSING) -> Any:
         """Drop `key`, and return the value that a read would have returned, else `default`.
 

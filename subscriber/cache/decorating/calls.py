@@ -1,7 +1,7 @@
 """The key and the tags of a call, from templates or from a key function."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import copy
 from functools import partial
 from typing import Any, Final
@@ -9,7 +9,7 @@ from typing import Any, Final
 from ....shared.errors import InvalidName, InvalidSettings
 from ....shared.invalidation import TAG_BYTES_MAX
 from ....shared.keys.template import Field, Template, bounded, value_of
-from ..checks import Seconds, checked_key, checked_tags, checked_ttl
+from ..checks import Names, Ttl, checked_key, checked_tags, checked_ttl
 
 __all__ = ["CallPlan"]
 
@@ -31,8 +31,8 @@ class CallPlan:
         function: Callable[..., Any],
         key: str | Callable[..., str],
         *,
-        tags: Iterable[str],
-        ttl_seconds: Seconds | None,
+        tags: Names,
+        ttl_seconds: Ttl,
         typed: bool,
     ) -> None:
         self.name: Final = _name_of(function)

@@ -1,9 +1,10 @@
 """Decorators that cache the results of functions."""
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, overload
 
-from ..checks import Seconds, checked_tags, checked_ttl
+from ..checks import Names, Ttl, checked_tags, checked_ttl
+from ..loading.loaded import Loaded
 from .calls import CallPlan
 from .functions import CachedCoroutine, CachedFunction, CallCache, replace
 
@@ -16,9 +17,7 @@ R = TypeVar("R")
 class CallOptions:
     """The options of a decorator, checked. Raises: InvalidSettings, InvalidName."""
 
-    def __init__(
-        self, key: str | Callable[..., str], *, tags: Iterable[str], ttl_seconds: Seconds | None, typed: bool
-    ) -> None:
+    def __init__(self, key: str | Callable[..., str], *, tags: Names, ttl_seconds: Ttl, typed: bool) -> None:
         self._key = key
         self._tags = checked_tags(tags)
         self._ttl_seconds = checked_ttl(ttl_seconds)
@@ -38,8 +37,14 @@ class CacheDecorator:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # the first that fits counts
+        self, function: Callable[P, Coroutine[Any, Any, Loaded[R]]], /
+    ) -> CachedCoroutine[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> CachedCoroutine[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Loaded[R]], /) -> CachedFunction[P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> CachedFunction[P, R]: ...
     def __call__(self, function: Callable[..., Any], /) -> Any:
@@ -54,8 +59,8 @@ class DecoratingCache:
         self: CallCache,
         key: str | Callable[..., str],
         *,
-        tags: Iterable[str] = (),
-        ttl_seconds: Seconds | None = None,
+        tags: Names = (),
+        ttl_seconds: Ttl = None,
         typed: bool = False,
     ) -> CacheDecorator:
         """Return a decorator for functions and methods, sync and async, whose results this cache keeps.

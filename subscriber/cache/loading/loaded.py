@@ -1,13 +1,18 @@
 """What a loader may return instead of a value: the value, and what only the source knows of it."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
-from ..checks import Seconds, checked_tags, checked_ttl
+from ..checks import Names, Ttl, checked_tags, checked_ttl
 
-__all__ = ["Loaded"]
+__all__ = ["AsyncLoader", "Loaded", "Loader"]
 
+T = TypeVar("T")
 V_co = TypeVar("V_co", covariant=True)
+
+Loader: TypeAlias = Callable[[], T]
+AsyncLoader: TypeAlias = Callable[[], Awaitable[T]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +27,8 @@ class Loaded(Generic[V_co]):
     """
 
     value: V_co
-    tags: "tuple[str, ...] | list[str] | set[str] | frozenset[str]" = field(default=(), kw_only=True)
-    ttl_seconds: Seconds | None = field(default=None, kw_only=True)
+    tags: Names = field(default=(), kw_only=True)
+    ttl_seconds: Ttl = field(default=None, kw_only=True)
     store: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from ....shared.errors import InvalidLoader
 from ....shared.process.forks import keep_inherited
 from ....shared.process.loops import is_cancelled, is_in_event_loop
-from ..checks import checked_tags, checked_ttl
+from ..checks import Names, checked_tags, checked_ttl
 from ..token import LoadToken
 from .failure import Failure
 from .load import ABSENT, CANCELLED, Load, first_result, stop_waiting, within, within_also
@@ -54,9 +54,7 @@ class Fillable(Protocol):
         """Whether an invalidation since the token was made concerns the load."""
         ...
 
-    def store(
-        self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: float | None = None
-    ) -> bool:
+    def store(self, token: LoadToken, value: Any, *, tags: Names = (), ttl_seconds: float | None = None) -> bool:
         """Store the source's value, unless the load is void."""
         ...
 

@@ -1,25 +1,17 @@
 """Reads of several keys at once."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 from ....shared.errors import InvalidName
-from ..checks import Names, Seconds, checked_key, checked_tags, checked_ttl
+from ..checks import Names, Ttl, checked_key, checked_tags, checked_ttl
 from .loaded import Loaded
-from .many import LoadsOfMany
 
 __all__ = ["ManyReads"]
 
 T = TypeVar("T")
 
 _MISSING: Final = object()
-
-
-class _Cache(Protocol):
-    @property
-    def loads(self) -> LoadsOfMany: ...
-
-    def get(self, key: str, default: Any = None, /) -> Any: ...
 
 
 class ManyReads:
@@ -32,7 +24,7 @@ class ManyReads:
         load_missing: Callable[[list[str]], Awaitable[Mapping[str, Loaded[T]]]],
         *,
         tags: Names = (),
-        ttl_seconds: Seconds | None = None,
+        ttl_seconds: Ttl = None,
     ) -> dict[str, T]: ...
     @overload
     async def get_or_load_many(
@@ -41,7 +33,7 @@ class ManyReads:
         load_missing: Callable[[list[str]], Awaitable[Mapping[str, T]]],
         *,
         tags: Names = (),
-        ttl_seconds: Seconds | None = None,
+        ttl_seconds: Ttl = None,
     ) -> dict[str, T]: ...
     @overload
     async def get_or_load_many(
@@ -50,7 +42,7 @@ class ManyReads:
         load_missing: Callable[[list[str]], Mapping[str, Loaded[T]]],
         *,
         tags: Names = (),
-        ttl_seconds: Seconds | None = None,
+        ttl_seconds: Ttl = None,
     ) -> dict[str, T]: ...
     @overload
     async def get_or_load_many(
@@ -59,15 +51,15 @@ class ManyReads:
         load_missing: Callable[[list[str]], Mapping[str, T]],
         *,
         tags: Names = (),
-        ttl_seconds: Seconds | None = None,
+        ttl_seconds: Ttl = None,
     ) -> dict[str, T]: ...
     async def get_or_load_many(
-        self: _Cache,
+        self,
         keys: Names,
         load_missing: Callable[[list[str]], Any],
         *,
         tags: Names = (),
-        ttl_seconds: Seconds | None = None,
+        ttl_seconds: Ttl = None,
     ) -> dict[str, Any]:
         """Return the values stored under `keys`, and those that one call of `load_missing` returns for all others.
 
@@ -81,9 +73,10 @@ class ManyReads:
         Raises: as `get_or_load`; InvalidLoader when `load_missing` returns no mapping.
         """
         names = checked_keys(keys)
-        found, missing = _read(self, names)
+        cache: Any = self
+        found, missing = _read(cache, names)
         if missing:
-            loaded = self.loads.load_many(missing, load_missing, checked_tags(tags), checked_ttl(ttl_seconds))
+            loaded = cache.loads.load_many(missing, load_missing, checked_tags(tags), checked_ttl(ttl_seconds))
             found.update(await loaded)
         return {name: found[name] for name in names if name in found}
 
@@ -94,7 +87,7 @@ class ManyReads:
         load_missing: Callable[[list[str]], Mapping[str, Loaded[T]]],
         *,
         tags: Names = (),
-        ttl_seconds: Seconds | None = None,
+        ttl_seconds: Ttl = None,
     ) -> dict[str, T]: ...
     @overload
     def get_or_load_many_sync(
@@ -103,21 +96,24 @@ class ManyReads:
         load_missing: Callable[[list[str]], Mapping[str, T]],
         *,
         tags: Names = (),
-        ttl_seconds: Seconds | None = None,
+        ttl_seconds: Ttl = None,
     ) -> dict[str, T]: ...
     def get_or_load_many_sync(
-        self: _Cache,
+        self,
         keys: Names,
         load_missing: Callable[[list[str]], Any],
         *,
         tags: Names = (),
-        ttl_seconds: Seconds | None = None,
+        ttl_seconds: Ttl = None,
     ) -> dict[str, Any]:
         """Do what `get_or_load_many` does, with a `load_missing` that blocks. Call it from any thread."""
         names = checked_keys(keys)
-        found, missing = _read(self, names)
+        cache: Any = self
+        found, missing = _read(cache, names)
         if missing:
-            found.update(self.loads.load_many_sync(missing, load_missing, checked_tags(tags), checked_ttl(ttl_seconds)))
+            found.update(
+                cache.loads.load_many_sync(missing, load_missing, checked_tags(tags), checked_ttl(ttl_seconds))
+            )
         return {name: found[name] for name in names if name in found}
 
 
@@ -128,7 +124,7 @@ def checked_keys(keys: Names) -> list[str]:
     return list(dict.fromkeys(map(checked_key, keys)))
 
 
-def _read(cache: _Cache, keys: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _read(cache: Any, keys: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the values that are stored, and the keys of the others."""
     found: dict[str, Any] = {}
     missing: list[str] = []

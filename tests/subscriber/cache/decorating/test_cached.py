@@ -202,7 +202,7 @@ def test_mistakes_raise_when_the_function_is_decorated(function: Any, options: d
 
 def test_mistakes_in_the_options_raise_at_once() -> None:
     with pytest.raises(InvalidName, match=r"write \('x',\)"):
-        coherent_cache().cached("n", tags="x")
+        coherent_cache().cached("n", tags="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidSettings, match="ttl_seconds"):
         coherent_cache().cached("n", ttl_seconds="x")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="ttl"):
@@ -339,7 +339,7 @@ def test_a_function_that_returns_a_coroutine_without_being_a_coroutine_function_
     async def fetch(n: int) -> int:
         return n
 
-    def load_wrongly(n: int) -> Any:
+    def load_wrongly(n: int) -> object:
         return fetch(n)
 
     load = coherent_cache().cached("{n}")(load_wrongly)

@@ -381,5 +381,5 @@ async def test_mistakes_are_named(keys: Any, loader: Any, error: type[Exception]
 def test_an_asynchronous_loader_is_refused_in_a_blocking_call() -> None:
     cache, source = coherent_cache(), Source()
     with pytest.raises(InvalidLoader, match="got an asynchronous one"):
-        cache.get_or_load_many_sync([A], source.load)  # type: ignore[call-overload]
+        cache.get_or_load_many_sync([A], source.load)  # type: ignore[arg-type]
     assert cache.get_or_load_many_sync([A], lambda keys: {A: 1}) == {A: 1}
