@@ -31,8 +31,9 @@ from .decorating.decorator import DecoratingCache
 from .entries import Count
 from .followed_cache import FollowedCache, WhenIncoherent
 from .loading.loaded import AsyncLoader, Loaded, Loader
-from .loading.many import LoadsOfMany
+from .loading.loads import LoadOptions
 from .loading.reading import ManyReads
+from .loading.refresh import RefreshedLoads
 from .mapping.reads import TOUCHES_MAX
 from .mapping.views import LiveMapping, V
 from .mapping_errors import is_refusal
@@ -61,11 +62,13 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
     are logged once, and counted.
 
     Shape:  `V` is the type of the values that reads return, as in `products: LocalCache[Product] = LocalCache(…)`;
-            without it, reads return Any.
+            without it, reads return Any. With `finish_loads`, a load goes on when its last caller has left.
+            `on_invalidated` is called with each invalidation after it was applied, in any thread; it must not block.
     Units:  `max_staleness_seconds` bounds how long after an invalidation was accepted a read may still be served the
             old value. `ttl_jitter` is the largest share of an entry's lifetime that is randomly cut off, from 0 to 1.
-            `negative_ttl_seconds` is how long the value None is kept; without it None is never stored. Each duration
-            may be a timedelta instead of a number of seconds.
+            `negative_ttl_seconds` is how long the value None is kept; without it None is never stored.
+            `refresh_after_seconds` is the age from which a hit is served and loaded again in the background.
+            `load_timeout_seconds` limits asynchronous loads. Each duration may be a timedelta.
     Raises: InvalidSettings.
     """
 
@@ -77,17 +80,29 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
         when_incoherent: WhenIncoherent = "bypass",
         ttl_jitter: float = 0.0,
         negative_ttl_seconds: Seconds | None = None,
+        refresh_after_seconds: Seconds | None = None,
+        finish_loads: bool = False,
+        load_timeout_seconds: Seconds | None = None,
+        on_invalidated: Callable[[Invalidation], object] | None = None,
         clock: Clock = monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         if isinstance(mapping, LocalCache):
             raise InvalidSettings("expected a plain mapping such as TTLCache, got a LocalCache; use it as it is")
         max_staleness, negative_ttl = check_settings(mapping, max_staleness_seconds, ttl_jitter, negative_ttl_seconds)
-        super().__init__(mapping, max_staleness_seconds=max_staleness, when_incoherent=when_incoherent, clock=clock)
+        super().__init__(
+            mapping,
+            max_staleness_seconds=max_staleness,
+            when_incoherent=when_incoherent,
+            clock=clock,
+            on_invalidated=on_invalidated,
+        )
         self._ttl_jitter = ttl_jitter
         self._negative_ttl_seconds = negative_ttl
         self._uniform = uniform
-        self._loads = LoadsOfMany(self, self._lock, self._reread, self._discard)
+        options = LoadOptions.checked(finish_loads, load_timeout_seconds, refresh_after_seconds)
+        self._loads = RefreshedLoads(self, self._lock, self._reread, self._discard, options)
+        self._reads.is_lock_free &= not self._loads.refreshes  # each hit looks at the age of its entry
         # A 31st attribute of this object, those of FollowedCache included, would be a good part of what a hit costs:
         # CPython keeps no more than 30 where it finds them fastest.
         self._misses = self._bypassed = 0
@@ -98,6 +113,7 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
     def _start_over(self) -> None:
         super()._start_over()
         self._loads.start_over(self._lock)
+        self._reads.is_lock_free &= not self._loads.refreshes
         self._misses = self._bypassed = 0
         self._not_stored = Counter()
 
@@ -110,9 +126,8 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value stored under `key`, or `default` when no value may be served."""
         # The hit path. One clock reading answers four questions: is the cache coherent, is no sweep under way, has no
-        # entry reached an expiry of its own, nor that of the mapping. If the stamp is the same before and after the
-        # lookup, no other thread has applied an invalidation meanwhile. `get_or_load` and `get_or_load_sync` have a
-        # copy each: calling this method would be a good part of their hits.
+        # entry reached an expiry of its own, nor that of the mapping. If the stamp stays the same, no other thread has
+        # applied an invalidation meanwhile. `get_or_load` and its twin have a copy each: a call would cost their hits.
         stamp = self._stamp
         clock = self._clock  # in a line of its own: CPython is slow to find an attribute that it takes for a method
         if clock() < self._fast_until:
@@ -207,6 +222,8 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
                     return value
         value = self._get_checked(key, _MISSING)
         if value is not _MISSING:
+            if self._loads.refreshes and self._loads.due((key,)):
+                self._loads.refresh(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
             return value
         return await self._loads.load(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
 
@@ -237,11 +254,13 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
                     return value
         value = self._get_checked(key, _MISSING)
         if value is not _MISSING:
+            if self._loads.refreshes and self._loads.due((key,)):
+                self._loads.refresh_sync(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
             return value
         return self._loads.load_sync(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
 
     @property
-    def loads(self) -> LoadsOfMany:
+    def loads(self) -> RefreshedLoads:
         """The loads under way."""
         return self._loads
 

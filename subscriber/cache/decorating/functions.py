@@ -10,6 +10,7 @@ from typing import Any, Concatenate, Final, Generic, NamedTuple, ParamSpec, Prot
 from ....shared.errors import LinkLost
 from ....shared.invalidation import Keys, Target
 from ....shared.receipt import Receipt
+from ..loading.refresh import RefreshedLoads
 from ..stats import CacheStats
 from .calls import CallPlan
 
@@ -18,7 +19,6 @@ __all__ = [
     "CachedCoroutine",
     "CachedFunction",
     "CallCache",
-    "CallLoads",
     "marked_as_coroutine_function",
     "replace",
 ]
@@ -44,18 +44,6 @@ class CacheInfo(NamedTuple):
     currsize: float
 
 
-class CallLoads(Protocol):
-    """The loads of a cache: `Loads`."""
-
-    async def load(self, key: str, loader: Callable[[], Any], tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
-        """Load after a miss."""
-        ...
-
-    def load_sync(self, key: str, loader: Callable[[], Any], tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
-        """Load after a miss, and block."""
-        ...
-
-
 class CallCache(Protocol):
     """What cached functions need of a cache: a `LocalCache`."""
 
@@ -75,7 +63,7 @@ class CallCache(Protocol):
         ...
 
     @property
-    def loads(self) -> CallLoads:
+    def loads(self) -> RefreshedLoads:
         """Its loads."""
         ...
 
@@ -275,8 +263,36 @@ marked_as_coroutine_function(CachedCoroutine)
 marked_as_coroutine_function(_BoundCoroutine)
 
 
+class _RefreshedFunction(CachedFunction[P, R]):
+    """A cached function of a cache that refreshes: a hit looks at the age of its entry."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        key = self._key_of(*args, **kwargs)
+        value = self._get(key, _MISSING)
+        if value is _MISSING:
+            return self._load(key, args, kwargs)  # type: ignore[no-any-return]
+        if self._loads.due((key,)):
+            loader = functools.partial(self.__wrapped__, *args, **kwargs)
+            self._loads.refresh_sync(key, loader, self._plan.tags_of(args, kwargs), self._plan.ttl_seconds)
+        return value  # type: ignore[no-any-return]
+
+
+class _RefreshedCoroutine(CachedCoroutine[P, R]):
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        key = self._key_of(*args, **kwargs)
+        value = self._get(key, _MISSING)
+        if value is _MISSING:
+            return await self._load(key, args, kwargs)  # type: ignore[no-any-return]
+        if self._loads.due((key,)):
+            loader = functools.partial(self.__wrapped__, *args, **kwargs)
+            self._loads.refresh(key, loader, self._plan.tags_of(args, kwargs), self._plan.ttl_seconds)
+        return value  # type: ignore[no-any-return]
+
+
 def replace(function: Callable[..., Any], plan: CallPlan, cache: CallCache) -> Any:
     """Return the object that takes the place of `function`."""
+    if cache.loads.refreshes:
+        return (_RefreshedCoroutine if plan.is_async else _RefreshedFunction)(function, plan, cache)
     return (CachedCoroutine if plan.is_async else CachedFunction)(function, plan, cache)
 
 

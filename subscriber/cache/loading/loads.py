@@ -3,18 +3,19 @@
 import asyncio
 import inspect
 import logging
+import math
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from contextlib import AbstractContextManager, suppress
 from contextvars import Context
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, Self
 
-from ....shared.errors import InvalidLoader
+from ....shared.errors import InvalidLoader, InvalidSettings
 from ....shared.process.forks import keep_inherited
 from ....shared.process.loops import is_cancelled, is_in_event_loop
-from ..checks import Names, checked_tags, checked_ttl
+from ..checks import Names, Ttl, checked_tags, checked_ttl, seconds_of
 from ..token import LoadToken
 from .failure import Failure
 from .load import ABSENT, CANCELLED, Load, first_result, stop_waiting, within, within_also
@@ -32,10 +33,29 @@ _PATIENCE_SECONDS_MAX: Final = 30.0
 
 
 class LoadOptions(NamedTuple):
-    """How a cache loads. `timeout_seconds` limits asynchronous loads; with `finishes`, a load that was left goes on."""
+    """How a cache loads, in seconds; None: no limit, and no refresh. With `finishes`, a load that was left goes on."""
 
     finishes: bool = False
     timeout_seconds: float | None = None
+    refresh_after_seconds: float | None = None
+
+    @classmethod
+    def checked(cls, finishes: bool, timeout_seconds: Ttl, refresh_after_seconds: Ttl) -> Self:  # noqa: FBT001
+        """Return checked options. Raises: InvalidSettings."""
+        return cls(
+            finishes=bool(finishes),
+            timeout_seconds=_positive(timeout_seconds, "load_timeout_seconds"),
+            refresh_after_seconds=_positive(refresh_after_seconds, "refresh_after_seconds"),
+        )
+
+
+def _positive(duration: Ttl, name: str) -> float | None:
+    if duration is None:
+        return None
+    seconds = seconds_of(duration, name)
+    if not 0 < seconds < math.inf:
+        raise InvalidSettings(f"expected {name} to be None or a positive number of seconds, got {duration!r}")
+    return seconds
 
 
 class Fillable(Protocol):
@@ -326,15 +346,20 @@ class Loads:
     def _fill(self, load: Load, value: Any) -> Any:
         """Store what a loader has returned, if it may be; return the value."""
         if not issubclass(type(value), Loaded):  # not isinstance, which may run the value's own code
-            self._cache.store(load.token, value, tags=load.tags, ttl_seconds=load.ttl_seconds)
+            if self._cache.store(load.token, value, tags=load.tags, ttl_seconds=load.ttl_seconds):
+                self._note_store(load.token)
             return value
         load.loaded_tags = checked_tags(value.tags)
         if value.store:
             ttl_seconds = load.ttl_seconds if value.ttl_seconds is None else checked_ttl(value.ttl_seconds)
-            self._cache.store(load.token, value.value, tags=load.tags + load.loaded_tags, ttl_seconds=ttl_seconds)
+            if self._cache.store(load.token, value.value, tags=load.tags + load.loaded_tags, ttl_seconds=ttl_seconds):
+                self._note_store(load.token)
         else:
             self._drop_older(load)
         return value.value
+
+    def _note_store(self, token: LoadToken) -> None:
+        """Note when a load began whose value was stored."""
 
     def _drop_older(self, load: Load) -> None:
         """Drop the entry that is older than the load, because its source has nothing to be stored."""

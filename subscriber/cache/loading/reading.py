@@ -75,6 +75,8 @@ class ManyReads:
         names = checked_keys(keys)
         cache: Any = self
         found, missing = _read(cache, names)
+        if found and cache.loads.refreshes and (due := cache.loads.due(found)):
+            cache.loads.refresh_many(due, load_missing, checked_tags(tags), checked_ttl(ttl_seconds))
         if missing:
             loaded = cache.loads.load_many(missing, load_missing, checked_tags(tags), checked_ttl(ttl_seconds))
             found.update(await loaded)
@@ -110,6 +112,8 @@ class ManyReads:
         names = checked_keys(keys)
         cache: Any = self
         found, missing = _read(cache, names)
+        if found and cache.loads.refreshes and (due := cache.loads.due(found)):
+            cache.loads.refresh_many_sync(due, load_missing, checked_tags(tags), checked_ttl(ttl_seconds))
         if missing:
             found.update(
                 cache.loads.load_many_sync(missing, load_missing, checked_tags(tags), checked_ttl(ttl_seconds))
