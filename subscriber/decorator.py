@@ -12,6 +12,7 @@ from .cache.decorating.decorator import CallOptions
 from .cache.decorating.functions import (
     CachedCoroutine,
     CachedFunction,
+    bound,
     marked_as_coroutine_function,
     replace,
 )
@@ -83,7 +84,7 @@ class _OfMixin:
     def __get__(self, instance: Any, owner: type | None = None, /) -> Any:
         if instance is None:
             return self
-        made = replace(self._method.__get__(instance), self._plan.of(instance), self._cache_of(instance))
+        made = replace(bound(self._method, instance), self._plan.of(instance), self._cache_of(instance))
         # A class that can be copied would take it along to the copy, where it would still call this object's method.
         if (
             getattr(type(instance), "__getstate__", None) is CacheInvalidationMixin.__getstate__
@@ -102,17 +103,19 @@ class _OfMixin:
             f"{type(instance).__name__} as self; for other functions, use the cache's own decorator: @cache.cached(…)"
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._bound(args)(*args[1:], **kwargs)
 
-    def key(self, *args: Any, **kwargs: Any) -> str:
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
         return self._plan.key_of_method(*args, **kwargs)
 
-    def invalidate(self, *args: Any, **kwargs: Any) -> Any:
+    def invalidate(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._bound(args).invalidate(*args[1:], **kwargs)
 
     def _bound(self, args: tuple[Any, ...]) -> Any:
-        return self.__get__(args[0]) if args else self._cache_of(None)
+        if not args:
+            raise TypeError(f"{self._plan.name}() missing 1 required positional argument: 'self'")
+        return self.__get__(args[0])
 
     def __reduce__(self) -> str:
         return str(self._method.__qualname__)

@@ -19,6 +19,7 @@ __all__ = [
     "CachedCoroutine",
     "CachedFunction",
     "CallCache",
+    "bound",
     "marked_as_coroutine_function",
     "replace",
 ]
@@ -104,7 +105,7 @@ class _Cached(Generic[P, R]):
         self._loads = cache.loads
         self._key_of = plan.key_of
 
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of a call with these arguments. Raises: InvalidName, TypeError."""
         return self._key_of(*args, **kwargs)
 
@@ -140,7 +141,7 @@ class _Cached(Generic[P, R]):
 class CachedFunction(_Cached[P, R]):
     """A cached function that blocks. Call it from any thread; concurrent misses of a key are one call of it."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the cached result, or else that of the function. Raises: InvalidName; what the function raises."""
         key = self._key_of(*args, **kwargs)
         value = self._get(key, _MISSING)
@@ -153,7 +154,7 @@ class CachedFunction(_Cached[P, R]):
         loader = functools.partial(self.__wrapped__, *args, **kwargs)
         return self._loads.load_sync(key, loader, plan.tags_of(args, kwargs), plan.ttl_seconds)
 
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Receipt:
+    def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         """Drop the result of a call with these arguments here at once, then publish its key to all other replicas.
 
         Raises: LinkLost when it was not published, or the cache has no subscriber; this replica has dropped it even so.
@@ -177,7 +178,7 @@ class CachedFunction(_Cached[P, R]):
 class CachedCoroutine(_Cached[P, R]):
     """A cached coroutine function. Concurrent misses of a key are one call of it."""
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the cached result, or else that of the function. Raises: InvalidName; what the function raises."""
         key = self._key_of(*args, **kwargs)
         value = self._get(key, _MISSING)
@@ -190,7 +191,7 @@ class CachedCoroutine(_Cached[P, R]):
         loader = functools.partial(self.__wrapped__, *args, **kwargs)
         return self._loads.load(key, loader, plan.tags_of(args, kwargs), plan.ttl_seconds)
 
-    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Receipt:
+    async def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         """Drop the result of a call with these arguments here at once, then publish its key to all other replicas.
 
         Raises: LinkLost when it was not published, or the cache has no subscriber; this replica has dropped it even so.
@@ -213,25 +214,25 @@ class CachedCoroutine(_Cached[P, R]):
 class _Bound:
     """A cached method of one object. Made anew at each access, as bound methods are."""
 
-    __slots__ = ("__self__", "_method")
+    __slots__ = ("__self__", "__weakref__", "_method")
 
     def __init__(self, method: Any, instance: object) -> None:
         self._method = method
         self.__self__ = instance
         method.become_method()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._method(self.__self__, *args, **kwargs)
 
-    def key(self, *args: Any, **kwargs: Any) -> str:
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
         return self._method.key(self.__self__, *args, **kwargs)  # type: ignore[no-any-return]
 
-    def invalidate(self, *args: Any, **kwargs: Any) -> Any:
+    def invalidate(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._method.invalidate(self.__self__, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._method, name)
-        return value.__get__(self.__self__) if name == "__wrapped__" else value
+        return bound(value, self.__self__) if name == "__wrapped__" else value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Bound) and other._method is self._method and other.__self__ is self.__self__
@@ -244,6 +245,14 @@ class _Bound:
 
     def __repr__(self) -> str:
         return f"<cached {self.__wrapped__!r}>"
+
+
+def bound(function: Any, instance: object) -> Callable[..., Any]:
+    """Return the method of an object; that of an object that is no descriptor, such as a partial, too."""
+    method: Callable[..., Any] = (
+        function.__get__(instance) if hasattr(function, "__get__") else functools.partial(function, instance)
+    )
+    return method
 
 
 class _BoundCoroutine(_Bound):
@@ -266,7 +275,7 @@ marked_as_coroutine_function(_BoundCoroutine)
 class _RefreshedFunction(CachedFunction[P, R]):
     """A cached function of a cache that refreshes: a hit looks at the age of its entry."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         key = self._key_of(*args, **kwargs)
         value = self._get(key, _MISSING)
         if value is _MISSING:
@@ -278,7 +287,7 @@ class _RefreshedFunction(CachedFunction[P, R]):
 
 
 class _RefreshedCoroutine(CachedCoroutine[P, R]):
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         key = self._key_of(*args, **kwargs)
         value = self._get(key, _MISSING)
         if value is _MISSING:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import pickle
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -397,6 +398,22 @@ def test_a_cached_method_is_bound_as_a_method_is() -> None:
     copied.name = "c"
     assert copied.own(1) == "c:1"
     assert pickle.loads(pickle.dumps(shop)).own.key(1) == "of:a:1"
+
+
+def test_a_partial_may_be_a_method_and_a_parameter_may_be_named_self() -> None:
+    class Partials:
+        add = of_methods.cached("add:{b}")(functools.partial(lambda self, a, b: a + b, a=1))
+
+        @of_methods.cached("named:{self}")
+        def named(this, *, self: int) -> int:  # noqa: N805
+            return self
+
+    partials = Partials()
+    assert partials.add(b=2) == partials.add.__wrapped__(b=2) == 3
+    assert "functools.partial" in repr(partials.add)
+    assert partials.named(self=7) == Partials.named(partials, self=7) == 7
+    assert partials.named.key(self=7) == "named:7"
+    assert weakref.ref(method := partials.named)() is method
 
 
 # --- invalidation without a subscriber -------------------------------------------------------------------------------
