@@ -1,6 +1,7 @@
 """Checks of what a user hands to a cache: keys, tags, lifetimes, settings."""
 
 import gc
+import logging
 import math
 from collections.abc import Iterable, Iterator, MutableMapping
 from datetime import timedelta
@@ -24,8 +25,11 @@ __all__ = [
     "claim_mapping",
     "exact",
     "seconds_of",
+    "warn_of_unnameable",
     "why_unnameable",
 ]
+
+_log = logging.getLogger("broadcache.subscriber")
 
 Seconds: TypeAlias = float | timedelta
 Ttl: TypeAlias = Seconds | None
@@ -115,6 +119,16 @@ def why_unnameable(key: str, tags: Iterable[str]) -> str | None:
     except InvalidTarget as error:
         return str(error)
     return None
+
+
+def warn_of_unnameable(why: str) -> None:
+    """Log once for each cache why a value was not stored."""
+    _log.warning(
+        "a local cache did not store a value, because no invalidation could name it: %s. Its caller received the "
+        "value, and each read loads it again: shorten the key or tag, e.g. to a hash. Further values are only counted, "
+        "in stats().unnameable_fills",
+        why,
+    )
 
 
 def checked_ttl(ttl_seconds: Seconds | None) -> float | None:

@@ -1,6 +1,5 @@
 """LocalCache: a mapping that applies invalidations, and never serves an entry that one has dropped."""
 
-import logging
 import math
 import random
 from abc import ABCMeta
@@ -25,6 +24,7 @@ from .checks import (
     checked_ttl,
     claim_mapping,
     seconds_of,
+    warn_of_unnameable,
     why_unnameable,
 )
 from .decorating.decorator import DecoratingCache
@@ -43,8 +43,6 @@ from .token import LoadToken
 __all__ = ["LocalCache"]
 
 T = TypeVar("T")
-
-_log = logging.getLogger("broadcache.subscriber")
 
 _MISSING: Final = object()
 _STORE_SWEEP_ENTRIES: Final = 4
@@ -259,11 +257,6 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
             return value
         return self._loads.load_sync(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
 
-    @property
-    def loads(self) -> RefreshedLoads:
-        """The loads under way."""
-        return self._loads
-
     # --- filling ------------------------------------------------------------------------------------------------------
 
     def begin_load(self, key: str) -> LoadToken:
@@ -293,7 +286,9 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
             ttl_seconds = min(self._negative_ttl_seconds, math.inf if ttl_seconds is None else ttl_seconds)
         if (why := why_unnameable(token.key, tags)) is not None:
             self._discard(token.key)
-            self._count_unnameable(why)
+            self._not_stored["unnameable"] += 1
+            if self._not_stored["unnameable"] == 1:
+                warn_of_unnameable(why)
             return False
         if self._touches:
             self._settle()  # before the mapping evicts
@@ -325,16 +320,6 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
         finally:
             self._refresh()
         return True
-
-    def _count_unnameable(self, why: str) -> None:
-        self._not_stored["unnameable"] += 1
-        if self._not_stored["unnameable"] == 1:
-            _log.warning(
-                "a local cache did not store a value, because no invalidation could name it: %s. Its caller received "
-                "the value, and each read loads it again: shorten the key or tag, e.g. to a hash. Further values are "
-                "only counted, in stats().unnameable_fills",
-                why,
-            )
 
     def _discard(self, key: str) -> None:
         try:

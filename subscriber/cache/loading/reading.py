@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar, overload
 from ....shared.errors import InvalidName
 from ..checks import Names, Ttl, checked_key, checked_tags, checked_ttl
 from .loaded import Loaded
+from .refresh import RefreshedLoads
 
 __all__ = ["ManyReads"]
 
@@ -16,6 +17,13 @@ _MISSING: Final = object()
 
 class ManyReads:
     """The reads of several keys of a cache; a base class of `LocalCache`."""
+
+    _loads: RefreshedLoads
+
+    @property
+    def loads(self) -> RefreshedLoads:
+        """The loads under way."""
+        return self._loads
 
     @overload
     async def get_or_load_many(
