@@ -3,7 +3,8 @@
 All contestants hold the same 100,000 entries, and are asked for the same 10,000 keys in the same shuffled order, in a
 plain loop; the loop is part of every figure. Once more with 2,000 entries, all of which are asked for: they fit into
 the processor's cache. What is a coroutine is awaited in that loop, without an event loop's help. `get_or_load` is
-handed a new lambda each time, as in real use. `@cached` makes a key of a number each time, its peers are given a string.
+handed a new lambda each time, as in real use. `@cached` makes a key of a number each time; its peers are given a
+string.
 
 With threads, eight of them read as fast as they can for a while, and one stores an entry a thousand times a second:
 hits in wall time, because the threads share the interpreter's lock, and waiting for another lock is what is compared.

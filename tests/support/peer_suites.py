@@ -130,8 +130,11 @@ def alru_cache(
         mapping: Any = cachetools.TTLCache(size, ttl) if ttl is not None else cachetools.LRUCache(size)
         cache = coherent(mapping)
         function = getattr(function, "_make_unbound_method", lambda: function)()
-        make_key = typed_key if typed else untyped_key
-        wrapped = cache.cached(make_key if key is None else lambda *a, **k: text_of(key(*a, **k)))(function)
+        make_key: Key = typed_key if typed else untyped_key
+        if key is not None:
+            own_key = key
+            make_key = lambda *args, **kwargs: text_of(own_key(*args, **kwargs))  # noqa: E731
+        wrapped = cache.cached(make_key)(function)
         if not wrapped._plan.is_async:
             raise RuntimeError(f"Coroutine function is required, got {function!r}")
         counted = [0, 0]
