@@ -43,6 +43,8 @@ class Template:
         self.typed: Final = typed
         self.bytes_max: Final = bytes_max
         self.where = where
+        self.texts: tuple[str, ...]
+        self.fields: tuple[Field, ...]
         self.texts, self.fields = self._parsed()
         self.names: Final = tuple(dict.fromkeys(field.name for field in self.fields))
         between = "".join(self.texts[1:-1])

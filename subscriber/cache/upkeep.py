@@ -38,7 +38,7 @@ class Upkeep:
         self.is_listed_as_bypass: bool = False
         self.on_bypass: Callable[[], None] | None = _warn_of_no_subscriber
         self.home: tuple[ref[Any], str] | None = None
-        self.on_invalidated = on_invalidated
+        self.on_invalidated: Callable[[Invalidation], object] | None = on_invalidated
 
     def report_invalidated(self, invalidation: Invalidation) -> None:
         """Call the user's function; log what it raises: the invalidation was applied."""

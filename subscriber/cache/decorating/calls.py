@@ -51,8 +51,13 @@ class CallPlan:
             ) from None
         for template in self._tags:
             self._check_fields(template)
-        self.key_of = self._template_key(key, typed=typed) if isinstance(key, str) else self._checked(key, typed=typed)
-        self.key_of_method: Final = self.key_of if isinstance(key, str) else self._without_self(self.key_of)
+        self.key_of: Callable[..., str]
+        self.key_of_method: Callable[..., str]
+        if isinstance(key, str):
+            self.key_of = self.key_of_method = self._template_key(key, typed=typed)
+        else:
+            self.key_of = self._checked(key, typed=typed)
+            self.key_of_method = self._without_self(self.key_of)
 
     def tags_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         """Return the tags of a call. Raises: InvalidName."""

@@ -41,24 +41,24 @@ class Load:
     def __init__(
         self, token: LoadToken, tags: tuple[str, ...], ttl_seconds: float | None, batch: "Load | None" = None
     ) -> None:
-        self.token = token
-        self.tags = tags
-        self.ttl_seconds = ttl_seconds
-        self.thread_id = threading.get_ident()
+        self.token: LoadToken = token
+        self.tags: tuple[str, ...] = tags
+        self.ttl_seconds: float | None = ttl_seconds
+        self.thread_id: int = threading.get_ident()
         # An asynchronous load runs as a task of its own, so that no caller's cancellation reaches it.
         self.task: asyncio.Task[Any] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         # Made when the first caller waits from outside the load's event loop.
         self.outcome: Future[Any] | None = None
-        self.is_finished = False
+        self.is_finished: bool = False
         # Whether it goes on when its last caller has left.
-        self.is_kept = False
+        self.is_kept: bool = False
         # The tags that its loader returned with the value. Callers that join it do not know them.
         self.loaded_tags: tuple[str, ...] = ()
-        self.waiters = 0
+        self.waiters: int = 0
         # A list: a loader may wait twice for one load, and end one of the waits.
         self.waits_for: list[Load] = [] if batch is None else [batch]
-        self.batch = batch
+        self.batch: Load | None = batch
         self.parts: tuple[Load, ...] = ()
 
     @property

@@ -281,10 +281,13 @@ class Loads:
         return load
 
     def _count_as_begun(self, load: Load) -> None:
-        load.is_kept = self._options.finishes
-        self.started += 1
+        self._count(load)
         if outer := within.get():
             outer[-1].waits_for.append(load)
+
+    def _count(self, load: Load) -> None:
+        load.is_kept = self._options.finishes
+        self.started += 1
 
     def _begin_task(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Load:
         load = self._begin(key, tags, ttl_seconds)

@@ -106,8 +106,8 @@ class RefreshedLoads(LoadsOfMany):
             load = self.begin_many(keys, tags, ttl_seconds)
         else:
             load = self._running[keys[0]] = Load(self._cache.begin_load(keys[0]), tags, ttl_seconds)
+        self._count(load)
         load.is_kept = True
-        self.started += 1
         return load
 
     def _in_thread(
