@@ -43,6 +43,7 @@ class SubscriberOptions(TypedDict, total=False):
     uniform: Callable[[], float]
     credentials: Credentials
     address_remap: AddressRemap | None
+    prefix: str | None
 
 
 class _Parts(NamedTuple):

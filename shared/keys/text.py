@@ -24,8 +24,8 @@ def text_of(value: object, separators: str, *, typed: bool) -> str:
     """Return the text of a value. Two values have the same text if `str` shows them as the same.
 
     Shape:  `separators` begins with `%`. These characters are escaped as in a URL, `%3A` for `:`. A `%` that no two
-            hexadecimal digits follow is the grammar's own: `%(1%,2%)` is a tuple or a list, `%{1%,2%}` a set,
-            `%{a%=1%}` a mapping; with `typed`, `1%int` is an integer.
+            hexadecimal digits follow is the grammar's own: `%(1%,2%,%)` is a tuple or a list, `%[1%,2%,%]` a set,
+            `%{a%=1%,%}` a mapping; with `typed`, `1%int` is an integer.
     Raises: Unstable.
     """
     text = _untyped(value, separators, typed=typed)
@@ -52,18 +52,23 @@ def _untyped(value: Any, separators: str, *, typed: bool) -> str:
     elif isinstance(value, bytes | bytearray):
         text = "".join(_of_byte(byte, separators) for byte in value)
     elif isinstance(value, tuple | list):
-        text = f"%({'%,'.join(text_of(each, separators, typed=typed) for each in value)}%)"
+        text = f"%({_joined(text_of(each, separators, typed=typed) for each in value)}%)"
     elif isinstance(value, AbstractSet):
-        text = f"%{{{'%,'.join(sorted(text_of(each, separators, typed=typed) for each in value))}%}}"
+        text = f"%[{_joined(sorted(text_of(each, separators, typed=typed) for each in value))}%]"
     elif isinstance(value, Mapping):
         pairs = [
             f"{text_of(key, separators, typed=typed)}%={text_of(each, separators, typed=typed)}"
             for key, each in value.items()
         ]
-        text = f"%{{{'%,'.join(sorted(pairs))}%}}"
+        text = f"%{{{_joined(sorted(pairs))}%}}"
     else:
         text = escaped(_plain(value), separators)
     return text
+
+
+def _joined(texts: Iterable[str]) -> str:
+    # Each ends with a comma: so no values differ from one that is empty.
+    return "".join(f"{text}%," for text in texts)
 
 
 def _of_byte(byte: int, separators: str) -> str:

@@ -92,10 +92,10 @@ class SlowInts(int):
         (datetime(2026, 1, 2, 3, tzinfo=UTC), "2026-01-02 03%3A00%3A00+00%3A00"),
         (timedelta(seconds=1), "0%3A00%3A01"),
         (IPv4Address("10.0.0.1"), "10.0.0.1"),
-        ((1, "a,b"), "%(1%,a,b%)"),
-        ([1, (2,)], "%(1%,%(2%)%)"),
-        (frozenset({2, 10, 1}), "%{1%,10%,2%}"),
-        ({"b": 1, "a": [2]}, "%{a%=%(2%)%,b%=1%}"),
+        ((1, "a,b"), "%(1%,a,b%,%)"),
+        ([1, (2,)], "%(1%,%(2%,%)%,%)"),
+        (frozenset({2, 10, 1}), "%[1%,10%,2%,%]"),
+        ({"b": 1, "a": [2]}, "%{a%=%(2%,%)%,b%=1%,%}"),
     ],
 )
 def test_each_value_has_a_stable_text(value: object, text: str) -> None:
@@ -149,6 +149,11 @@ def test_no_two_pairs_of_values_give_one_key(
     assert len(keys) == len({(shown(a), shown(b)) for a, b in (first, second)})
 
 
+def test_what_is_empty_is_not_what_holds_something_empty() -> None:
+    values: list[Any] = ["", (), ("",), ("", ""), ((),), set(), {""}, {}, {"": ""}]
+    assert len({key_of("{a}", a=value) for value in values}) == len(values)
+
+
 @given(st.sampled_from(TEMPLATES), TEXTS, TEXTS, TEXTS)
 def test_no_way_to_cut_a_text_in_two_gives_the_same_key(template: str, first: str, middle: str, last: str) -> None:
     one = key_of(template, a=first + middle, b=last)
@@ -159,7 +164,7 @@ def test_no_way_to_cut_a_text_in_two_gives_the_same_key(template: str, first: st
 def test_text_counts_and_not_type_unless_typed() -> None:
     assert key_of("p:{id}", id=1) == key_of("p:{id}", id="1")
     assert key_of("p:{id}", id=1, typed=True) == "p:1%int" != key_of("p:{id}", id="1", typed=True)
-    assert key_of("p:{id}", id=(1,), typed=True) == "p:%(1%int%)%tuple" != key_of("p:{id}", id=("1",), typed=True)
+    assert key_of("p:{id}", id=(1,), typed=True) == "p:%(1%int%,%)%tuple" != key_of("p:{id}", id=("1",), typed=True)
     assert key_of("p:{id}", id=Colour.RED, typed=True) == "p:red%Colour"
 
 

@@ -94,7 +94,7 @@ def every_kind(a: int, /, b: int, c: int = 3, *rest: int, d: int, e: int = 5, **
 def test_each_kind_of_parameter_may_be_in_the_key() -> None:
     cached = coherent_cache().cached("{a}:{b}:{c}:{rest}:{d}:{e}:{others}")(every_kind)
     assert cached.key(1, 2, d=4) == "1:2:3:%(%):4:5:%{%}"
-    assert cached.key(1, 2, 9, 8, 7, d=4, z=1, y=2) == "1:2:9:%(8%,7%):4:5:%{y%=2%,z%=1%}"
+    assert cached.key(1, 2, 9, 8, 7, d=4, z=1, y=2) == "1:2:9:%(8%,7%,%):4:5:%{y%=2%,z%=1%,%}"
     assert cached.key(1, b=2, d=4) == cached.key(1, 2, d=4)
     assert cached(1, 2, 9, 8, d=4, z=1) == every_kind(1, 2, 9, 8, d=4, z=1)
 
