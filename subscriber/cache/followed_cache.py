@@ -76,6 +76,9 @@ class FollowedCache(Inspection):
         self._applied_keys = 0
         self._clears: Counter[str] = Counter()
         self.when_incoherent = when_incoherent
+        if on_invalidated is not None:
+            # In this object only, so that it costs other caches nothing.
+            setattr(self, "apply_invalidation", self._apply_and_report)  # noqa: B010
 
     # --- applying -----------------------------------------------------------------------------------------------------
 
@@ -132,14 +135,18 @@ class FollowedCache(Inspection):
                     self._refresh()
             except BaseException as error:
                 self._clear_after(error)
-                invalidation = Invalidation(everything=True, namespace=invalidation.namespace, reason=_CLEARED)
                 if not isinstance(error, Exception):
                     raise
             finally:
                 # Last: a hit that sees the old stamp on both sides of its lookup counts as read before all this.
                 self._issued = self._stamp = self._issued + 1
-        if self.upkeep.on_invalidated is not None:
-            self.upkeep.report_invalidated(invalidation)
+
+    def _apply_and_report(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
+        clears = self._clears[_CLEARED]
+        type(self).apply_invalidation(self, invalidation, reason=reason)
+        if self._clears[_CLEARED] != clears:
+            invalidation = Invalidation(everything=True, namespace=invalidation.namespace, reason=_CLEARED)
+        self.upkeep.report_invalidated(invalidation)
 
     def apply_counted(self, invalidation: Invalidation, *, reason: str = "invalidation") -> int:
         """Apply an invalidation; return how many entries it removed at once or, for everything, how many existed."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
+from ...shared.errors import InvalidSettings
 from ...shared.invalidation import Invalidation
 
 __all__ = ["Upkeep"]
@@ -33,6 +34,12 @@ class Upkeep:
     __slots__ = ("has_left", "home", "is_connected", "is_listed_as_bypass", "on_bypass", "on_invalidated")
 
     def __init__(self, on_invalidated: Callable[[Invalidation], object] | None) -> None:
+        given: Any = on_invalidated
+        if given is not None and not callable(given):
+            raise InvalidSettings(
+                f"expected on_invalidated to be a function or None, got {type(given).__name__}; pass one that is "
+                "called with each Invalidation"
+            )
         self.has_left: bool = False
         self.is_connected: bool = False
         self.is_listed_as_bypass: bool = False

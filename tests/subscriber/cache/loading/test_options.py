@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.support.replicas import FAST
 
-from broadcache.shared import Everything, Invalidation, Keys, Prefixes, Tags
+from broadcache.shared import Everything, Invalidation, InvalidSettings, Keys, Prefixes, Tags
 from broadcache.subscriber import LocalCache, Subscriber
 
 pytestmark = pytest.mark.anyio
@@ -147,6 +147,11 @@ def test_a_mapping_that_fails_is_everything() -> None:
     cache.get_or_load_sync(KEY, lambda: 1)
     cache.apply(Keys(KEY))
     assert told == [Invalidation(everything=True, reason="mapping failed")]
+
+
+def test_it_has_to_be_a_function() -> None:
+    with pytest.raises(InvalidSettings, match="expected on_invalidated to be a function or None, got str"):
+        LocalCache({}, on_invalidated="print")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_what_it_raises_is_logged_and_the_invalidation_applied(caplog: pytest.LogCaptureFixture) -> None:
