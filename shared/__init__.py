@@ -21,6 +21,7 @@ from .errors import (
 )
 from .fanout_report import AddressOutcome, FanoutReport, ProcessOutcome
 from .invalidation import Everything, Invalidation, Keys, Position, Prefixes, Tags, Target
+from .keys.template import key_of, tag_of
 from .presence import ReplicaPresence
 from .process.renamed import old_names
 from .receipt import Receipt
@@ -55,6 +56,8 @@ __all__ = [
     "ServerBinaryNotFound",
     "Tags",
     "Target",
+    "key_of",
+    "tag_of",
 ]
 
 if TYPE_CHECKING:

@@ -1,27 +1,49 @@
 """CacheInvalidationMixin: a cache and its subscriber for a class that serves one namespace."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypedDict, TypeVar, Unpack, final, overload
 
+from ..shared.clock import Clock
 from ..shared.errors import InvalidSettings
 from ..shared.invalidation import DEFAULT_NAMESPACE, Target
 from ..shared.process.copying import refuse_copy
 from ..shared.process.extras import check_installed
 from ..shared.receipt import Receipt
+from ..shared.transport.redis.address import AddressRemap, Credentials
+from .cache.checks import Names, Ttl
 from .cache.followed_cache import WhenIncoherent
+from .cache.loading.loaded import AsyncLoader, Loaded, Loader
 from .cache.local_cache import LocalCache
 from .endpoint.access import Access
+from .following.state import State
 from .subscriber import Subscriber
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
-__all__ = ["CacheInvalidationMixin"]
+__all__ = ["CacheInvalidationMixin", "SubscriberOptions"]
 
 T = TypeVar("T")
+
+
+class SubscriberOptions(TypedDict, total=False):
+    """What a mixin passes on to `Subscriber`, whose docstring explains each option."""
+
+    replica_id: str | None
+    echo_interval_seconds: float
+    echo_timeout_seconds: float
+    connect_timeout_seconds: float
+    start_timeout_seconds: float
+    backoff_seconds_max: float
+    on_state: Callable[[State], None] | None
+    clock: Clock
+    uniform: Callable[[], float]
+    credentials: Credentials
+    address_remap: AddressRemap | None
+    prefix: str | None
 
 
 class _Parts(NamedTuple):
@@ -55,7 +77,7 @@ class CacheInvalidationMixin:
         when_incoherent: WhenIncoherent = "bypass",
         replica_token: str | None = None,
         allow_open: bool | None = None,
-        **options: Any,
+        **options: Unpack[SubscriberOptions],
     ) -> None:
         url = redis_url or os.environ.get("BROADCACHE_REDIS_URL")
         if not url:
@@ -83,33 +105,31 @@ class CacheInvalidationMixin:
 
     @overload
     async def get_or_load(
-        self,
-        key: str,
-        loader: Callable[[], Awaitable[T]],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: float | None = None,
+        self, key: str, loader: AsyncLoader[Loaded[T]], *, tags: Names = (), ttl_seconds: Ttl = None
     ) -> T: ...
     @overload
     async def get_or_load(
-        self, key: str, loader: Callable[[], T], *, tags: Iterable[str] = (), ttl_seconds: float | None = None
+        self, key: str, loader: AsyncLoader[T], *, tags: Names = (), ttl_seconds: Ttl = None
     ) -> T: ...
-    @final
+    @overload
     async def get_or_load(
-        self,
-        key: str,
-        loader: Callable[[], Any],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: float | None = None,
-    ) -> Any:
+        self, key: str, loader: Loader[Loaded[T]], *, tags: Names = (), ttl_seconds: Ttl = None
+    ) -> T: ...
+    @overload
+    async def get_or_load(self, key: str, loader: Loader[T], *, tags: Names = (), ttl_seconds: Ttl = None) -> T: ...
+    @final
+    async def get_or_load(self, key: str, loader: Loader[Any], *, tags: Names = (), ttl_seconds: Ttl = None) -> Any:
         """`LocalCache.get_or_load` of this object's cache."""
         return await self.cache.get_or_load(key, loader, tags=tags, ttl_seconds=ttl_seconds)
 
-    @final
+    @overload
     def get_or_load_sync(
-        self, key: str, loader: Callable[[], T], *, tags: Iterable[str] = (), ttl_seconds: float | None = None
-    ) -> T:
+        self, key: str, loader: Loader[Loaded[T]], *, tags: Names = (), ttl_seconds: Ttl = None
+    ) -> T: ...
+    @overload
+    def get_or_load_sync(self, key: str, loader: Loader[T], *, tags: Names = (), ttl_seconds: Ttl = None) -> T: ...
+    @final
+    def get_or_load_sync(self, key: str, loader: Loader[Any], *, tags: Names = (), ttl_seconds: Ttl = None) -> Any:
         """`LocalCache.get_or_load_sync` of this object's cache."""
         return self.cache.get_or_load_sync(key, loader, tags=tags, ttl_seconds=ttl_seconds)
 

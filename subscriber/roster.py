@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
+from weakref import ref
 
 from ..shared.clock import Clock
 from ..shared.errors import InvalidSettings
@@ -44,7 +45,9 @@ class Roster:
         clock: Clock,
         uniform: Callable[[], float],
         on_change: Callable[[], None],
+        subscriber: object,
     ) -> None:
+        self._subscriber = ref(subscriber)
         self.sequencers: dict[str, Sequencer] = {}
         self.followers: dict[str, Follower] = {}
         self.past: Counter[str] = Counter()
@@ -95,11 +98,14 @@ class Roster:
         else:
             sequencer.caches = (*sequencer.caches, cache)
         cache.upkeep.on_bypass = partial(_log.warning, _NOT_STARTED, namespace)
+        cache.upkeep.home = (self._subscriber, namespace)
         return self._follow(sequencer, replica_id)
 
     def remove(self, namespace: str) -> str | None:
         """Remove a namespace; return the key of its link if no other namespace uses it, and its follower is removed."""
         sequencer = self.sequencers.pop(namespace)
+        for cache in sequencer.caches:
+            cache.upkeep.home = None
         self.past.update(sequencer.counts)
         key = self.link_key(namespace)
         follower = self.followers[key]
@@ -149,6 +155,9 @@ class Roster:
     def follow_as(self, replica_id: str) -> None:
         """Have new followers, for a new event loop, which follow under this id."""
         self.followers = {key: follower.again(replica_id) for key, follower in self.followers.items()}
+        for namespace, sequencer in self.sequencers.items():
+            for cache in sequencer.caches:
+                cache.upkeep.home = (self._subscriber, namespace)
 
     def start_over(self, replica_id: str) -> None:
         """Forget all positions and counters, in a forked child: its caches have dropped everything."""

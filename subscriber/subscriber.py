@@ -90,7 +90,7 @@ class Subscriber(Closing):
         self._on_state = on_state
         self._reported_state: State = "closed"
         self._roster = Roster(
-            self._address, timing=self._timing, clock=clock, uniform=uniform, on_change=self._on_change
+            self._address, timing=self._timing, clock=clock, uniform=uniform, on_change=self._on_change, subscriber=self
         )
         self._posted = Posted(lambda: self.replica_id, lambda: self.state)
         for namespace, of_namespace in caches.items():

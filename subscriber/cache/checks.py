@@ -1,8 +1,9 @@
 """Checks of what a user hands to a cache: keys, tags, lifetimes, settings."""
 
 import gc
+import logging
 import math
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from datetime import timedelta
 from numbers import Real
 from typing import Any, Final, Protocol, TypeAlias
@@ -14,7 +15,9 @@ from ...shared.errors import InvalidName, InvalidSettings, InvalidTarget
 from ...shared.invalidation import KEY_BYTES_MAX, TAG_BYTES_MAX, check_text
 
 __all__ = [
+    "Names",
     "Seconds",
+    "Ttl",
     "check_settings",
     "checked_key",
     "checked_tags",
@@ -22,10 +25,24 @@ __all__ = [
     "claim_mapping",
     "exact",
     "seconds_of",
+    "warn_of_unnameable",
     "why_unnameable",
 ]
 
+_log = logging.getLogger("broadcache.subscriber")
+
 Seconds: TypeAlias = float | timedelta
+Ttl: TypeAlias = Seconds | None
+
+
+class _Several(Protocol):
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+
+# Anything that yields strings, but not one string, whose `__contains__` takes only strings.
+Names: TypeAlias = _Several | Iterator[str]
 
 
 class _Wrapping(Protocol):
@@ -76,19 +93,18 @@ def checked_key(key: str) -> str:
     return exact(key)
 
 
-def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+def checked_tags(tags: Names) -> tuple[str, ...]:
     """Return tags as exact strings. Raises: InvalidName."""
     if isinstance(tags, str):
         raise InvalidName(f"expected tags as a tuple or list of strings, got the string {tags!r}; write ({tags!r},)")
-    if not tags:
-        return ()
-    tags = tuple(tags)
-    for tag in tags:
-        if not isinstance(tag, str):
+    names: tuple[Any, ...] = tuple(tags)
+    for name in names:
+        if not isinstance(name, str):
             raise InvalidName(
-                f"expected strings as tags, got {type(tag).__name__}: {tag!r:.100}; invalidations name tags as strings"
+                f"expected strings as tags, got {type(name).__name__}: {name!r:.100}; invalidations name tags as "
+                "strings"
             )
-    return tuple(map(exact, tags))
+    return tuple(map(exact, names))
 
 
 def why_unnameable(key: str, tags: Iterable[str]) -> str | None:
@@ -103,6 +119,16 @@ def why_unnameable(key: str, tags: Iterable[str]) -> str | None:
     except InvalidTarget as error:
         return str(error)
     return None
+
+
+def warn_of_unnameable(why: str) -> None:
+    """Log once for each cache why a value was not stored."""
+    _log.warning(
+        "a local cache did not store a value, because no invalidation could name it: %s. Its caller received the "
+        "value, and each read loads it again: shorten the key or tag, e.g. to a hash. Further values are only counted, "
+        "in stats().unnameable_fills",
+        why,
+    )
 
 
 def checked_ttl(ttl_seconds: Seconds | None) -> float | None:

@@ -18,6 +18,7 @@ from .mapping.renewal import Storeless, renewed
 from .mapping_errors import MappingErrors
 from .recent import History
 from .token import LoadToken
+from .upkeep import Upkeep
 
 __all__ = ["FollowedCache", "WhenIncoherent"]
 
@@ -25,34 +26,10 @@ WhenIncoherent: TypeAlias = Literal["bypass", "serve"]
 
 _log = logging.getLogger("broadcache.subscriber")
 
+_CLEARED: Final = "mapping failed"
 _SWEEP_SLICE_ENTRIES: Final = 32
 _RETRY_SECONDS: Final = 1.0
 """How long after a failed removal the sweep tries to remove the entry again."""
-
-
-def _warn_of_no_subscriber() -> None:
-    _log.warning(
-        "a LocalCache is bypassed, every read goes to the source (with when_incoherent='serve' it serves what no "
-        "publisher can invalidate): no subscriber was ever started for it; expected "
-        "Subscriber(url, caches={'products': cache}), entered before the first read"
-    )
-
-
-class Upkeep:
-    """Whether invalidations arrive at a cache, and what a bypassed read calls, once, while no subscriber runs.
-
-    Shape:  `has_left` is whether its subscriber has left in order, or this process is a forked child in which it has
-            not started: no publisher expects it. `is_listed_as_bypass` is whether publishers have been told that it
-            serves nothing once it is cut off. In both cases `when_incoherent="serve"` has no effect.
-    """
-
-    __slots__ = ("has_left", "is_connected", "is_listed_as_bypass", "on_bypass")
-
-    def __init__(self) -> None:
-        self.has_left: bool = False
-        self.is_connected: bool = False
-        self.is_listed_as_bypass: bool = False
-        self.on_bypass: Callable[[], None] | None = _warn_of_no_subscriber
 
 
 class FollowedCache(Inspection):
@@ -72,6 +49,7 @@ class FollowedCache(Inspection):
         max_staleness_seconds: float,
         when_incoherent: WhenIncoherent,
         clock: Clock,
+        on_invalidated: Callable[[Invalidation], object] | None,
     ) -> None:
         self.max_staleness_seconds: Final = max_staleness_seconds
         self._clock = clock
@@ -89,7 +67,7 @@ class FollowedCache(Inspection):
         self._issued = 1
         self._stamp = 1
         self._coherent_as_of = -math.inf
-        self.upkeep: Final = Upkeep()  # for its subscriber
+        self.upkeep: Final = Upkeep(on_invalidated)  # for its subscriber
         # A hit may be served until the first, and needs no further check until the second: see _refresh.
         self._serve_until = -math.inf
         self._fast_until = -math.inf
@@ -98,6 +76,9 @@ class FollowedCache(Inspection):
         self._applied_keys = 0
         self._clears: Counter[str] = Counter()
         self.when_incoherent = when_incoherent
+        if on_invalidated is not None:
+            # In this object only, so that it costs other caches nothing.
+            setattr(self, "apply_invalidation", self._apply_and_report)  # noqa: B010
 
     # --- applying -----------------------------------------------------------------------------------------------------
 
@@ -115,7 +96,7 @@ class FollowedCache(Inspection):
             case Prefixes(names):
                 invalidation = Invalidation(prefixes=names)
             case Everything():
-                invalidation = Invalidation(everything=True)
+                invalidation = Invalidation(everything=True, reason=reason)
             case _:
                 raise InvalidTarget(
                     f"expected Keys, Tags, Prefixes or Everything, got {type(target).__name__}; "
@@ -159,6 +140,13 @@ class FollowedCache(Inspection):
             finally:
                 # Last: a hit that sees the old stamp on both sides of its lookup counts as read before all this.
                 self._issued = self._stamp = self._issued + 1
+
+    def _apply_and_report(self, invalidation: Invalidation, *, reason: str = "invalidation") -> None:
+        clears = self._clears[_CLEARED]
+        type(self).apply_invalidation(self, invalidation, reason=reason)
+        if self._clears[_CLEARED] != clears:
+            invalidation = Invalidation(everything=True, namespace=invalidation.namespace, reason=_CLEARED)
+        self.upkeep.report_invalidated(invalidation)
 
     def apply_counted(self, invalidation: Invalidation, *, reason: str = "invalidation") -> int:
         """Apply an invalidation; return how many entries it removed at once or, for everything, how many existed."""
@@ -221,7 +209,7 @@ class FollowedCache(Inspection):
             self._history.restart(stamp)
             self._entries.kill_older(stamp)
         self._refresh()
-        self._clears["mapping failed"] += 1
+        self._clears[_CLEARED] += 1
         if isinstance(error, Exception):
             self._entries.errors.report(error, "applying an invalidation: the cache was cleared")
 

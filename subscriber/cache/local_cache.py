@@ -1,11 +1,10 @@
 """LocalCache: a mapping that applies invalidations, and never serves an entry that one has dropped."""
 
-import logging
 import math
 import random
 from abc import ABCMeta
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Final, NoReturn, TypeVar, cast, overload
 
 from cachetools import Cache
@@ -16,20 +15,27 @@ from ...shared.invalidation import Everything, Invalidation, Target, invalidatio
 from ...shared.process.copying import refuse_copy
 from ...shared.process.forks import in_forked_child
 from .checks import (
+    Names,
     Seconds,
+    Ttl,
     check_settings,
     checked_key,
     checked_tags,
     checked_ttl,
     claim_mapping,
     seconds_of,
+    warn_of_unnameable,
     why_unnameable,
 )
+from .decorating.decorator import DecoratingCache
 from .entries import Count
 from .followed_cache import FollowedCache, WhenIncoherent
-from .loads import Loads
+from .loading.loaded import AsyncLoader, Loaded, Loader
+from .loading.loads import LoadOptions
+from .loading.reading import ManyReads
+from .loading.refresh import RefreshedLoads
 from .mapping.reads import TOUCHES_MAX
-from .mapping.views import LiveMapping
+from .mapping.views import LiveMapping, V
 from .mapping_errors import is_refusal
 from .stats import CacheStats
 from .token import LoadToken
@@ -38,13 +44,11 @@ __all__ = ["LocalCache"]
 
 T = TypeVar("T")
 
-_log = logging.getLogger("broadcache.subscriber")
-
 _MISSING: Final = object()
 _STORE_SWEEP_ENTRIES: Final = 4
 
 
-class LocalCache(FollowedCache, LiveMapping):
+class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
     """A mapping that serves an entry only while no invalidation has named it, and while invalidations arrive.
 
     It takes over an empty `TTLCache` (or any other mutable mapping), which no other code may write to from then on.
@@ -55,10 +59,14 @@ class LocalCache(FollowedCache, LiveMapping):
     value that could not be stored or read is a miss; an entry that could not be removed is never served. Such errors
     are logged once, and counted.
 
+    Shape:  `V` is the type of the values that reads return, as in `products: LocalCache[Product] = LocalCache(…)`;
+            without it, reads return Any. With `finish_loads`, a load goes on when its last caller has left.
+            `on_invalidated` is called with each invalidation after it was applied, in any thread; it must not block.
     Units:  `max_staleness_seconds` bounds how long after an invalidation was accepted a read may still be served the
             old value. `ttl_jitter` is the largest share of an entry's lifetime that is randomly cut off, from 0 to 1.
-            `negative_ttl_seconds` is how long the value None is kept; without it None is never stored. Each duration
-            may be a timedelta instead of a number of seconds.
+            `negative_ttl_seconds` is how long the value None is kept; without it None is never stored.
+            `refresh_after_seconds` is the age from which a hit is served and loaded again in the background.
+            `load_timeout_seconds` limits asynchronous loads. Each duration may be a timedelta.
     Raises: InvalidSettings.
     """
 
@@ -70,17 +78,29 @@ class LocalCache(FollowedCache, LiveMapping):
         when_incoherent: WhenIncoherent = "bypass",
         ttl_jitter: float = 0.0,
         negative_ttl_seconds: Seconds | None = None,
+        refresh_after_seconds: Seconds | None = None,
+        finish_loads: bool = False,
+        load_timeout_seconds: Seconds | None = None,
+        on_invalidated: Callable[[Invalidation], object] | None = None,
         clock: Clock = monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         if isinstance(mapping, LocalCache):
             raise InvalidSettings("expected a plain mapping such as TTLCache, got a LocalCache; use it as it is")
         max_staleness, negative_ttl = check_settings(mapping, max_staleness_seconds, ttl_jitter, negative_ttl_seconds)
-        super().__init__(mapping, max_staleness_seconds=max_staleness, when_incoherent=when_incoherent, clock=clock)
+        super().__init__(
+            mapping,
+            max_staleness_seconds=max_staleness,
+            when_incoherent=when_incoherent,
+            clock=clock,
+            on_invalidated=on_invalidated,
+        )
         self._ttl_jitter = ttl_jitter
         self._negative_ttl_seconds = negative_ttl
         self._uniform = uniform
-        self._loads = Loads(self, self._lock, self._reread)
+        options = LoadOptions.checked(finish_loads, load_timeout_seconds, refresh_after_seconds)
+        self._loads = RefreshedLoads(self, self._lock, self._reread, self._discard, options)
+        self._reads.is_lock_free &= not self._loads.refreshes  # each hit looks at the age of its entry
         # A 31st attribute of this object, those of FollowedCache included, would be a good part of what a hit costs:
         # CPython keeps no more than 30 where it finds them fastest.
         self._misses = self._bypassed = 0
@@ -91,17 +111,21 @@ class LocalCache(FollowedCache, LiveMapping):
     def _start_over(self) -> None:
         super()._start_over()
         self._loads.start_over(self._lock)
+        self._reads.is_lock_free &= not self._loads.refreshes
         self._misses = self._bypassed = 0
         self._not_stored = Counter()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
+    @overload
+    def get(self, key: str, default: None = None) -> V | None: ...
+    @overload
+    def get(self, key: str, default: V | T) -> V | T: ...
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value stored under `key`, or `default` when no value may be served."""
         # The hit path. One clock reading answers four questions: is the cache coherent, is no sweep under way, has no
-        # entry reached an expiry of its own, nor that of the mapping. If the stamp is the same before and after the
-        # lookup, no other thread has applied an invalidation meanwhile. `get_or_load` and `get_or_load_sync` have a
-        # copy each: calling this method would be a good part of their hits.
+        # entry reached an expiry of its own, nor that of the mapping. If the stamp stays the same, no other thread has
+        # applied an invalidation meanwhile. `get_or_load` and its twin have a copy each: a call would cost their hits.
         stamp = self._stamp
         clock = self._clock  # in a line of its own: CPython is slow to find an attribute that it takes for a method
         if clock() < self._fast_until:
@@ -154,38 +178,27 @@ class LocalCache(FollowedCache, LiveMapping):
 
     @overload
     async def get_or_load(
-        self,
-        key: str,
-        loader: Callable[[], Awaitable[T]],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: Seconds | None = None,
+        self, key: str, loader: AsyncLoader[Loaded[T]], *, tags: Names = (), ttl_seconds: Ttl = None
     ) -> T: ...
     @overload
     async def get_or_load(
-        self,
-        key: str,
-        loader: Callable[[], T],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: Seconds | None = None,
+        self, key: str, loader: AsyncLoader[T], *, tags: Names = (), ttl_seconds: Ttl = None
     ) -> T: ...
+    @overload
     async def get_or_load(
-        self,
-        key: str,
-        loader: Callable[[], Any],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: Seconds | None = None,
-    ) -> Any:
+        self, key: str, loader: Loader[Loaded[T]], *, tags: Names = (), ttl_seconds: Ttl = None
+    ) -> T: ...
+    @overload
+    async def get_or_load(self, key: str, loader: Loader[T], *, tags: Names = (), ttl_seconds: Ttl = None) -> T: ...
+    async def get_or_load(self, key: str, loader: Loader[Any], *, tags: Names = (), ttl_seconds: Ttl = None) -> Any:
         """Return the value stored under `key`, or else the loader's value, which is then stored if it may be.
 
         Callers that miss at the same time share one call of the loader. Cancelling one of them does not affect the
         others; an exception reaches all of them and is not stored. A value whose load began before an invalidation of
         its key, its tags, its prefix or everything is returned, and not stored; a later caller starts a new load.
 
-        Shape:  `loader` has no arguments and returns the value, or an awaitable of it. None is stored only with
-                `negative_ttl_seconds`.
+        Shape:  `loader` has no arguments and returns the value, or an awaitable of it; or `Loaded`, with the tags and
+                lifetime that only the source knows. None is stored only with `negative_ttl_seconds`.
         Units:  `ttl_seconds`, a number or a timedelta, shortens the entry's lifetime; it cannot outlive the mapping's
                 own.
         Raises: whatever the loader raises. A caller that shares the load of another one raises a copy. InvalidName
@@ -207,17 +220,18 @@ class LocalCache(FollowedCache, LiveMapping):
                     return value
         value = self._get_checked(key, _MISSING)
         if value is not _MISSING:
+            if self._loads.refreshes and self._loads.due((key,)):
+                self._loads.refresh(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
             return value
         return await self._loads.load(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
 
+    @overload
     def get_or_load_sync(
-        self,
-        key: str,
-        loader: Callable[[], T],
-        *,
-        tags: Iterable[str] = (),
-        ttl_seconds: Seconds | None = None,
-    ) -> T:
+        self, key: str, loader: Loader[Loaded[T]], *, tags: Names = (), ttl_seconds: Ttl = None
+    ) -> T: ...
+    @overload
+    def get_or_load_sync(self, key: str, loader: Loader[T], *, tags: Names = (), ttl_seconds: Ttl = None) -> T: ...
+    def get_or_load_sync(self, key: str, loader: Loader[Any], *, tags: Names = (), ttl_seconds: Ttl = None) -> Any:
         """Return the value stored under `key`, or else that of a loader that blocks. Call it from any thread.
 
         Misses in other threads wait for the same load. Raises: whatever the loader raises.
@@ -226,7 +240,7 @@ class LocalCache(FollowedCache, LiveMapping):
         clock = self._clock
         if clock() < self._fast_until:
             try:
-                value: T = self._source[key]
+                value = self._source[key]
             except Exception:  # noqa: BLE001, S110  (a miss, or what _get_checked handles)
                 pass
             else:
@@ -238,9 +252,10 @@ class LocalCache(FollowedCache, LiveMapping):
                     return value
         value = self._get_checked(key, _MISSING)
         if value is not _MISSING:
+            if self._loads.refreshes and self._loads.due((key,)):
+                self._loads.refresh_sync(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
             return value
-        key, tags = checked_key(key), checked_tags(tags)
-        return cast("T", self._loads.load_sync(key, loader, tags, checked_ttl(ttl_seconds)))
+        return self._loads.load_sync(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
 
     # --- filling ------------------------------------------------------------------------------------------------------
 
@@ -248,9 +263,7 @@ class LocalCache(FollowedCache, LiveMapping):
         """Return a token. Call this before the source is read. Raises: InvalidName when `key` is not a string."""
         return LoadToken(checked_key(key), self._stamp, self._clock())
 
-    def store(
-        self, token: LoadToken, value: Any, *, tags: Iterable[str] = (), ttl_seconds: Seconds | None = None
-    ) -> bool:
+    def store(self, token: LoadToken, value: V | None, *, tags: Names = (), ttl_seconds: Ttl = None) -> bool:
         """Store the source's value, unless an invalidation since the token was made concerns it.
 
         Returns: whether it was stored. Also not stored: None without `negative_ttl_seconds`, a value that the mapping
@@ -258,13 +271,12 @@ class LocalCache(FollowedCache, LiveMapping):
                  name. An older value is dropped even so.
         Raises:  InvalidName, InvalidSettings.
         """
-        tags = checked_tags(tags)
-        ttl_seconds = checked_ttl(ttl_seconds)
+        names, seconds = checked_tags(tags), checked_ttl(ttl_seconds)
         with self._lock:
-            if self.is_void(token, tags):
+            if self.is_void(token, names):
                 self._not_stored["voided"] += 1
                 return False
-            return self._put(token, value, tags, ttl_seconds)
+            return self._put(token, value, names, seconds)
 
     def _put(self, token: LoadToken, value: Any, tags: tuple[str, ...], ttl_seconds: float | None) -> bool:
         if value is None:
@@ -274,7 +286,9 @@ class LocalCache(FollowedCache, LiveMapping):
             ttl_seconds = min(self._negative_ttl_seconds, math.inf if ttl_seconds is None else ttl_seconds)
         if (why := why_unnameable(token.key, tags)) is not None:
             self._discard(token.key)
-            self._count_unnameable(why)
+            self._not_stored["unnameable"] += 1
+            if self._not_stored["unnameable"] == 1:
+                warn_of_unnameable(why)
             return False
         if self._touches:
             self._settle()  # before the mapping evicts
@@ -306,16 +320,6 @@ class LocalCache(FollowedCache, LiveMapping):
         finally:
             self._refresh()
         return True
-
-    def _count_unnameable(self, why: str) -> None:
-        self._not_stored["unnameable"] += 1
-        if self._not_stored["unnameable"] == 1:
-            _log.warning(
-                "a local cache did not store a value, because no invalidation could name it: %s. Its caller received "
-                "the value, and each read loads it again: shorten the key or tag, e.g. to a hash. Further values are "
-                "only counted, in stats().unnameable_fills",
-                why,
-            )
 
     def _discard(self, key: str) -> None:
         try:
@@ -385,13 +389,13 @@ class LocalCache(FollowedCache, LiveMapping):
 
     # --- the mapping protocol, over the entries that a read would return ----------------------------------------------
 
-    def __getitem__(self, key: str) -> Any:
-        value = self.get(key, _MISSING)
+    def __getitem__(self, key: str) -> V:
+        value: Any = self.get(key, _MISSING)
         if value is _MISSING:
             raise KeyError(checked_key(key))
-        return value
+        return cast("V", value)
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: V) -> None:
         """Store a value by hand. Loads of this key that are under way are void: they may have read an older value."""
         with self._lock:
             self.apply_invalidation(Invalidation(keys=(checked_key(key),)))
@@ -400,6 +404,10 @@ class LocalCache(FollowedCache, LiveMapping):
     def __delitem__(self, key: str) -> None:
         self.pop(key)
 
+    @overload
+    def pop(self, key: str, /) -> V: ...
+    @overload
+    def pop(self, key: str, /, default: V | T) -> V | T: ...
     def pop(self, key: str, /, default: Any = _MISSING) -> Any:
         """Drop `key`, and return the value that a read would have returned, else `default`.
 

@@ -50,7 +50,7 @@ from broadcache.shared import (
 from broadcache.shared.invalidation import invalidation_of
 from broadcache.shared.transport.redis.names import names_of
 from broadcache.shared.wire import decode, encode, encode_tails, encode_unsequenced, parts_of
-from broadcache.subscriber import LoadToken, LocalCache, Subscriber
+from broadcache.subscriber import Loaded, LoadToken, LocalCache, Subscriber
 from broadcache.subscriber.following import follower as follower_module
 from broadcache.subscriber.following import log_reader
 from broadcache.subscriber.following.sequencer import Sequencer
@@ -116,6 +116,11 @@ class Oracle:
     def void_now(self, versions: dict[str, int]) -> None:
         for key, version in versions.items():
             self.oldest[key] = max(self.oldest[key], version)
+
+    def oldest_now(self, key: str) -> int:
+        """The version that a read which begins now may return at the oldest."""
+        self.check(key, self.versions[key])
+        return self.oldest[key]
 
     def check(self, key: str, version: int, *, max_staleness_seconds: float = MAX_STALENESS_SECONDS) -> None:
         accepted = self._accepted[key]
@@ -217,6 +222,9 @@ class Replica:
         logging.getLogger("broadcache").addHandler(self.own_errors)
         self.loads: list[Load] = []
         self.own: list[asyncio.Task[Any]] = []
+        self.reading: list[asyncio.Task[None]] = []
+        self.gates: list[asyncio.Future[None]] = []
+        self.broken: list[str] = []
         self.own_parts: dict[str, list[Invalidation]] = {namespace: [] for namespace in NAMESPACES}
         self.names = itertools.count(1)
         # Whether everything that was missed can be learned from the log, so that nothing has to be cleared.
@@ -255,7 +263,7 @@ class Replica:
 
     def close(self) -> None:
         closing = self.loop.create_task(self.subscriber.close())
-        for task in self.own:
+        for task in (*self.own, *self.reading):
             task.cancel()
         self.loop.turn()
         # No server answers any more: it stops trying to deregister.
@@ -399,8 +407,49 @@ class Replica:
         for number in range(4 * len(TAGS_OF_KEY)):
             self.fill(number)
 
+    def load(self, number: int) -> None:
+        """Callers load a key, or all keys, with a loader that reads the source now and returns the tags later."""
+        namespace = self._namespace(number)
+        keys = [self._key(number)] if number % 3 else list(TAGS_OF_KEY)
+        for cache in self.caches[namespace]:
+            self.reading.append(self.loop.create_task(self._load(self.oracles[namespace], cache, keys)))
+        self.loop.turn()
+
+    def answer_load(self, number: int) -> None:
+        """The source answers one of the loaders, or all of them."""
+        for _ in range(len(self.gates) if number % 2 else min(1, len(self.gates))):
+            gate = self.gates.pop(number % len(self.gates))
+            if not gate.done():
+                gate.set_result(None)
+        self.loop.turn()
+
+    async def _load(self, oracle: Oracle, cache: LocalCache, keys: list[str]) -> None:
+        async def rows(missing: list[str]) -> dict[str, Loaded[int]]:
+            versions = {key: oracle.versions[key] for key in missing}
+            gate = self.loop.create_future()
+            self.gates.append(gate)
+            await gate
+            return {key: Loaded(version, tags=TAGS_OF_KEY[key]) for key, version in versions.items()}
+
+        async def row() -> Loaded[int]:
+            return (await rows(keys))[keys[0]]
+
+        oldest = {key: oracle.oldest_now(key) for key in keys}
+        with contextlib.suppress(MappingBroken):
+            if len(keys) > 1:
+                found: dict[str, int] = await cache.get_or_load_many(keys, rows)
+            else:
+                found = {keys[0]: await cache.get_or_load(keys[0], row)}
+            self.broken += [
+                f"expected version {oldest[key]} of {key} or a newer one for a caller, got {version}"
+                for key, version in found.items()
+                if version < oldest[key]
+            ]
+
     def check_reads(self) -> int:
         """Read every key of every cache; return how many reads were served. Raises: PromiseBroken."""
+        if self.broken:
+            raise PromiseBroken(self.broken[0])
         hits = 0
         for namespace, caches in self.caches.items():
             for cache, key in itertools.product(caches, TAGS_OF_KEY):
@@ -891,6 +940,8 @@ ALWAYS = {
 HARMLESS = (
     "begin",
     "store",
+    "load",
+    "answer_load",
     "stall",
     "turn_a_little",
     "answer_late",

@@ -19,6 +19,9 @@ from broadcache.shared.transport.redis.link import Link
 from broadcache.shared.transport.redis.log import Entry, Heads, Identity
 from broadcache.shared.wire import decode
 from broadcache.subscriber import LocalCache
+from broadcache.subscriber.cache.loading.load import Load
+from broadcache.subscriber.cache.loading.loads import Loads
+from broadcache.subscriber.cache.loading.many import LoadsOfMany
 from broadcache.subscriber.following import follower as follower_module
 from broadcache.subscriber.following import log_reader as log_reader_module
 from broadcache.subscriber.following.follower import Follower
@@ -336,6 +339,30 @@ def a_load_outlives_what_it_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalCache, "is_void", lambda *_: False)
 
 
+def a_load_of_many_outlives_what_it_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_many = LoadsOfMany._fill_many
+
+    def fill_late(loads: LoadsOfMany, batch: Load, loaded: Any) -> dict[str, Any]:
+        for part in batch.parts:
+            part.token = loads._cache.begin_load(part.token.key)
+        return fill_many(loads, batch, loaded)
+
+    monkeypatch.setattr(LoadsOfMany, "_fill_many", fill_late)
+
+
+def the_tags_of_a_loaded_value_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loads, "_fill", _fill_without_tags)
+
+
+def _fill_without_tags(loads: Any, load: Load, value: Any) -> Any:
+    loads._cache.store(load.token, value.value)
+    return value.value
+
+
+def callers_take_the_value_of_a_load_whose_tags_they_did_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loads, "_is_no_result", lambda *_, **__: False)
+
+
 def what_a_mapping_raises_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalCache, "_clear_after", lambda *_: None, raising=False)
 
@@ -395,6 +422,9 @@ MUTANTS: dict[Mutant, tuple[str, ...] | None] = {
     a_lost_link_goes_unnoticed: ("cut",),
     a_lease_has_no_end: ("black_hole",),
     a_load_outlives_what_it_missed: ("begin", "store"),
+    a_load_of_many_outlives_what_it_missed: ("load", "answer_load"),
+    the_tags_of_a_loaded_value_are_dropped: ("load", "answer_load"),
+    callers_take_the_value_of_a_load_whose_tags_they_did_not_know: ("load", "answer_load", "publish_own"),
     nothing_is_ever_served: (),
     what_a_mapping_raises_is_passed_over: ("break_mapping",),
     what_a_mapping_raises_ends_the_apply: ("break_mapping",),

@@ -428,6 +428,9 @@ NEVER_MISSED = {
     "opentelemetry",  # used where the service has loaded it
 }
 
+ONLY_FOR_TYPES = {"typing_extensions"}
+"""Type checkers know it without the package, and nothing imports it when the program runs."""
+
 CHECKED_BY = {
     # Types of the one are used without the package; who calls an address is the other.
     f"{PROJECT}.publisher.fanout.exchange": f"{PROJECT}.publisher.fanout.broadcaster",
@@ -437,6 +440,7 @@ CHECKED_BY = {
 def test_each_imported_package_is_in_the_base_install_or_in_the_extra_that_is_named_for_it(wheel_python: Path) -> None:
     graph = grimp.build_graph(PROJECT, include_external_packages=True, cache_dir=None)
     imported = {module for module in graph.modules if module.split(".")[0] != PROJECT} - sys.stdlib_module_names
+    imported -= ONLY_FOR_TYPES
     base = _modules_of(distributions_of(wheel_python))
     assert imported - base == EXTRA_OF_MODULE.keys()
     for module, extra in EXTRA_OF_MODULE.items():

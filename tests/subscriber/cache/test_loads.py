@@ -16,7 +16,8 @@ from tests.support.fake_clock import FakeClock
 
 from broadcache.shared import Everything, InvalidLoader, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import LoadToken, LocalCache
-from broadcache.subscriber.cache import loads as loads_module
+from broadcache.subscriber.cache.loading import loads as loads_module
+from broadcache.subscriber.cache.loading.load import Load, within
 
 pytestmark = pytest.mark.anyio
 
@@ -461,7 +462,7 @@ async def test_blocking_loaders_that_need_each_other_in_two_threads_do_not_wait_
     cache, other_cache = coherent_cache(), coherent_cache()
     both_begun = threading.Barrier(2)
     both_looked = threading.Barrier(2)
-    look = loads_module._Load.leads_to
+    look = Load.leads_to
 
     def look_together(self: Any, loads: Any) -> bool:
         found = look(self, loads)
@@ -478,7 +479,7 @@ async def test_blocking_loaders_that_need_each_other_in_two_threads_do_not_wait_
         both_begun.wait(DEADLINE_SECONDS)
         return "b" + cache.get_or_load_sync("a", lambda: "(a)")
 
-    monkeypatch.setattr(loads_module._Load, "leads_to", look_together)
+    monkeypatch.setattr(Load, "leads_to", look_together)
     one = in_thread(lambda: cache.get_or_load_sync("a", a))
     two = in_thread(lambda: other_cache.get_or_load_sync("b", b))
     both = asyncio.gather(asyncio.wrap_future(one), asyncio.wrap_future(two))
@@ -514,7 +515,7 @@ async def test_tasks_that_loaders_leave_behind_do_not_pile_up_what_has_finished(
     tasks: list[asyncio.Task[Any]] = []
 
     async def load_and_schedule_the_next(number: int) -> int:
-        depths.append(len(loads_module._within.get()))
+        depths.append(len(within.get()))
         if number < 20:
             tasks.append(asyncio.ensure_future(refresh(number + 1)))
         return number

@@ -483,7 +483,7 @@ def test_tags_that_no_invalidation_could_name_are_refused() -> None:
     cache = coherent_cache()
     wrong: Any = (42,)
     with pytest.raises(InvalidName, match="got the string 'catalogue'; write \\('catalogue',\\)"):
-        cache.store(cache.begin_load(KEY), 1, tags=TAG)
+        cache.store(cache.begin_load(KEY), 1, tags=TAG)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidName, match="expected strings as tags, got int: 42"):
         cache.store(cache.begin_load(KEY), 1, tags=wrong)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.support.waiting import until, wait_until
 
 from broadcache.subscriber import LocalCache
-from broadcache.subscriber.cache import loads as loads_module
+from broadcache.subscriber.cache.loading import loads as loads_module
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,1 @@
+"""The grammar of keys: templates whose values cannot be confused with each other."""
