@@ -138,7 +138,8 @@ def _call_of(credentials: Any) -> tuple[_Call, bool]:
 
         call = getattr(credentials, "get_credentials_async", None)
         # The provider's own one only calls the other, in the event loop and with a warning.
-        if call is not None and getattr(call, "__func__", None) is not CredentialProvider.get_credentials_async:
+        base_call = getattr(CredentialProvider, "get_credentials_async", None)  # none before redis-py 5.3
+        if call is not None and getattr(call, "__func__", None) is not base_call:
             return call, True
         return credentials.get_credentials, False
     is_async = inspect.iscoroutinefunction(credentials) or inspect.iscoroutinefunction(type(credentials).__call__)

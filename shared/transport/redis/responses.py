@@ -9,7 +9,6 @@ exposes its stream, the library reads and writes.
 
 import asyncio
 import contextlib
-import math
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -268,8 +267,13 @@ class _ByLibrary:
                 feed_data(data)
 
             stream.feed_data = count_and_feed  # type: ignore[method-assign]
-        parser: Any = connection._get_parser()
-        parser.set_pubsub_push_handler(_as_tuple)
+        untyped: Any = connection
+        self._parser = parser = untyped._parser
+        parser.parse_error = _whole_error
+        if hasattr(parser, "set_pubsub_push_handler"):
+            parser.set_pubsub_push_handler(_as_tuple)
+        else:  # redis-py before 5.1
+            parser.set_push_handler(tuple)
         self._tasks = (
             asyncio.create_task(self._read(), name="broadcache link reader"),
             asyncio.create_task(self._write(), name="broadcache link writer"),
@@ -295,25 +299,25 @@ class _ByLibrary:
             self._on_lost("was lost while writing", error)
 
     async def _read(self) -> None:
-        from redis.exceptions import ResponseError
-
-        read_response = self._connection.read_response
+        # Not through the connection: whether it returns pushes, and how long it waits, depends on its version.
+        read_response = self._parser.read_response
         handled = 0
         try:
             while True:
-                try:
-                    response = await read_response(
-                        disable_decoding=True, timeout=math.inf, disconnect_on_error=False, push_request=True
-                    )
-                except ResponseError as error:
-                    # The library removes the first word of errors that it knows.
-                    response = Refused(f"{error.status_code} {error}" if error.status_code else str(error))
-                self._on_responses([response])
+                response = await read_response(disable_decoding=True, push_request=True)
+                self._on_responses([Refused(str(response)) if isinstance(response, Exception) else response])
                 handled += 1
                 if handled % _SLICE_RESPONSES == 0:
                     await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001  (any error ends the link, and becomes its reason)
             self._on_lost("was lost", error)
+
+
+def _whole_error(text: str) -> Exception:
+    """Return an error of the server with its first word: the library's parsers remove those that they know."""
+    from redis.exceptions import ResponseError
+
+    return ResponseError(text)
 
 
 async def _as_tuple(push: Sequence[Any]) -> tuple[Any, ...]:
