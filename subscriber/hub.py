@@ -17,6 +17,7 @@ from ..shared.telemetry.tracing import publishing
 from .cache.local_cache import LocalCache
 from .endpoint.access import Access
 from .following.applied import check_may_wait_for, published, published_sync
+from .following.follower import Follower
 from .following.sequencer import Sequencer
 from .following.settings import SubscriberOptions, options_from
 from .roster import Roster
@@ -93,6 +94,32 @@ class Hub(Closing):
         """
         return self._roster.sequencer(namespace).position
 
+    def stage(
+        self, new_follower: Callable[..., Follower], publish: Callable[[Invalidation], Receipt]
+    ) -> Callable[[], None]:
+        """Run, when entered, on followers of another kind, and publish by `publish`, until the result is called.
+
+        For `broadcache.testing`. Raises: InvalidSettings when running.
+        """
+        if self.is_running:
+            raise InvalidSettings(
+                "expected a subscriber that is not running, got one that is: enter the block first, and let the "
+                "application start within it"
+            )
+        restore_roster = self._roster.stage(new_follower, self.replica_id)
+        self._stand_in = publish
+
+        def restore() -> None:
+            if self.is_running:
+                raise InvalidSettings(
+                    "expected a subscriber that has ended, got one that is running at the end of its block: close it, "
+                    "or leave the application that runs it, within the block"
+                )
+            self._stand_in = None
+            restore_roster()
+
+        return restore
+
     # --- in a service -------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -153,6 +180,16 @@ class Hub(Closing):
         from .endpoint.fastapi import routes_of
 
         return routes_of(self._served(), self._access)
+
+    @property
+    @abstractmethod
+    def is_running(self) -> bool:
+        """Whether it has been entered, and has not ended, in this process."""
+
+    @property
+    @abstractmethod
+    def replica_id(self) -> str:
+        """The id of this replica."""
 
     @abstractmethod
     def _served(self) -> Any:

@@ -18,7 +18,7 @@ from ..shared.process.forks import at_exit, in_forked_child, keep_inherited
 from ..shared.process.loops import end_task, in_time, on_loop
 from ..shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
 from .cache.local_cache import LocalCache
-from .cache.owners import Owners
+from .cache.owners import owners as _owners
 from .cache.sweeper import Sweeper
 from .endpoint.access import Access
 from .endpoint.processes.own_socket import own_socket
@@ -36,7 +36,6 @@ _log = logging.getLogger("broadcache.subscriber")
 
 _EXIT_SECONDS_MAX: Final = 2.0
 _COUNTERS: Final = ("gaps", "echoes", "subscriptions", "lost")
-_owners: Final = Owners()
 
 
 class Subscriber(Hub):
@@ -178,7 +177,7 @@ class Subscriber(Hub):
 
         Raises: InvalidSettings, also when running; InvalidNamespace.
         """
-        if self._is_running:
+        if self.is_running:
             raise InvalidSettings(
                 "expected a subscriber that is not running, got one that is: `await attach(…)` instead"
             )
@@ -269,11 +268,12 @@ class Subscriber(Hub):
                 cache.leave()
 
     @property
-    def _is_running(self) -> bool:
+    def is_running(self) -> bool:
+        """Whether it has been entered, and has not ended, in this process."""
         return (self._main is not None and not self._main.done()) or self._thread is not None
 
     def _begin(self) -> None:
-        if self._is_running:
+        if self.is_running:
             raise InvalidSettings(
                 "expected a subscriber that is not running, got one that is: it was entered twice, or its close was "
                 "cancelled and has not ended yet; close it first, and wait until it has ended"
