@@ -19,7 +19,7 @@ from ..shared.invalidation import (
 from ..shared.receipt import Receipt
 from .memory_log import MemoryLog
 
-__all__ = ["RecordedReceipt", "RecordingPublisher"]
+__all__ = ["Closed", "RecordedReceipt", "RecordingPublisher"]
 
 
 class RecordedReceipt(Receipt, Coroutine[Any, Any, Receipt]):
@@ -43,20 +43,22 @@ class RecordedReceipt(Receipt, Coroutine[Any, Any, Receipt]):
         """Do nothing: there is nothing to close."""
 
 
-class _Closed(Coroutine[Any, Any, None]):
+class Closed(Coroutine[Any, Any, None]):
     """What `close` returns: it may be awaited, and need not."""
 
     def __await__(self) -> Generator[Any, Any, None]:
         yield from ()
 
     def send(self, value: object, /) -> NoReturn:
+        """End at once, as a coroutine that has nothing to wait for."""
         raise StopIteration
 
     def throw(self, kind: Any, value: Any = None, trace: Any = None, /) -> NoReturn:
+        """Raise what is thrown in."""
         raise kind if value is None else value
 
     def close(self) -> None:
-        pass
+        """Do nothing: there is nothing to close."""
 
 
 class RecordingPublisher:
@@ -110,10 +112,10 @@ class RecordingPublisher:
             receipt = receipt._replace(confirmation=Confirmation(replicas=()))
         return RecordedReceipt(*receipt)
 
-    def close(self, *, last_attempt_seconds: float = 1.0) -> Coroutine[Any, Any, None]:
+    def close(self, *, last_attempt_seconds: float = 1.0) -> Closed:
         """Publish no more. May be awaited, and need not. `published` stays."""
         self._is_closed = True
-        return _Closed()
+        return Closed()
 
     def __enter__(self) -> Self:
         self._is_closed = False

@@ -18,22 +18,25 @@ class StandIn(Follower):
         super().__init__(address, **options)
         self._on_add = on_add
         self.state = "coherent"
+        self._is_coherent.set()
 
     def add(self, sequencer: Sequencer) -> None:
         """Follow one more namespace, or one that has a new cache."""
+        state = self.state
         super().add(sequencer)
         self._on_add(sequencer)
-        self.state = "coherent"
+        if state == "coherent":
+            self._enter(state)
 
     def again(self, replica_id: str) -> "StandIn":
-        """Go on, in the next event loop: it belongs to none."""
+        """Go on in the next event loop."""
         self.state = "connecting"
+        self._is_coherent = asyncio.Event()  # an event belongs to one loop
         return self
 
     async def wait_coherent(self) -> None:
         """Wait until the subscriber's tasks have begun."""
-        while self.state != "coherent":
-            await asyncio.sleep(0)
+        await self._is_coherent.wait()
 
     async def follow_for_ever(self) -> NoReturn:
         """Wait to be cancelled."""
