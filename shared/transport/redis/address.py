@@ -12,6 +12,7 @@ from ...errors import InvalidSettings, LinkLost
 from .credentials import Credentials, Login, explained
 from .names import Names, Naming, check_prefix
 from .options import tls_context_of
+from .responses import usable_hiredis
 from .topology import AddressRemap, Cluster, FixedPrimary, Node, Nodes, Primaries, Sentinels, query, remap_of
 from .url import ServerURL, read_url
 
@@ -312,6 +313,7 @@ def _warn_of_sentinels_in_clear(label: str) -> None:
 
 
 def _automatisms_off() -> dict[str, Any]:
+    from redis._parsers import _AsyncRESP3Parser
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
@@ -324,6 +326,8 @@ def _automatisms_off() -> dict[str, Any]:
         "retry_on_timeout": False,
         "socket_timeout": None,  # the link's owner sets deadlines
     }
+    if usable_hiredis() is None:
+        arguments["parser_class"] = _AsyncRESP3Parser  # the library's own for hiredis, if there is one, knows no pushes
     try:
         from redis.maint_notifications import MaintNotificationsConfig
     except ImportError:  # redis-py before 7 has no such notifications

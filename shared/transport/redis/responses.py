@@ -27,6 +27,7 @@ __all__ = [
     "descriptor_of",
     "exchange_of",
     "packer_of",
+    "usable_hiredis",
 ]
 
 _SLICE_RESPONSES: Final = 128
@@ -73,16 +74,22 @@ def exchange_of(connection: "AbstractConnection", on_responses: OnResponses, on_
     """Return the fastest way to read and write a connection that has completed HELLO and is idle. It begins to read."""
     stream, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
     if isinstance(stream, asyncio.StreamReader) and isinstance(writer, asyncio.StreamWriter):
-        try:
-            import hiredis
-        except ImportError:
-            pass
-        else:
+        hiredis = usable_hiredis()
+        if hiredis is not None:
             reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH, replyError=Refused)
             taken_over = _TakenOver(reader, hiredis.PushNotification, on_responses, on_lost)
             taken_over.begin(stream, writer.transport)
             return taken_over
     return _ByLibrary(connection, on_responses, on_lost)
+
+
+def usable_hiredis() -> Any:
+    """Return the module hiredis if it is installed and tells pushes from replies (since 3.2), else None."""
+    try:
+        import hiredis
+    except ImportError:
+        return None
+    return hiredis if hasattr(hiredis, "PushNotification") else None
 
 
 def packer_of(connection: "AbstractConnection") -> Packer:
