@@ -104,8 +104,8 @@ class SyncPublisher:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else "open"
-        return f"<{type(self).__name__} at {self._publisher.label}, source {self.source!r}, {state}>"
+        publisher = repr(self._publisher).partition(" ")[2].removesuffix(">")
+        return f"<{type(self).__name__} {publisher}{', closed' if self._is_closed else ''}>"
 
     @property
     def source(self) -> str:

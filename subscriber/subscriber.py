@@ -16,6 +16,7 @@ from ..shared.errors import InvalidSettings
 from ..shared.invalidation import Everything, Invalidation, Target, invalidation_of
 from ..shared.process.forks import at_exit, in_forked_child, keep_inherited
 from ..shared.process.loops import end_task, in_time, on_loop
+from ..shared.telemetry.outages import shown
 from ..shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
 from .cache.local_cache import LocalCache
 from .cache.owners import owners as _owners
@@ -114,6 +115,10 @@ class Subscriber(Hub):
         self._exits_as = 0  # the process id for which an exit handler is registered
         self._restart_lock = threading.Lock()
         in_forked_child(self._start_over)
+
+    def __repr__(self) -> str:
+        caches = shown(list(self.sequencers)) if self.sequencers else "nothing"
+        return f"<{type(self).__name__} of {caches} at {self._address.label}, {self.state}>"
 
     # --- observing ----------------------------------------------------------------------------------------------------
 
