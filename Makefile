@@ -32,13 +32,15 @@ cover: $(SET_UP) ## Run the tests, and show which lines and branches they do not
 FLOOR := .venv-floor
 FLOOR_TESTS := $(addprefix tests/,shared/test_invalidation.py shared/test_wire.py shared/transport/redis/test_link.py \
 	$(addprefix shared/transport/redis/test_topology_,address.py credentials.py tls.py) \
-	subscriber/cache subscriber/endpoint subscriber/following subscriber/test_hub.py subscriber/test_mixin.py \
+	subscriber/cache $(patsubst tests/%,%,$(wildcard tests/subscriber/endpoint/*.py)) subscriber/following subscriber/test_hub.py subscriber/test_mixin.py \
 	publisher/test_sync_publisher.py publisher/publishing/test_publisher.py testing)
+# What only newer versions of cachetools do: the order of an LFUCache is kept by broadcache, and reads within a change.
+FLOOR_EXCEPT := -k 'not LFUCache and not touched_keys_that_are_gone and not other_code_has_broken and not within_a_change'
 # Old versions of other packages warn of newer ones.
 FLOOR_WARNINGS := -W 'ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning'
 
 floor: $(FLOOR)/.package ## Run some tests with the lowest versions that pyproject.toml allows (Python 3.11; ARGS as above)
-	@$(FLOOR)/bin/python -m pytest -n auto -p no:randomly $(FLOOR_WARNINGS) $(FLOOR_TESTS) $(ARGS)
+	@$(FLOOR)/bin/python -m pytest -n auto -p no:randomly $(FLOOR_WARNINGS) $(FLOOR_EXCEPT) $(FLOOR_TESTS) $(ARGS)
 
 check: $(SET_UP) ## Check lint, formatting, directions of imports and types
 	$(PYTHON_IN_VENV) -m ruff check

@@ -63,8 +63,19 @@ def test_a_service_without_an_event_loop_reads_and_changes() -> None:
         assert wsgi_shop.products.stats().hits == 2
 
 
+@pytest.mark.timeout(180)
 def test_the_tests_of_the_shop_pass_without_redis() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "BROADCACHE_REDIS_URL"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_shop.py"]
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "examples/test_shop.py",
+    ]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=150)
     assert "4 passed" in ran.stdout, ran.stdout + ran.stderr
