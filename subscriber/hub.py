@@ -6,7 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
 from ..shared.errors import InvalidSettings
 from ..shared.invalidation import Invalidation, Position, Target
@@ -60,7 +60,7 @@ class Hub(Closing):
         Raises: InvalidSettings, InvalidNamespace.
         """
         url, read = options_from(os.environ if environ is None else environ, options)
-        make: Callable[..., Self] = cls
+        make = cast("Callable[..., Self]", cls)
         return make(url, caches=caches, **read)
 
     # --- its caches ---------------------------------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def catalogue(redis_url: str) -> Any:
         async def start(self) -> None:  # type: ignore[misc]
             pytest.fail("called by the mixin")
 
-        stop = start  # type: ignore[assignment]
+        stop = start  # type: ignore[misc]
         cache = subscriber = None  # type: ignore[assignment, misc]
 
     return Catalogue()

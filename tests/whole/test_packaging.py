@@ -104,7 +104,7 @@ def test_importing_the_root_loads_neither_side() -> None:
 def test_a_wheel_built_from_the_source_distribution_installs_and_imports_whole(
     wheel_python: Path, tmp_path: Path
 ) -> None:
-    python = installation_with(["all"], wheel_python, tmp_path).python
+    python = installation_with(["all", "demo", "testing"], wheel_python, tmp_path).python
 
     files = json.loads(run([str(python), "-I", "-c", IMPORT_EVERY_MODULE], tmp_path))
     assert set(files) == {_module_name(module) for module in _modules()}
