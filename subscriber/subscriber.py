@@ -269,7 +269,7 @@ class Subscriber(Hub):
     def _release_caches(self) -> None:
         own_socket.leave(self)
         for cache in self.caches:
-            if _owners.release(cache, self):
+            if _owners.release(cache, self) and self._stand_in is None:
                 cache.leave()
 
     @property

@@ -374,11 +374,6 @@ class FollowedCache(Inspection):
 
     # --- what others change -------------------------------------------------------------------------------------------
 
-    def run_on(self, clock: Clock) -> None:
-        """Begin anew by another clock: bypassed, empty, and with no counts. For tests, while no subscriber runs."""
-        self._clock = clock
-        self._start_over()
-
     def _start_over(self) -> None:
         """Bypass, drop everything, and void all loads: in a forked child, which receives no invalidation.
 

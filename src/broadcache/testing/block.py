@@ -152,11 +152,11 @@ def _stage_cache(cache: LocalCache, scene: _Scene, restoring: ExitStack) -> None
             "expected a cache whose subscriber is not running, got one that is kept coherent already: enter the block "
             "first, with the subscriber, and let the application start within it"
         )
-    clock, on_bypass = cache.clock, cache.upkeep.on_bypass
+    clock, on_bypass, has_left = cache.clock, cache.upkeep.on_bypass, cache.upkeep.has_left
 
     def restore() -> None:
         _begin_anew(cache, clock)
-        cache.upkeep.on_bypass = on_bypass
+        cache.upkeep.on_bypass, cache.upkeep.has_left = on_bypass, has_left
 
     owners.claim(scene, cache)
     restoring.callback(owners.release, cache, scene)
@@ -164,6 +164,7 @@ def _stage_cache(cache: LocalCache, scene: _Scene, restoring: ExitStack) -> None
     restoring.enter_context(timed_by(scene.clock, cache._entries.mapping))
     _begin_anew(cache, scene.clock)
     cache.upkeep.on_bypass = None
+    cache.enter()
     restoring.callback(scene.clock.abandon, cache)
     scene.clock.adopt(cache)
 
@@ -174,7 +175,9 @@ def _stage_cache(cache: LocalCache, scene: _Scene, restoring: ExitStack) -> None
 
 
 def _begin_anew(cache: LocalCache, clock: Clock) -> None:
-    cache.run_on(clock)
+    """Let a cache go by `clock`, and begin as in a forked child: bypassed, empty, with no load and no count."""
+    cache._clock = clock
+    cache._start_over()
     while cache.sweep():
         pass
 

@@ -17,7 +17,7 @@ class StandIn(Follower):
     def __init__(self, on_add: Callable[[Sequencer], None], address: Any, **options: Any) -> None:
         super().__init__(address, **options)
         self._on_add = on_add
-        self.state = "coherent"
+        self.state: State = "coherent"
         self._is_coherent.set()
 
     def add(self, sequencer: Sequencer) -> None:
