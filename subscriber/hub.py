@@ -4,8 +4,8 @@ import asyncio
 import inspect
 import os
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
 from ..shared.errors import InvalidSettings
@@ -106,8 +106,7 @@ class Hub(Closing):
                 "expected a subscriber that is not running, got one that is: enter the block first, and let the "
                 "application start within it"
             )
-        restore_roster = self._roster.stage(new_follower, self.replica_id)
-        self._stand_in = publish
+        publish_before = self._stand_in
 
         def restore() -> None:
             if self.is_running:
@@ -115,10 +114,28 @@ class Hub(Closing):
                     "expected a subscriber that has ended, got one that is running at the end of its block: close it, "
                     "or leave the application that runs it, within the block"
                 )
-            self._stand_in = None
+            self._stand_in = publish_before
             restore_roster()
 
+        self._stand_in = publish
+        try:
+            restore_roster = self._roster.stage(new_follower, self.replica_id)
+        except BaseException:
+            self._stand_in = publish_before
+            raise
         return restore
+
+    @contextmanager
+    def publishing_by(self, publish: Callable[[Invalidation], Receipt]) -> Iterator[None]:
+        """Publish by `publish`, unless it runs, or publishes by another function already. For `broadcache.testing`."""
+        if self.is_running or self._stand_in is not None:
+            yield
+            return
+        self._stand_in = publish
+        try:
+            yield
+        finally:
+            self._stand_in = None
 
     # --- in a service -------------------------------------------------------------------------------------------------
 

@@ -97,6 +97,7 @@ class Subscriber(Hub):
         for namespace, of_namespace in ({} if caches is None else caches).items():
             for cache in of_namespace if isinstance(of_namespace, Sequence) else [of_namespace]:
                 self._roster.add(namespace, cache, self._replica_id)
+                _owners.record_home(cache, self)
         if caches is not None and (not caches or self.sequencers.keys() != caches.keys()):
             raise InvalidSettings(
                 "expected at least one namespace in caches, and at least one cache of each, e.g. {'products': cache}, "
@@ -190,6 +191,7 @@ class Subscriber(Hub):
 
     def _add(self, namespace: str, cache: LocalCache) -> Follower:
         follower = self._roster.add(namespace, cache, self._replica_id)
+        _owners.record_home(cache, self)
         cache.apply(Everything(), reason="subscribed")
         return follower
 

@@ -27,6 +27,7 @@ class Owners:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owners: WeakKeyDictionary[LocalCache, ref[object]] = WeakKeyDictionary()
+        self._homes: WeakKeyDictionary[LocalCache, ref[object]] = WeakKeyDictionary()
         in_forked_child(self._start_over)
 
     def _start_over(self) -> None:
@@ -55,6 +56,15 @@ class Owners:
             if is_owner:
                 del self._owners[cache]
             return is_owner
+
+    def record_home(self, cache: LocalCache, subscriber: object) -> None:
+        """Record that `subscriber` has `cache`, whether it runs or not."""
+        self._homes[cache] = ref(subscriber)
+
+    def home_of(self, cache: LocalCache) -> object | None:
+        """Return the subscriber that was given `cache` last; None if there is none any more."""
+        home = self._homes.get(cache)
+        return None if home is None else home()
 
     def has_owner(self, cache: LocalCache) -> bool:
         """Whether `cache` has an owner."""

@@ -290,6 +290,30 @@ async def test_an_object_with_the_mixin_stands_for_its_subscriber() -> None:
         await products.invalidate(Keys("a"))
 
 
+async def test_with_the_cache_alone_its_subscriber_invalidates_without_a_link() -> None:
+    recorder = RecordingPublisher()
+    subscriber = Subscriber(NOWHERE)
+    products, users = Products(subscriber, cache={}), new_cache()
+    subscriber.add("users", users)
+    with coherent(products.cache, publisher=recorder):
+        products.cache["a"] = 1
+        recorder.publish(Keys("a"), namespace="users")
+        assert products.cache.get("a") == 1
+        assert (await products.invalidate(Keys("a"))).is_logged
+        assert products.cache.get("a") is None
+        products.cache["a"] = 1
+        recorder.publish(Keys("a"), namespace="products")
+        assert (products.cache.get("a"), users.is_coherent) == (None, False)
+        with coherent(subscriber):
+            async with subscriber:
+                assert users.is_coherent
+                assert (await products.invalidate(Keys("a"))).receivers == 1
+        assert products.invalidate_sync(Keys("a")).is_logged
+    assert [each.namespace for each in recorder.published] == ["users", *["products"] * 4]
+    with pytest.raises(LinkLost, match="not running"):
+        await products.invalidate(Keys("a"))
+
+
 def test_a_shared_subscriber_counts_as_running_in_its_block() -> None:
     subscriber = Subscriber(NOWHERE)
     products = Products(subscriber, cache={})

@@ -28,7 +28,7 @@ class coherent:  # noqa: N801  (used as a function is)
     The caches are empty at the start, and coherent until the end. Nothing connects: a subscriber that is entered within
     the block, e.g. by the lifespan of an application, starts no link. What it invalidates is dropped here and recorded
     by `publisher`; what `publisher` publishes is applied to the caches. At the end everything is as it was before;
-    what was stored and counted is gone.
+    what was stored and counted is gone. With a cache alone, its subscriber can invalidate, and not be entered.
 
     `with` and `async with` do the same. A block of the same caches within another one joins it, with its clock.
 
@@ -168,9 +168,19 @@ def _stage_cache(cache: LocalCache, scene: _Scene, restoring: ExitStack) -> None
     restoring.callback(scene.clock.abandon, cache)
     scene.clock.adopt(cache)
 
-    reader = Reader(
-        lambda _: cache not in scene.followed, lambda _, invalidation: cache.apply_invalidation(invalidation)
-    )
+    home = owners.home_of(cache)
+    if isinstance(home, Subscriber):  # what it invalidates needs no link either
+        restoring.enter_context(home.publishing_by(scene.log.append))
+
+    def follows(namespace: str) -> bool:
+        if cache in scene.followed:
+            return False
+        if not isinstance(home, Subscriber):
+            return True
+        sequencer = home.sequencers.get(namespace)
+        return sequencer is not None and any(cache is each for each in sequencer.caches)
+
+    reader = Reader(follows, lambda _, invalidation: cache.apply_invalidation(invalidation))
     _read(scene.log, reader, restoring)
 
 
