@@ -221,8 +221,9 @@ class Hub(Closing):
 
         The message is applied again when it arrives here, before this returns. May be awaited on any event loop.
 
-        Raises: LinkLost when it was not, or may not have been, published within `timeout_seconds`, and at once when not
-                running; this replica has dropped its entries even so. LogRefused, InvalidTarget, InvalidSettings.
+        Raises: LinkLost when it was not, or may not have been, published within `timeout_seconds`; NotConnected, a
+                LinkLost, at once when not running. This replica has dropped its entries even so. LogRefused,
+                InvalidTarget, InvalidSettings.
         """
         with publishing(self._dropped_here(targets, namespace, reason)) as traced:
             if self._stand_in is not None:
