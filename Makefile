@@ -12,7 +12,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX PIP_TARGET PIP_PREFIX
 export PIP_USER := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cover check model soak bench install lock clean
+.PHONY: help demo test cover check floor model soak bench install lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -27,6 +27,20 @@ cover: $(SET_UP) ## Run the tests, and show which lines and branches they do not
 	@$(PYTHON_IN_VENV) -m coverage erase
 	@status=0; $(PYTHON_IN_VENV) -m coverage run -m pytest -n auto $(ARGS) || status=$$?; \
 		$(PYTHON_IN_VENV) -m coverage combine --quiet && $(PYTHON_IN_VENV) -m coverage report && exit $$status
+
+# What the versions of the dependencies decide: connections, the wrapped mapping, the HTTP side, the test kit.
+FLOOR := .venv-floor
+FLOOR_TESTS := $(addprefix tests/,shared/test_invalidation.py shared/test_wire.py shared/transport/redis/test_link.py \
+	$(addprefix shared/transport/redis/test_topology_,address.py credentials.py tls.py) \
+	subscriber/cache $(patsubst tests/%,%,$(wildcard tests/subscriber/endpoint/*.py)) subscriber/following subscriber/test_hub.py subscriber/test_mixin.py \
+	publisher/test_sync_publisher.py publisher/publishing/test_publisher.py testing)
+# What only newer versions of cachetools do: the order of an LFUCache is kept by broadcache, and reads within a change.
+FLOOR_EXCEPT := -k 'not LFUCache and not touched_keys_that_are_gone and not other_code_has_broken and not within_a_change'
+# Old versions of other packages warn of newer ones.
+FLOOR_WARNINGS := -W 'ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning'
+
+floor: $(FLOOR)/.package ## Run some tests with the lowest versions that pyproject.toml allows (Python 3.11; ARGS as above)
+	@$(FLOOR)/bin/python -m pytest -n auto -p no:randomly $(FLOOR_WARNINGS) $(FLOOR_EXCEPT) $(FLOOR_TESTS) $(ARGS)
 
 check: $(SET_UP) ## Check lint, formatting, directions of imports and types
 	$(PYTHON_IN_VENV) -m ruff check
@@ -54,7 +68,7 @@ lock: ## Write requirements/*.txt again (UPGRADE=1: with the newest versions)
 	@sh requirements/lock.sh $(UV_VERSION) $(if $(filter-out 0,$(UPGRADE)),--upgrade)
 
 clean: ## Remove .venv, builds and caches
-	rm -rf $(VENV) build dist src/broadcache.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(FLOOR) build dist src/broadcache.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per step: a change of tool settings in pyproject.toml installs the package again, not its dependencies,
@@ -72,4 +86,16 @@ $(VENV)/.development: requirements/dev.txt $(VENV)/.runtime
 
 $(VENV)/.package: pyproject.toml src/broadcache/__init__.py $(VENV)/.runtime
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(FLOOR)/.runtime: requirements/build.txt requirements/floor.txt
+	@PYTHON="$(PYTHON)" sh requirements/venv.sh $(FLOOR)
+	@echo "installing the lowest versions that broadcache allows into $(FLOOR) (once, about a minute)"
+	@$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --no-input --require-hashes \
+		--requirement requirements/build.txt --requirement requirements/floor.txt
+	@touch $@
+
+$(FLOOR)/.package: pyproject.toml src/broadcache/__init__.py $(FLOOR)/.runtime
+	@$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+		--no-deps --no-build-isolation --editable .
 	@touch $@

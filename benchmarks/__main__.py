@@ -17,6 +17,7 @@ BENCHMARKS: Final = (
     "hits",
     "latency",
     "publish",
+    "sync_publish",
     "api",
     "stall",
     "memory",

@@ -1,7 +1,5 @@
 """A worker without an event loop (e.g. Flask, Django, Celery): `with` runs the subscriber in a thread."""
 
-import os
-
 from cachetools import TTLCache
 
 from broadcache.subscriber import LocalCache, Subscriber
@@ -15,7 +13,7 @@ def load_product() -> str:
 
 
 def main() -> None:
-    with Subscriber(os.environ["BROADCACHE_REDIS_URL"], caches={"products": products}) as subscriber:
+    with Subscriber.from_env(caches={"products": products}) as subscriber:
         for _ in range(3):
             print(products.get_or_load_sync("product:1", load_product, tags=("catalogue",)))
         print(subscriber.state, products.stats().hits)

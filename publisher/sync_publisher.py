@@ -5,18 +5,19 @@ import atexit
 import contextlib
 import os
 import random
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Final, NoReturn, Self, TypeVar
+from typing import Final, Literal, NoReturn, Self, TypeVar
 from weakref import WeakSet, finalize
 
 from ..shared.clock import Clock, monotonic
 from ..shared.confirmation import Confirm
-from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost
+from ..shared.errors import BroadcacheError, InvalidSettings, LinkLost, NotConnected
 from ..shared.invalidation import DEFAULT_NAMESPACE, Position, Target, new_id
 from ..shared.presence import ReplicaPresence
 from ..shared.process.copying import refuse_copy
@@ -44,6 +45,7 @@ class SyncPublisher:
     calls share round trips. After a fork, the child's first call starts a thread and a connection of its own.
 
     A context manager. It also works without `with`, and is then closed when it is collected or the interpreter exits.
+    Where an event loop runs, use `Publisher`: a call from there blocks the loop until it is done.
 
     Shape:  arguments, results and errors are those of `Publisher`. `observer` is called in the publisher's thread, and
             `fanout` runs there.
@@ -86,19 +88,24 @@ class SyncPublisher:
         )
         self._thread: _LoopThread | None = None
         self._is_closed = False
+        self._why_closed = ""
 
     def __getstate__(self) -> NoReturn:
         """Refuse to be copied and pickled."""
         refuse_copy(self)
 
     def __enter__(self) -> Self:
-        self._is_closed = False
+        self._is_closed, self._why_closed = False, ""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        publisher = repr(self._publisher).partition(" ")[2].removesuffix(">")
+        return f"<{type(self).__name__} {publisher}{', closed' if self._is_closed else ''}>"
 
     @property
     def source(self) -> str:
@@ -208,6 +215,12 @@ class SyncPublisher:
         """`Publisher.forget_namespace`: remove a namespace that no replica uses."""
         return self._call(partial(self._publisher.forget_namespace, namespace))
 
+    def forget_replica(
+        self, replica_id: str, namespace: str = DEFAULT_NAMESPACE
+    ) -> Literal["forgotten", "registered", "unknown"]:
+        """`Publisher.forget_replica`: forget a replica that fell silent."""
+        return self._call(partial(self._publisher.forget_replica, replica_id, namespace))
+
     def preview(self, *targets: Target, namespace: str = DEFAULT_NAMESPACE, timeout_seconds: float = 1.0) -> Preview:
         """`Publisher.preview`: query the replicas for how many of their entries `targets` name. Nothing is dropped."""
         return self._call(
@@ -216,6 +229,11 @@ class SyncPublisher:
 
     def _call(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do `work` on the event loop of the publisher's thread, which is started if need be."""
+        if sys.is_finalizing():  # threads no longer run, and new ones do not start: the call would wait for ever
+            raise NotConnected(
+                "the interpreter is ending, and nothing was published: publish before that, e.g. in an atexit handler, "
+                "and not while objects are collected (`__del__`)"
+            )
         while True:
             loop = self._running_loop()
             if is_in_event_loop() and asyncio.get_running_loop() is loop:
@@ -236,7 +254,9 @@ class SyncPublisher:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with _starting:
             if self._is_closed:
-                raise InvalidSettings("the publisher is closed: make a new one, or use it within `with`")
+                raise InvalidSettings(
+                    f"the publisher is closed{self._why_closed}: make a new one, or use it within `with`"
+                )
             thread = self._thread
             if thread is None or not thread.is_running:
                 thread = self._thread = _LoopThread()
@@ -308,6 +328,7 @@ _in_use: WeakSet[SyncPublisher] = WeakSet()
 def _close_at_exit() -> None:
     """Log what waits in retry queues, or report it as lost."""
     for publisher in list(_in_use):
+        publisher._why_closed = ", since the interpreter is ending"
         with contextlib.suppress(BroadcacheError):
             publisher.close()
 

@@ -15,6 +15,8 @@ compile() {
         --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" "$@"
 }
 compile "$@" requirements/build.in --output-file requirements/build.txt
-compile "$@" pyproject.toml --extra all --output-file requirements/runtime.txt
-compile "$@" pyproject.toml requirements/dev.in --extra all --output-file requirements/dev.txt
-echo "wrote requirements/build.txt, requirements/runtime.txt and requirements/dev.txt"
+compile "$@" pyproject.toml --extra all --extra demo --output-file requirements/runtime.txt
+compile "$@" pyproject.toml requirements/dev.in --extra all --extra demo --extra testing --output-file requirements/dev.txt
+compile "$@" --resolution lowest-direct pyproject.toml requirements/floor.in --extra all --extra testing \
+    --output-file requirements/floor.txt
+echo "wrote requirements/build.txt, runtime.txt, dev.txt and floor.txt in requirements"

@@ -57,6 +57,7 @@ class Roster:
         self._uniform = uniform
         self._on_change = on_change
         self._has_lag = False
+        self._new_follower: Callable[..., Follower] = Follower
         self._events = self._new_events()
 
     @property
@@ -172,6 +173,26 @@ class Roster:
         for sequencer in self.sequencers.values():
             self._follow(sequencer, replica_id)
 
+    def stage(self, new_follower: Callable[..., Follower], replica_id: str) -> Callable[[], None]:
+        """Follow by followers of another kind, from no position and with no counts, until the result is called.
+
+        For tests, while the subscriber does not run.
+        """
+        saved = self.sequencers, self.followers, self.past, self._events, self._new_follower
+
+        def restore() -> None:
+            self.sequencers, self.followers, self.past, self._events, self._new_follower = saved
+
+        self.sequencers = {name: self._new_sequencer(name, each.caches) for name, each in self.sequencers.items()}
+        self.followers, self.past, self._events, self._new_follower = {}, Counter(), self._new_events(), new_follower
+        try:
+            for sequencer in self.sequencers.values():
+                self._follow(sequencer, replica_id)
+        except BaseException:
+            restore()
+            raise
+        return restore
+
     def _new_sequencer(self, namespace: str, caches: tuple[LocalCache, ...]) -> Sequencer:
         sequencer = Sequencer(namespace, caches)
         sequencer.lag = Lag() if self._has_lag else None
@@ -185,7 +206,7 @@ class Roster:
         key = self.link_key(sequencer.namespace)
         follower = self.followers.get(key)
         if follower is None:
-            follower = self.followers[key] = Follower(
+            follower = self.followers[key] = self._new_follower(
                 self._address.of(sequencer.namespace),
                 replica_id=replica_id,
                 timing=self._timing,

@@ -6,30 +6,29 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Literal, NoReturn, Self
 from weakref import WeakMethod
 
 from ..shared.clock import Clock, monotonic
 from ..shared.errors import InvalidSettings
-from ..shared.invalidation import Everything, Invalidation, Position, Target, invalidation_of
-from ..shared.process.closing import Closing
+from ..shared.invalidation import Everything, Invalidation, Target, invalidation_of
 from ..shared.process.forks import at_exit, in_forked_child, keep_inherited
 from ..shared.process.loops import end_task, in_time, on_loop
-from ..shared.receipt import Receipt
-from ..shared.telemetry.tracing import publishing
+from ..shared.telemetry.outages import shown
 from ..shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
 from .cache.local_cache import LocalCache
-from .cache.owners import Owners
+from .cache.owners import owners as _owners
 from .cache.sweeper import Sweeper
+from .endpoint.access import Access
 from .endpoint.processes.own_socket import own_socket
-from .following.applied import Applied, Posted, check_may_wait_for, published, published_sync
+from .following.applied import Applied, Posted
 from .following.follower import Follower
-from .following.sequencer import Sequencer
 from .following.settings import Timing, checked_replica_id, checked_seconds, forked_replica_id
 from .following.state import STATES_WORST_FIRST, Starts, State, SubscriberStats
 from .following.thread import SubscriberThread
+from .hub import Caches, Hub
 from .roster import Roster
 
 __all__ = ["Subscriber"]
@@ -38,10 +37,9 @@ _log = logging.getLogger("broadcache.subscriber")
 
 _EXIT_SECONDS_MAX: Final = 2.0
 _COUNTERS: Final = ("gaps", "echoes", "subscriptions", "lost")
-_owners: Final = Owners()
 
 
-class Subscriber(Closing):
+class Subscriber(Hub):
     """Keeps the caches of one replica coherent. An asynchronous context manager; `with` runs it in a thread of its own.
 
     Entering returns as soon as the caches are coherent, and after `start_timeout_seconds` at the latest: a service
@@ -52,6 +50,7 @@ class Subscriber(Closing):
             each new `state`, in the subscriber's event loop; it must not block.
             `credentials` returns (user, password) and is called for each connection, for passwords that change.
             `address_remap` maps addresses of sentinels and clusters, `prefix` begins all names: docs/redis.md.
+            `replica_token` and `allow_open` are for the router: who may POST to it, as docs/subscriber.md has it.
     Units:  about every `echo_interval_seconds` an echo proves that the link delivers; it has to arrive within
             `echo_timeout_seconds`. Reconnecting waits a random time of at most `backoff_seconds_max`.
     Raises: InvalidSettings, InvalidNamespace when built; nothing afterwards: see `state`, `stats()` and the log.
@@ -61,7 +60,7 @@ class Subscriber(Closing):
         self,
         url: str,
         *,
-        caches: Mapping[str, LocalCache | Sequence[LocalCache]],
+        caches: Caches | None = None,
         replica_id: str | None = None,
         echo_interval_seconds: float = 1.0,
         echo_timeout_seconds: float = 2.0,
@@ -74,6 +73,8 @@ class Subscriber(Closing):
         credentials: Credentials = None,
         address_remap: AddressRemap | None = None,
         prefix: str | None = None,
+        replica_token: str | None = None,
+        allow_open: bool | None = None,
     ) -> None:
         self._given_replica_id = replica_id
         self._replica_id = checked_replica_id(replica_id)
@@ -93,14 +94,16 @@ class Subscriber(Closing):
             self._address, timing=self._timing, clock=clock, uniform=uniform, on_change=self._on_change, subscriber=self
         )
         self._posted = Posted(lambda: self.replica_id, lambda: self.state)
-        for namespace, of_namespace in caches.items():
+        for namespace, of_namespace in ({} if caches is None else caches).items():
             for cache in of_namespace if isinstance(of_namespace, Sequence) else [of_namespace]:
                 self._roster.add(namespace, cache, self._replica_id)
-        if not self.sequencers or self.sequencers.keys() != caches.keys():
+                _owners.record_home(cache, self)
+        if caches is not None and (not caches or self.sequencers.keys() != caches.keys()):
             raise InvalidSettings(
                 "expected at least one namespace in caches, and at least one cache of each, e.g. {'products': cache}, "
                 f"got {caches}"
             )
+        self._access = Access.of(replica_token, allow_open=allow_open)
         self._sweeper = Sweeper(lambda: self.caches)
         self._main: asyncio.Task[None] | None = None
         self._tasks: asyncio.TaskGroup | None = None
@@ -114,6 +117,10 @@ class Subscriber(Closing):
         self._restart_lock = threading.Lock()
         in_forked_child(self._start_over)
 
+    def __repr__(self) -> str:
+        caches = shown(list(self.sequencers)) if self.sequencers else "nothing"
+        return f"<{type(self).__name__} of {caches} at {self._address.label}, {self.state}>"
+
     # --- observing ----------------------------------------------------------------------------------------------------
 
     @property
@@ -123,28 +130,6 @@ class Subscriber(Closing):
         A child that was forked from a running subscriber has an id of its own in any case.
         """
         return self._replica_id
-
-    @property
-    def caches(self) -> tuple[LocalCache, ...]:
-        """The followed caches."""
-        return self._roster.caches
-
-    @property
-    def caches_by_namespace(self) -> dict[str, LocalCache]:
-        """The followed caches by namespace; if a namespace has several, the first."""
-        return {namespace: sequencer.caches[0] for namespace, sequencer in self.sequencers.items()}
-
-    @property
-    def sequencers(self) -> Mapping[str, Sequencer]:
-        """Position, counters, lag and caches of each namespace, as they are now. Read only."""
-        return self._roster.sequencers.copy()
-
-    def measure_lag(self) -> None:
-        """From now on, measure how late each invalidation is applied: for metrics.
-
-        It costs a third of a microsecond per invalidation, so it is off by default.
-        """
-        self._roster.measure_lag()
 
     @property
     def state(self) -> State:
@@ -158,13 +143,6 @@ class Subscriber(Closing):
         if not all(cache.is_coherent for cache in self.caches):
             return "lost"  # the event loop is stalled, or the proof is late: the leases of the caches have ended
         return "coherent"
-
-    def position(self, namespace: str) -> Position | None:
-        """The position of the last invalidation of `namespace` that was applied here; None before the first.
-
-        Raises: InvalidSettings when this subscriber does not follow `namespace`.
-        """
-        return self._roster.sequencer(namespace).position
 
     def stats(self) -> SubscriberStats:
         """Return the counters."""
@@ -191,8 +169,7 @@ class Subscriber(Closing):
         self._check_loop()
         if self._tasks is not None:
             _owners.claim(self, self._roster.checked(namespace, cache))
-        follower = self._roster.add(namespace, cache, self._replica_id)
-        cache.apply(Everything(), reason="subscribed")
+        follower = self._add(namespace, cache)
         self._sweeper.has_work.set()
         if self._tasks is None:
             return False
@@ -200,6 +177,23 @@ class Subscriber(Closing):
         cache.upkeep.on_bypass = None
         self._run(follower, self._tasks)
         return await in_time(self._starts.left_seconds(self._start_timeout_seconds), follower.wait_coherent())
+
+    def add(self, namespace: str, cache: LocalCache) -> None:
+        """Follow one more cache, before the start. The cache is cleared. Later, `attach` it.
+
+        Raises: InvalidSettings, also when running; InvalidNamespace.
+        """
+        if self.is_running:
+            raise InvalidSettings(
+                "expected a subscriber that is not running, got one that is: `await attach(…)` instead"
+            )
+        self._add(namespace, cache)
+
+    def _add(self, namespace: str, cache: LocalCache) -> Follower:
+        follower = self._roster.add(namespace, cache, self._replica_id)
+        _owners.record_home(cache, self)
+        cache.apply(Everything(), reason="subscribed")
+        return follower
 
     async def detach(self, namespace: str) -> None:
         """Stop following `namespace`; its caches are bypassed from now on.
@@ -277,15 +271,22 @@ class Subscriber(Closing):
     def _release_caches(self) -> None:
         own_socket.leave(self)
         for cache in self.caches:
-            if _owners.release(cache, self):
+            if _owners.release(cache, self) and self._stand_in is None:
                 cache.leave()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been entered, and has not ended, in this process."""
+        return (self._main is not None and not self._main.done()) or self._thread is not None
+
     def _begin(self) -> None:
-        if (self._main is not None and not self._main.done()) or self._thread is not None:
+        if self.is_running:
             raise InvalidSettings(
                 "expected a subscriber that is not running, got one that is: it was entered twice, or its close was "
                 "cancelled and has not ended yet; close it first, and wait until it has ended"
             )
+        if not self.caches:
+            raise InvalidSettings("expected a subscriber with a cache, got none; name caches, or `add` one first")
         _owners.claim(self, *self.caches)
         own_socket.join(self)  # before the caches store anything
         self._starts.begin()
@@ -407,30 +408,6 @@ class Subscriber(Closing):
         self._sweeper.wake(self._loop)
         return applied
 
-    async def invalidate(
-        self, *targets: Target, namespace: str, reason: str = "", timeout_seconds: float = 5.0
-    ) -> Receipt:
-        """Drop `targets` here at once, then publish them over the subscriber's own link for all other replicas.
-
-        The message is applied again when it arrives here, before this returns. May be awaited on any event loop.
-
-        Raises: LinkLost when it was not, or may not have been, published within `timeout_seconds`, and at once when not
-                running; this replica has dropped its entries even so. LogRefused, InvalidTarget, InvalidSettings.
-        """
-        with publishing(self._dropped_here(targets, namespace, reason)) as traced:
-            return await published(self._home(), self._roster.publish(traced, timeout_seconds), timeout_seconds)
-
-    def invalidate_sync(
-        self, *targets: Target, namespace: str, reason: str = "", timeout_seconds: float = 5.0
-    ) -> Receipt:
-        """Do what `invalidate` does, from a thread that may block. The subscriber must run in another thread.
-
-        Raises: as `invalidate`; InvalidSettings, before anything is dropped, on the subscriber's own event loop.
-        """
-        check_may_wait_for(self._loop)
-        with publishing(self._dropped_here(targets, namespace, reason)) as traced:
-            return published_sync(self._home(), self._roster.publish(traced, timeout_seconds), timeout_seconds)
-
     def _dropped_here(self, targets: Sequence[Target], namespace: str, reason: str) -> Invalidation:
         """Return the invalidation of `targets`, after this replica has applied it. May be called from any thread."""
         sequencer = self._roster.sequencer(namespace)
@@ -439,6 +416,9 @@ class Subscriber(Closing):
         sequencer.apply_own(invalidation)
         self._sweeper.wake(self._loop)
         return invalidation
+
+    def _served(self) -> "Subscriber":
+        return self
 
     def _home(self) -> asyncio.AbstractEventLoop | None:
         return self._loop if (thread := self._thread) is None else thread.loop

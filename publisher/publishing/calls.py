@@ -41,22 +41,22 @@ class Calls:
         self.attempt_seconds: Final = min(_CALL_TIMEOUT_SECONDS_MAX, timeout_seconds / 2)
         self._timeout_seconds = timeout_seconds
         self._uniform = uniform
-        self._label = "Redis" if address is None else address.label
+        self.label: Final = "Redis" if address is None else address.label
         self._links = None if address is None else KeptLinks(address, client_name="broadcache:publisher")
         # In a cluster, each namespace may be at another server.
         self._is_cluster = address is not None and address.is_cluster
         self._losses = Outages(
             _log,
             clock=monotonic,
-            began=f"{self._label} does not answer as a primary: publishes are retried, and fail when their time is up",
-            ended=f"{self._label} answers again",
+            began=f"{self.label} does not answer as a primary: publishes are retried, and fail when their time is up",
+            ended=f"{self.label} answers again",
             forgotten_after_seconds=_FORGOTTEN_AFTER_SECONDS,
         )
         self._refusals = Outages(
             _log,
             clock=monotonic,
-            began=f"{self._label} refuses calls",
-            ended=f"{self._label} refuses no more calls",
+            began=f"{self.label} refuses calls",
+            ended=f"{self.label} refuses no more calls",
             forgotten_after_seconds=_FORGOTTEN_AFTER_SECONDS,
         )
 
@@ -163,7 +163,7 @@ class Calls:
         except TimeoutError:
             if was_sent and lost is not None and refused is not None:
                 raise _both(lost, refused) from None
-            failure = lost or refused or LinkLost(f"no answer from {self._label}")
+            failure = lost or refused or LinkLost(f"no answer from {self.label}")
             raise (failure if was_sent or isinstance(failure, NotPrimary) else NotConnected(str(failure))) from None
 
     async def once(self, namespace: str, work: Callable[[Link], Awaitable[T]]) -> T:

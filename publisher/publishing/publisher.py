@@ -70,8 +70,7 @@ class Publisher(Closing):
             With a `delivery` other than "redis", `fanout` calls the replicas; with "fanout" alone, `url` may be None.
             `observer` receives the outcome of each publish.
             `credentials` returns (user, password) and is called for each connection, for passwords that change.
-            `address_remap` maps the addresses that sentinels and clusters announce, and `prefix` begins the names of
-            keys and channels: docs/redis.md.
+            `address_remap` maps addresses of sentinels and clusters, `prefix` begins all names: docs/redis.md.
     Units:  `timeout_seconds` limits one `publish` with all its retries. `log_length` is about how many invalidations
             of a namespace the log keeps for replicas that were away. `fallback_after_seconds` is how long a publish
             waits for Redis before the fan-out begins, at most half of `timeout_seconds`. `retry_queue_names_max` is how
@@ -136,6 +135,9 @@ class Publisher(Closing):
     async def __aenter__(self) -> Self:
         await self._run(self._open)
         return self
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self._calls.label}, source {self.source!r}>"
 
     @property
     def has_log(self) -> bool:

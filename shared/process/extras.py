@@ -16,6 +16,7 @@ EXTRA_OF_MODULE: Final = {
     "opentelemetry": "tracing",
     "prometheus_client": "metrics",
     "pydantic": "publisher",
+    "pytest": "testing",
     "rich": "cli",
     "starlette": "publisher",
     "typer": "cli",

@@ -12,6 +12,7 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Mount
 from starlette.types import Receive, Scope, Send
 
 from ...shared.errors import InvalidSettings
@@ -29,7 +30,7 @@ from .replica_token import ALLOW_OPEN_VARIABLE, TOKEN_VARIABLE
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["Served", "router_of"]
+__all__ = ["Served", "router_of", "routes_of"]
 
 _log = logging.getLogger("broadcache.subscriber")
 
@@ -101,6 +102,11 @@ def router_of(subscriber: Served, access: Access | None = None) -> APIRouter:
     for path, endpoint in zip(paths, endpoints, strict=True):
         router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     return router
+
+
+def routes_of(subscriber: Served, access: Access | None = None) -> list[BaseRoute]:
+    """Return the same routes for an application of Starlette."""
+    return [Mount("/", app=router_of(subscriber, access))]
 
 
 class _Router(APIRouter):

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
-from ...shared.errors import InvalidSettings, LinkLost, MalformedFrame
+from ...shared.errors import InvalidSettings, LinkLost, MalformedFrame, NotConnected
 from ...shared.invalidation import Invalidation, Position
 from ...shared.process.loops import LoopUnavailable, awaited_on, is_in_event_loop, result_from
 from ...shared.receipt import Receipt
@@ -118,12 +118,12 @@ async def published(
     """Do `publish` on the subscriber's event loop, whichever loop this is.
 
     Shape:  `loop` is None when the subscriber is not running.
-    Raises: LinkLost, at once when there is no such loop; what `publish` raises.
+    Raises: NotConnected, at once, when there is no such loop; LinkLost when it ends or is blocked; those of `publish`.
     """
     if loop is asyncio.get_running_loop():
         return await publish()
     if loop is None:
-        raise _unpublished(_NOT_RUNNING)
+        raise NotConnected(_NOT_RUNNING)
     try:
         return await awaited_on(loop, publish, begin_seconds=timeout_seconds)
     except LoopUnavailable as error:
@@ -135,7 +135,7 @@ def published_sync(
 ) -> Receipt:
     """Do the same, and block this thread until it is done."""
     if loop is None:
-        raise _unpublished(_NOT_RUNNING)
+        raise NotConnected(_NOT_RUNNING)
     try:
         return result_from(loop, publish, timeout_seconds=timeout_seconds + _LOOP_SECONDS)
     except LoopUnavailable as error:
@@ -151,7 +151,10 @@ def check_may_wait_for(loop: asyncio.AbstractEventLoop | None) -> None:
         )
 
 
-_NOT_RUNNING: Final = "the subscriber is not running"
+_NOT_RUNNING: Final = (
+    "the invalidation was not published: the subscriber is not running; this replica has dropped its entries, the "
+    "others have not: enter the subscriber (`async with`, `with`, or a lifespan that runs), and publish again"
+)
 
 
 def _unpublished(why: object) -> LinkLost:

@@ -56,7 +56,7 @@ def test_it_does_all_that_a_publisher_does(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["__init__", "publish", "history", "history_page", "head", "replicas", "preview", "close"]
+    "name", ["__init__", "publish", "history", "history_page", "head", "replicas", "forget_replica", "preview", "close"]
 )
 def test_its_arguments_are_those_of_a_publisher(name: str) -> None:
     mine, theirs = (inspect.signature(getattr(kind, name)) for kind in (SyncPublisher, Publisher))
@@ -218,3 +218,51 @@ def test_at_the_end_of_the_interpreter_it_is_closed_and_reports_what_is_lost(own
     assert finished.stdout == "waits: 1\n"
     assert "closed with 1 invalidations that Redis has not logged" in finished.stderr
     assert finished.returncode == 0
+
+
+WHILE_OBJECTS_ARE_COLLECTED = """
+    import sys
+    from broadcache.publisher import SyncPublisher
+    from broadcache.shared import Keys, LinkLost
+
+    class Basket:
+        def __del__(self, Keys=Keys, LinkLost=LinkLost):
+            try:
+                publisher.publish(Keys("a"))
+            except LinkLost as error:
+                print(error, flush=True)
+
+    publisher = SyncPublisher(sys.argv[1])
+    {before}
+    sys.modules["basket"] = Basket()  # collected when the interpreter ends
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [("pass", "the interpreter is ending, and nothing was published"), ("publisher.publish(Keys('b'))", "")],
+    ids=["at its first call", "after others"],
+)
+def test_a_call_while_the_interpreter_ends_is_refused_and_never_waits(
+    before: str, expected: str, redis_url: str
+) -> None:
+    """At its first call it waited for ever, on Python 3.11: a thread that begins so late does not run."""
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WHILE_OBJECTS_ARE_COLLECTED).format(before=before), redis_url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert expected in finished.stdout
+    assert finished.returncode == 0
+
+
+def test_its_representation_shows_where_it_publishes_and_no_password(redis_url: str) -> None:
+    publisher = SyncPublisher("redis://user:hunter2@127.0.0.1:1", source="desk")
+    assert repr(publisher) == "<SyncPublisher at redis://…@127.0.0.1:1, source 'desk'>"
+    publisher.close()
+    assert repr(publisher) == "<SyncPublisher at redis://…@127.0.0.1:1, source 'desk', closed>"
+    assert repr(Publisher(redis_url, source="desk")) == f"<Publisher at {redis_url}, source 'desk'>"
+    subscriber = Subscriber("redis://user:hunter2@127.0.0.1:1", caches={"products": LocalCache({})})
+    assert repr(subscriber) == "<Subscriber of namespace products at redis://…@127.0.0.1:1, closed>"

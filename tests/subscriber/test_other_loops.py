@@ -9,7 +9,7 @@ from cachetools import TTLCache
 from tests.support.replicas import FAST
 from tests.support.waiting import wait_until
 
-from broadcache.shared import InvalidSettings, InvalidTarget, Keys, LinkLost, Receipt
+from broadcache.shared import InvalidSettings, InvalidTarget, Keys, LinkLost, NotConnected, Receipt
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber
 
@@ -117,7 +117,7 @@ def test_without_a_running_subscriber_it_raises_at_once_and_has_dropped_here(
     subscriber = Subscriber(redis_url, caches={"products": cache}, **FAST)
     dropped: list[object] = []
     monkeypatch.setattr(cache, "apply_invalidation", dropped.append)
-    with pytest.raises(LinkLost, match="not running"):
+    with pytest.raises(NotConnected, match="was not published: the subscriber is not running"):
         invalidate(subscriber)
     assert len(dropped) == 1
 

@@ -24,6 +24,7 @@ from tests.support.waiting import until
 import broadcache.publisher
 import broadcache.shared
 import broadcache.subscriber
+import broadcache.testing
 from broadcache.cli.audit import _print_text
 from broadcache.publisher import Auditor, Inconsistency, Publisher
 from broadcache.shared import Keys
@@ -37,7 +38,7 @@ VARYING = re.compile(r"(?P<fingerprint>\b[0-9a-f]{16}\b)|(?P<number>\d[\d.]*)|(?
 """What differs from run to run: fingerprints, numbers, and which of two clocks is ahead."""
 PUBLIC = {
     name
-    for package in (broadcache.publisher, broadcache.shared, broadcache.subscriber)
+    for package in (broadcache.publisher, broadcache.shared, broadcache.subscriber, broadcache.testing)
     for name in package.__all__
     if not name.startswith("_")
 }

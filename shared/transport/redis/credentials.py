@@ -37,6 +37,7 @@ _HARMLESS: Final = re.compile(
     r"|access (?:a|one of the|the) (?:keys?|channels?|database)(?: used as arguments)?)\.?",
     re.DOTALL,
 )
+_ONLY_A_NUMBER: Final = re.compile(r"\. \d+\.?$")
 _USER: Final = re.compile(r"^User \S+ has no permissions")
 
 
@@ -138,7 +139,8 @@ def _call_of(credentials: Any) -> tuple[_Call, bool]:
 
         call = getattr(credentials, "get_credentials_async", None)
         # The provider's own one only calls the other, in the event loop and with a warning.
-        if call is not None and getattr(call, "__func__", None) is not CredentialProvider.get_credentials_async:
+        base_call = getattr(CredentialProvider, "get_credentials_async", None)  # none before redis-py 5.3
+        if call is not None and getattr(call, "__func__", None) is not base_call:
             return call, True
         return credentials.get_credentials, False
     is_async = inspect.iscoroutinefunction(credentials) or inspect.iscoroutinefunction(type(credentials).__call__)
@@ -179,7 +181,7 @@ def explained(error: BaseException, secrets: Iterable[object]) -> str:
 
     A server that does not know a command repeats its arguments, which are user and password at the begin of a link.
     """
-    text = str(error)[:_SHOWN_CHARACTERS_MAX] or type(error).__name__
+    text = _text_of(error)[:_SHOWN_CHARACTERS_MAX] or type(error).__name__
     head, found, _ = text.partition("with args beginning with")
     if found:
         return f"{head.rstrip(' ,')} (its arguments are not shown); check that this is a Redis of version 6 or newer"
@@ -188,6 +190,12 @@ def explained(error: BaseException, secrets: Iterable[object]) -> str:
     if _HARMLESS.fullmatch(text) is None and any(_is_shared(text, each) for each in secrets if isinstance(each, str)):
         return f"{type(error).__name__} (its text is not shown, since it repeats a part of a secret)"
     return text.removesuffix(".")  # the text continues a sentence
+
+
+def _text_of(error: BaseException) -> str:
+    """Return the text of an error. redis-py before 6 shows only the number of an error of the system."""
+    text, reason = str(error), getattr(error.__context__, "strerror", None)
+    return _ONLY_A_NUMBER.sub(lambda _: f". {reason}", text) if isinstance(reason, str) else text
 
 
 def _is_shared(text: str, secret: str) -> bool:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from .names import PREFIX_FORM, check_prefix
 
-__all__ = ["read_options"]
+__all__ = ["read_options", "tls_context_of"]
 
 _TRUTHS: Final = {
     **dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True),
@@ -54,7 +54,7 @@ _INSTEAD: Final[Mapping[str, str]] = {
     # redis-py
     "socket_timeout timeout": _DEADLINES,
     "max_connections single_connection_client auto_close_connection_pool": _ONE_CONNECTION,
-    "retry retry_on_error retry_on_timeout cluster_error_retry_attempts": _RETRIES,
+    "retry retry_on_error retry_on_timeout cluster_error_retry_attempts connection_error_retry_attempts": _RETRIES,
     "encoding encoding_errors charset errors decode_responses": _BYTES,
     "client_name lib_name lib_version driver_info": _NAMED,
     "credential_provider redis_connect_func": _CREDENTIALS,
@@ -228,3 +228,31 @@ _OPTIONS: Final[Mapping[str, _Option]] = {
 }
 # Options that would be refused, with the value that broadcache uses anyway.
 _WITHOUT_EFFECT: Final = frozenset({("protocol", "3"), ("decode_responses", "false"), ("encoding", "utf-8")})
+
+
+def tls_context_of(options: Mapping[str, Any]) -> ssl.SSLContext:
+    """Return the TLS settings that these options ask for, among them those that begin with `ssl_`.
+
+    Not the client library's: before redis-py 6 it accepts a certificate of any host, and it lacks some options.
+
+    Raises: OSError, ValueError, TypeError.
+    """
+    given = {name.removeprefix("ssl_"): value for name, value in options.items() if name.startswith("ssl_")}
+    context = ssl.create_default_context()
+    verify_mode = ssl.VerifyMode[f"CERT_{given.get('cert_reqs', 'required').upper()}"]
+    context.check_hostname = verify_mode is not ssl.CERT_NONE and given.get("check_hostname", True)
+    context.verify_mode = verify_mode
+    for flag in given.get("include_verify_flags", ()):
+        context.verify_flags |= flag
+    for flag in given.get("exclude_verify_flags", ()):
+        context.verify_flags &= ~flag
+    if given.keys() & {"certfile", "keyfile"}:
+        certificate: Any = given.get("certfile")  # a key without one is a TypeError
+        context.load_cert_chain(certificate, given.get("keyfile"), given.get("password"))
+    if given.keys() & {"ca_certs", "ca_path", "ca_data"}:
+        context.load_verify_locations(given.get("ca_certs"), given.get("ca_path"), given.get("ca_data"))
+    if "min_version" in given:
+        context.minimum_version = given["min_version"]
+    if "ciphers" in given:
+        context.set_ciphers(given["ciphers"])
+    return context

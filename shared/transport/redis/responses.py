@@ -9,7 +9,6 @@ exposes its stream, the library reads and writes.
 
 import asyncio
 import contextlib
-import math
 import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -28,6 +27,7 @@ __all__ = [
     "descriptor_of",
     "exchange_of",
     "packer_of",
+    "usable_hiredis",
 ]
 
 _SLICE_RESPONSES: Final = 128
@@ -74,16 +74,22 @@ def exchange_of(connection: "AbstractConnection", on_responses: OnResponses, on_
     """Return the fastest way to read and write a connection that has completed HELLO and is idle. It begins to read."""
     stream, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
     if isinstance(stream, asyncio.StreamReader) and isinstance(writer, asyncio.StreamWriter):
-        try:
-            import hiredis
-        except ImportError:
-            pass
-        else:
+        hiredis = usable_hiredis()
+        if hiredis is not None:
             reader = hiredis.Reader(notEnoughData=_NOT_ENOUGH, replyError=Refused)
             taken_over = _TakenOver(reader, hiredis.PushNotification, on_responses, on_lost)
             taken_over.begin(stream, writer.transport)
             return taken_over
     return _ByLibrary(connection, on_responses, on_lost)
+
+
+def usable_hiredis() -> Any:
+    """Return the module hiredis if it is installed and tells pushes from replies (since 3.2), else None."""
+    try:
+        import hiredis
+    except ImportError:
+        return None
+    return hiredis if hasattr(hiredis, "PushNotification") else None
 
 
 def packer_of(connection: "AbstractConnection") -> Packer:
@@ -268,8 +274,13 @@ class _ByLibrary:
                 feed_data(data)
 
             stream.feed_data = count_and_feed  # type: ignore[method-assign]
-        parser: Any = connection._get_parser()
-        parser.set_pubsub_push_handler(_as_tuple)
+        untyped: Any = connection
+        self._parser = parser = untyped._parser
+        parser.parse_error = _whole_error
+        if hasattr(parser, "set_pubsub_push_handler"):
+            parser.set_pubsub_push_handler(_as_tuple)
+        else:  # redis-py before 5.1
+            parser.set_push_handler(tuple)
         self._tasks = (
             asyncio.create_task(self._read(), name="broadcache link reader"),
             asyncio.create_task(self._write(), name="broadcache link writer"),
@@ -295,25 +306,25 @@ class _ByLibrary:
             self._on_lost("was lost while writing", error)
 
     async def _read(self) -> None:
-        from redis.exceptions import ResponseError
-
-        read_response = self._connection.read_response
+        # Not through the connection: whether it returns pushes, and how long it waits, depends on its version.
+        read_response = self._parser.read_response
         handled = 0
         try:
             while True:
-                try:
-                    response = await read_response(
-                        disable_decoding=True, timeout=math.inf, disconnect_on_error=False, push_request=True
-                    )
-                except ResponseError as error:
-                    # The library removes the first word of errors that it knows.
-                    response = Refused(f"{error.status_code} {error}" if error.status_code else str(error))
-                self._on_responses([response])
+                response = await read_response(disable_decoding=True, push_request=True)
+                self._on_responses([Refused(str(response)) if isinstance(response, Exception) else response])
                 handled += 1
                 if handled % _SLICE_RESPONSES == 0:
                     await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001  (any error ends the link, and becomes its reason)
             self._on_lost("was lost", error)
+
+
+def _whole_error(text: str) -> Exception:
+    """Return an error of the server with its first word: the library's parsers remove those that they know."""
+    from redis.exceptions import ResponseError
+
+    return ResponseError(text)
 
 
 async def _as_tuple(push: Sequence[Any]) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ import datetime
 import logging
 from collections.abc import Callable
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -84,7 +85,13 @@ def raises(value: object) -> int:
     raise ValueError("value too large")
 
 
-@pytest.mark.parametrize("getsizeof", [raises, lambda value: -1, int], ids=["raises", "negative", "int of a text"])
+def negative(value: object) -> int:
+    if version("cachetools") < "8":
+        pytest.skip("cachetools before 8 takes it as a size")
+    return -1
+
+
+@pytest.mark.parametrize("getsizeof", [raises, negative, int], ids=["raises", "negative", "int of a text"])
 @pytest.mark.parametrize("kind", ["LRU", "TTL"])
 def test_a_broken_getsizeof_is_logged_and_counted_as_an_error_not_as_a_value_too_large(
     getsizeof: Callable[[Any], int], kind: str, caplog: pytest.LogCaptureFixture

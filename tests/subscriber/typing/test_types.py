@@ -1,6 +1,5 @@
 """Types, as mypy and pyright see them: what they infer, and what they refuse."""
 
-import inspect
 import json
 import subprocess
 import sys
@@ -8,9 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from broadcache.subscriber import Subscriber
-from broadcache.subscriber.mixin import SubscriberOptions
 
 HERE = Path(__file__).parent
 INFERRED = (HERE / "inferred.py").read_text()
@@ -45,8 +41,3 @@ def test_type_checkers_infer_and_refuse_what_they_should(
     lines_refused: Callable[[str, Path], list[int]], program: str, expected: list[int], tmp_path: Path
 ) -> None:
     assert lines_refused(program, tmp_path) == expected
-
-
-def test_a_mixin_passes_on_each_option_of_a_subscriber() -> None:
-    options = inspect.signature(Subscriber).parameters.keys() - {"url", "caches"}
-    assert SubscriberOptions.__annotations__.keys() == options

@@ -1,6 +1,7 @@
 """A cache as a mapping, while its entries come and go: views, sizes, and cachetools.cached on top."""
 
 import threading
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -119,7 +120,16 @@ def test_cache_info_of_cachetools_shows_them(mapping: Any, maxsize: int | None) 
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"lock": threading.RLock()}, {"condition": threading.Condition()}], ids=["", "lock", "condition"]
+    "options",
+    [
+        {},
+        {"lock": threading.RLock()},
+        pytest.param(
+            {"condition": threading.Condition()},
+            marks=pytest.mark.skipif("condition" not in signature(cached).parameters, reason="cachetools before 6"),
+        ),
+    ],
+    ids=["", "lock", "condition"],
 )
 @pytest.mark.parametrize("is_coherent", [True, False], ids=["coherent", "bypassed"])
 def test_the_default_keys_of_cachetools_are_refused_before_the_function_is_called(
@@ -137,7 +147,9 @@ def test_the_default_keys_of_cachetools_are_refused_before_the_function_is_calle
         return 2 * number
 
     for _ in range(2):
-        with pytest.raises(InvalidName, match=r"got tuple: \(1,\).*key=lambda id: f'product:{id}'") as error:
+        with pytest.raises(
+            InvalidName, match=r"got (tuple|_HashedTuple): \(1,\).*key=lambda id: f'product:{id}'"
+        ) as error:
             double(1)
         assert isinstance(error.value, TypeError)
         assert not isinstance(error.value, ValueError)
