@@ -5,6 +5,7 @@ A scene prints what it saw as one line of JSON.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -184,6 +185,25 @@ def starting() -> Any:
         other.kill()
         names = sorted([os.getpid(), other.pid])
         return {"told": told == names, "held": held, "frozen": [frozen["status"], [*frozen["errors"]] == [other.pid]]}
+
+
+def removed() -> Any:
+    """The directory of the sockets is removed, as it is when a user's last session ends, or by a cleaner of /tmp."""
+    service = Service()
+    with service.subscriber:
+        other = Child(service)
+        service.read()
+        other.do("read")
+        shutil.rmtree(Path(os.environ["XDG_RUNTIME_DIR"], f"broadcache-{os.geteuid()}"))
+        first = service.post()
+        wait_until(lambda: service.post()["status"] == 200)  # the child finds it out by itself
+        told, held = service.post()["told"], other.do("held")
+        other.kill()
+        return {
+            "first": [first["status"], {str(pid == other.pid): error for pid, error in first["errors"].items()}],
+            "told": told == sorted([os.getpid(), other.pid]),
+            "held": held,
+        }
 
 
 def nowhere() -> Any:

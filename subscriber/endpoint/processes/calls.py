@@ -49,7 +49,11 @@ class Call:
 
     def connect(self) -> bool:
         """Try to connect; return whether there is a connection."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:  # no descriptor is left; perhaps one will be
+            self.problem = f"it could not be called: {error}"
+            return False
         try:
             connection.setblocking(False)
             connection.connect(self._found.address)

@@ -1,18 +1,22 @@
 """The addresses at which this process listens, by its own descriptors, whatever opened them."""
 
+import contextlib
 import ctypes
 import errno
 import ipaddress
+import itertools
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Listener", "inodes_of", "listeners", "network", "serving"]
+__all__ = ["Listener", "inodes_listening_at", "inodes_of", "listeners", "network", "serving"]
 
 _DESCRIPTORS: Final = (Path("/proc/self/fd"), Path("/dev/fd"))
+_TCP_TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_LISTEN: Final = "0A"
 _NAME_BYTES_MAX: Final = 256
 _FAMILY_AT: Final = slice(1, 2) if sys.platform == "darwin" or "bsd" in sys.platform else slice(0, 2)
 _PATH_AT: Final = 2
@@ -72,6 +76,17 @@ def inodes_of(pid: int) -> set[int] | None:
             return {inode for entry in entries if (inode := _inode_at(entry.path)) is not None}
     except OSError:
         return None
+
+
+def inodes_listening_at(ports: Collection[int | None]) -> set[int]:
+    """Return the inodes of the TCP sockets that listen at one of these ports, where the platform lists them."""
+    found: set[int] = set()
+    for table in _TCP_TABLES if ports else ():
+        with contextlib.suppress(OSError), table.open(encoding="ascii") as lines:
+            for _, local, _, state, *rest in map(str.split, itertools.islice(lines, 1, None)):
+                if state == _LISTEN and int(local.rpartition(":")[2], 16) in ports:
+                    found.add(int(rest[5]))
+    return found
 
 
 def _inode_at(path: str) -> int | None:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from ....shared.process.forks import at_exit, close_inherited, keep_inherited
 from ..members import Served, apply_to
 from .listening import Listener, listeners, network
 from .messages import Answer, Question, Unreadable, packed_answer, received_question
-from .places import Bound, CannotBind, bind, peer_of
+from .places import Bound, CannotBind, bind, is_there, peer_of
 
 __all__ = ["OwnSocket", "own_socket"]
 
@@ -23,6 +24,11 @@ _log = logging.getLogger("broadcache.subscriber")
 _READ_SECONDS: Final = 2.0
 """How long a connection may take to send its question, which has been written whole before it is read."""
 _PAUSE_SECONDS: Final = 0.2
+_END_SECONDS: Final = 0.1
+"""How long it is awaited that the thread has closed the socket, which takes it some microseconds."""
+_CHECK_SECONDS: Final = 5
+"""How often it is checked that others can find the socket: cleaners of temporary files may remove it."""
+_REMOVED: Final = "the socket of this process had been removed just now, and perhaps those of others too"
 
 
 class OwnSocket:
@@ -40,6 +46,7 @@ class OwnSocket:
         self._has_endpoint = False
         self._subscribers: list[ref[Served]] = []
         self._bound: Bound | None = None
+        self._thread: threading.Thread | None = None
         self._held: set[str] = set()
         self._exits_as = 0
 
@@ -65,10 +72,14 @@ class OwnSocket:
         return [each for each in self._subscribers if each() not in (None, subscriber)]
 
     def settled_problem(self) -> str | None:
-        """Try again to bind, if that has failed; return why it fails."""
+        """Try again to bind, if that has failed or the socket was removed; return why others may not be found."""
         if self.problem is not None:
             with self._lock:
                 self._settle()
+        bound = self._bound
+        if bound is not None and not is_there(bound):
+            self._replace(bound)
+            return self.problem or _REMOVED
         return self.problem
 
     @property
@@ -88,35 +99,43 @@ class OwnSocket:
             self.problem = None
             self._end()
         elif self._bound is None:
-            try:
-                self._held |= {each.name for each in held(self.descriptors)}
-                self._bound = bound = bind()
-                threading.Thread(target=self._serve, args=(bound,), name="broadcache siblings", daemon=True).start()
-            except (CannotBind, RuntimeError) as error:
-                self._end()
-                if self.problem is None:
-                    _log.warning("cannot be found by other processes of the same address: %s", error)
-                self.problem = str(error)
-                return
-            self.problem = None
-            if self._exits_as != os.getpid():
+            self._held |= {each.name for each in held(self.descriptors)}
+            self._bind()
+            if self._bound is not None and self._exits_as != os.getpid():
                 self._exits_as = os.getpid()
                 at_exit(self._end)
 
+    def _bind(self) -> None:
+        """Bind a socket, in place of the one that there is. If that fails, keep it, and set `problem`."""
+        before, thread_before, bound = self._bound, self._thread, None
+        try:
+            self._bound = bound = bind()
+            self._thread = threading.Thread(target=self._serve, args=(bound,), name="broadcache siblings", daemon=True)
+            self._thread.start()
+        except (CannotBind, RuntimeError) as error:
+            self._bound, self._thread = before, thread_before
+            if bound is not None:
+                _close(bound, None)
+                bound.socket.close()
+            if self.problem is None:
+                _log.warning("cannot be found by other processes of the same address: %s", error)
+            self.problem = str(error)
+            return
+        self.problem = None
+        if before is not None:
+            _close(before, thread_before)
+
+    def _replace(self, lost: Bound) -> None:
+        with self._lock:
+            if self._bound is lost:
+                if self.problem is None:
+                    _log.warning("the socket for other processes of the same address was removed: %s", lost.path)
+                self._bind()
+
     def _end(self) -> None:
         bound, self._bound = self._bound, None
-        if bound is None:
-            return
-        # Either wakes the thread, which closes it.
-        try:
-            bound.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as call:
-                call.setblocking(False)
-                call.connect(bound.address)
-        if bound.path is not None:
-            with contextlib.suppress(OSError):
-                bound.path.unlink()
+        if bound is not None:
+            _close(bound, self._thread)
 
     def start_over(self) -> None:
         """In a forked child: only close what is the parent's. Otherwise its siblings would call a deaf socket."""
@@ -133,9 +152,16 @@ class OwnSocket:
 
     def _serve(self, bound: Bound) -> None:
         with bound.socket as listener:
+            with contextlib.suppress(OSError):
+                # Not `settimeout`, with which the shutdown of a socket would not end the wait.
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _CHECK_SECONDS, 0))
             while self._bound is bound:
                 try:
                     connection, _ = listener.accept()
+                except BlockingIOError:
+                    if self._bound is bound and not is_there(bound):
+                        self._replace(bound)
+                    continue
                 except OSError as error:
                     if self._bound is not bound:
                         return
@@ -179,10 +205,29 @@ class OwnSocket:
         """
         if question.network != network():
             return False
-        now = held(self.descriptors)
+        try:
+            now = listeners(self.descriptors)
+        except (OSError, AttributeError):  # no descriptor is left, say: it may serve the address
+            return True
         self._held |= {each.name for each in now}.intersection(question.addresses)
         listens = any(each.is_listening for each in now)
         return not self._held.isdisjoint(question.addresses) or (question.may_have_twins and not listens)
+
+
+def _close(bound: Bound, thread: threading.Thread | None) -> None:
+    """Have its thread close a socket, and remove its file: in this order, or others would take it for a lost one."""
+    # Either wakes the thread.
+    try:
+        bound.socket.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as call:
+            call.setblocking(False)
+            call.connect(bound.address)
+    if thread not in (None, threading.current_thread()):
+        thread.join(_END_SECONDS)
+    if bound.path is not None:
+        with contextlib.suppress(OSError):
+            bound.path.unlink()
 
 
 def held(without: Sequence[int]) -> list[Listener]:

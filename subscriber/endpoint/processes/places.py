@@ -15,14 +15,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Bound", "CannotBind", "Found", "Peer", "bind", "found", "peer_of", "remove_stale"]
+__all__ = [
+    "Bound",
+    "CannotBind",
+    "Found",
+    "Hidden",
+    "Peer",
+    "bind",
+    "found",
+    "hidden",
+    "is_there",
+    "peer_of",
+    "remove_stale",
+]
 
 _PATH_BYTES_MAX: Final = 100
 """Less than what each platform permits: 104 with the final zero on macOS and the BSDs, 108 on Linux."""
 _BACKLOG: Final = 256
 _NAME: Final = re.compile(r"(\d+)-[0-9a-f]{16}")
-_ABSTRACT: Final = re.compile(r"\S+ \S+ \S+ 00010000 0001 \S+ +\d+ (@broadcache-(\d+)-\d+-[0-9a-f]{16})")
-"""A line of /proc/net/unix: a stream socket that listens."""
+_LISTENS: Final = r"\S+ \S+ \S+ 00010000 0001 \S+ +(\d+) "
+"""The beginning of a line of /proc/net/unix, of a stream socket that listens: with its inode."""
+_ABSTRACT: Final = re.compile(rf"{_LISTENS}(@broadcache-(\d+)-\d+-[0-9a-f]{{16}})")
+_IN_FOLDER: Final = re.compile(rf"{_LISTENS}/.*/broadcache-(\d+)/\.((\d+)-[0-9a-f]{{16}})")
+"""Under the name with which it was bound, whatever its file is called now, and also if it has none any more."""
+_NOT_OURS: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM})
 _NAMES: Final = Path("/proc/net/unix")
 _UNFINISHED_SECONDS: Final = 3_600.0
 """After this time, a socket that was never given its name has no process any more."""
@@ -48,6 +64,17 @@ class Found(NamedTuple):
 
     address: str
     path: Path | None
+
+
+class Hidden(NamedTuple):
+    """A socket of this user that listens, and that cannot be called: its file was removed, or may not be used.
+
+    Shape:  `pid` is as its process knows it, and `inode` that of the socket.
+    """
+
+    name: str
+    pid: int
+    inode: int
 
 
 class Peer(NamedTuple):
@@ -78,8 +105,39 @@ def bind() -> Bound:
 
 
 def found() -> list[Found]:
-    """Return the sockets of all processes of this user. Those of ended processes may be among them."""
+    """Return the sockets of all processes of this user. Those of ended processes may be among them.
+
+    Raises: OSError when they cannot be listed, e.g. because no descriptor is left.
+    """
     return [*_found_in_folders(), *_found_abstract()]
+
+
+def hidden() -> list[Hidden]:
+    """Return the sockets that are not `found`, of processes of this user, where the platform shows them.
+
+    Containers with one network see each other's sockets: a pid may be that of another process here. And a socket that
+    is being bound is among them for a moment.
+
+    Raises: OSError.
+    """
+    listening = [
+        Hidden(match[3], int(match[4]), int(match[1]))
+        for match in _matching(_IN_FOLDER)
+        if int(match[2]) == os.geteuid()
+    ]
+    names = {each.path.name for each in found() if each.path is not None} if listening else set()
+    return [each for each in listening if each.name not in names]
+
+
+def is_there(bound: Bound) -> bool:
+    """Whether others can find this socket; true if that cannot be known for now."""
+    if bound.path is None:
+        return True
+    try:
+        with _entered(bound.path.parent) as descriptor:
+            return stat.S_ISSOCK(os.stat(bound.path.name, dir_fd=descriptor, follow_symlinks=False).st_mode)
+    except OSError as error:
+        return error.errno not in _NOT_OURS
 
 
 def remove_stale(stale: Found) -> None:
@@ -175,7 +233,7 @@ def _check(own: os.stat_result, parent: os.stat_result) -> None:
 
 def _found_in_folders() -> Iterator[Found]:
     for folder in _folders():
-        with contextlib.suppress(OSError), _entered(folder) as descriptor:
+        with _unless_not_ours(), _entered(folder) as descriptor:
             for name in os.listdir(descriptor):  # noqa: PTH208  (of the directory that was checked)
                 if _NAME.fullmatch(name):
                     yield Found(str(folder / name), folder / name)
@@ -187,10 +245,25 @@ def _found_in_folders() -> Iterator[Found]:
 
 
 def _found_abstract() -> Iterator[Found]:
+    for match in _matching(_ABSTRACT):
+        if int(match[3]) == os.geteuid():
+            yield Found("\0" + match[2][1:], None)
+
+
+def _matching(pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    """Return the matching lines of /proc/net/unix; none where there is no such file."""
     if sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError), _NAMES.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            match = _ABSTRACT.fullmatch(line.rstrip("\n"))
-            if match is not None and int(match[2]) == os.geteuid():
-                yield Found("\0" + match[1][1:], None)
+        return []
+    with _unless_not_ours(), _NAMES.open(encoding="utf-8", errors="replace") as lines:
+        return [match for line in lines if (match := pattern.fullmatch(line.rstrip("\n"))) is not None]
+    return []
+
+
+@contextlib.contextmanager
+def _unless_not_ours() -> Iterator[None]:
+    """Pass over what is missing or another user's. Raises: any other OSError, or siblings would go unnoticed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise

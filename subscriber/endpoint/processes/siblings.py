@@ -1,19 +1,22 @@
 """Passes on what was posted here to the other processes of the same address. Blocks: not for an event loop."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ....shared.wire import FRAME_BYTES_MAX
 from .calls import Call, call_all
-from .listening import Listener, inodes_of, listeners, network, serving
+from .listening import Listener, inodes_listening_at, inodes_of, listeners, network, serving
 from .messages import Answer, Question, packed
 from .own_socket import own_socket
-from .places import found
+from .places import Hidden, found, hidden
 
 __all__ = ["PassedOn", "Silent", "pass_on"]
 
 _SECONDS_MAX: Final = 1.0
 """How long the answers may take: half of what a fan-out allows an address."""
+_REMOVED: Final = "its socket for other processes was removed, or may not be used; it binds another one within seconds"
 
 
 class Silent(NamedTuple):
@@ -42,20 +45,27 @@ def pass_on(body: bytes, server: tuple[str, int | None] | None = None) -> Passed
     problem = own_socket.settled_problem()
     try:
         own = serving(listeners(own_socket.descriptors), server)
-    except (OSError, AttributeError) as error:  # the platform has not what it takes
+        if not own:
+            return PassedOn(doubt=_doubt(problem or "this process has no socket that listens"))
+        names = tuple(dict.fromkeys(each.name for each in own))
+        # More than the largest message means everything, however long it is.
+        question = packed(
+            Question(names, network(), any(each.may_have_twins for each in own)), body[: FRAME_BYTES_MAX + 1]
+        )
+        unreachable = hidden()
+        sockets = [each for each in found() if each.address != own_socket.address]
+        calls = call_all(sockets, question, _SECONDS_MAX) if sockets else []
+        if unreachable:  # others have ended meanwhile, or were being bound
+            unreachable = [each for each in hidden() if each in unreachable]
+    except (OSError, AttributeError) as error:  # the platform has not what it takes, or no descriptor is left
         return PassedOn(doubt=_doubt(str(error)))
-    if not own:
-        return PassedOn(doubt=_doubt(problem or "this process has no socket that listens"))
-    names = tuple(dict.fromkeys(each.name for each in own))
-    question = packed(Question(names, network(), any(each.may_have_twins for each in own)), body)
-    sockets = [each for each in found() if each.address != own_socket.address]
-    calls = call_all(sockets, question, _SECONDS_MAX) if sockets else []
     answers = [call.answer for call in calls if call.answer is not None and call.answer.is_concerned]
     return PassedOn(
         answers=tuple(sorted((each for each in answers if each.error is None), key=lambda each: each.pid)),
         silent=(
             *(Silent(each.pid, each.error) for each in answers if each.error is not None),
             *(_silent(call) for call in calls if _may_serve(call, own)),
+            *(Silent(each.pid, _REMOVED) for each in unreachable if _is_of(each, own)),
         ),
         doubt=None if problem is None else _doubt(problem),
     )
@@ -71,6 +81,17 @@ def _may_serve(call: Call, own: Sequence[Listener]) -> bool:
     if inodes is None:
         return Path(f"/proc/{call.peer.pid}").exists() or not Path("/proc/self").exists()
     return any(each.may_have_twins or each.inode in inodes for each in own)
+
+
+def _is_of(each: Hidden, own: Sequence[Listener]) -> bool:
+    """Whether a socket that cannot be called is that of a process here which may serve the address."""
+    if each.pid == os.getpid():
+        return False
+    inodes = inodes_of(each.pid)
+    if inodes is None or each.inode not in inodes:
+        return False
+    twins = inodes_listening_at({listener.port for listener in own if listener.may_have_twins})
+    return not inodes.isdisjoint({*twins, *(listener.inode for listener in own)})
 
 
 def _silent(call: Call) -> Silent:

@@ -1,6 +1,9 @@
 """The response to a POST: that of all processes of an address; the endpoint of other frameworks; what is not known."""
 
+import errno
 import os
+import socket
+import threading
 from typing import Any
 
 import pytest
@@ -10,13 +13,14 @@ from tests.support.web_server import served
 
 from broadcache.publisher import Confirm, Fanout, Publisher
 from broadcache.shared import Keys
+from broadcache.shared.wire import FRAME_BYTES_MAX
 from broadcache.subscriber import InvalidationEndpoint, LocalCache, Subscriber
 from broadcache.subscriber.endpoint.posted import response_of
+from broadcache.subscriber.endpoint.processes import listening, siblings
 from broadcache.subscriber.endpoint.processes import own_socket as own_socket_module
-from broadcache.subscriber.endpoint.processes import siblings
-from broadcache.subscriber.endpoint.processes.messages import Answer
+from broadcache.subscriber.endpoint.processes.messages import Answer, Question, received_question
 from broadcache.subscriber.endpoint.processes.own_socket import OwnSocket, own_socket
-from broadcache.subscriber.endpoint.processes.places import CannotBind
+from broadcache.subscriber.endpoint.processes.places import CannotBind, Found
 from broadcache.subscriber.endpoint.processes.siblings import PassedOn, Silent
 
 pytestmark = pytest.mark.anyio
@@ -113,6 +117,44 @@ def test_a_platform_that_lists_no_descriptors_is_told(monkeypatch: pytest.Monkey
     passed_on = siblings.pass_on(b"")
     assert (passed_on.answers, passed_on.silent) == ((), ())
     assert "the platform does not list the descriptors of a process" in (passed_on.doubt or "")
+
+
+def test_without_descriptors_it_is_not_known_whether_there_are_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted() -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(siblings, "found", exhausted)
+    with socket.create_server(("127.0.0.1", 0)):
+        passed_on = siblings.pass_on(b"")
+    assert (passed_on.answers, passed_on.silent) == ((), ())
+    assert "it is not known whether they have applied it: [Errno 24] Too many open files" in (passed_on.doubt or "")
+
+
+def test_a_process_that_cannot_list_its_descriptors_applies_what_others_pass_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def exhausted(_: object) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(own_socket_module, "listeners", exhausted)
+    products = Named("products")
+    own = OwnSocket()
+    own.join(products.subscriber)
+    question = Question(("127.0.0.1:80",), listening.network(), may_have_twins=False)
+    answer = own._answered(question, b'{"namespace":"products","keys":["a"],"id":"one"}')
+    assert (answer.is_concerned, answer.replicas) == (True, {"products-1": "applied"})
+
+
+def test_no_more_is_passed_on_than_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr(siblings, "found", lambda: [Found("/one", None)])
+    monkeypatch.setattr(siblings, "call_all", lambda _, message, __: sent.append(message) or [])
+    with socket.create_server(("127.0.0.1", 0)):
+        siblings.pass_on(b"x" * (FRAME_BYTES_MAX + 100))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        threading.Thread(target=ours.sendall, args=(sent[0],)).start()
+        assert len(received_question(theirs)[1]) == FRAME_BYTES_MAX + 1
 
 
 async def test_the_socket_is_there_from_before_the_start_until_after_the_end() -> None:

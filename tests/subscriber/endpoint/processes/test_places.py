@@ -1,14 +1,17 @@
 """Where processes find each other's sockets: nothing of another user is entered, followed or believed."""
 
+import errno
 import os
 import secrets
+import shutil
 import socket
 import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +36,7 @@ MESSAGE = packed(Question(("127.0.0.1:80",), "", may_have_twins=False), b"{}")
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The only directory in which sockets may be; it does not exist yet. Its path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="b") as parent:
-        own = Path(parent).resolve() / "broadcache"
+        own = Path(parent).resolve() / f"broadcache-{os.geteuid()}"
         monkeypatch.setattr(places, "_folders", lambda: [own])
         yield own
         Path(parent).chmod(0o700)
@@ -46,6 +49,10 @@ def bound() -> Iterator[list[Bound]]:
     yield kept
     for each in kept:
         each.socket.close()
+
+
+def readable_by_all(folder: Path) -> None:
+    folder.chmod(0o755)
 
 
 def test_a_socket_is_in_a_directory_that_this_user_alone_can_enter(folder: Path, bound: list[Bound]) -> None:
@@ -85,7 +92,7 @@ def a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def a_long_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = folder.parent / ("x" * 100)
     long.mkdir(0o700)
-    monkeypatch.setattr(places, "_folders", lambda: [long / "broadcache"])
+    monkeypatch.setattr(places, "_folders", lambda: [long / f"broadcache-{os.geteuid()}"])
 
 
 UNUSABLE = [other_users, symlink, readable, shared_parent, a_file, a_long_path]
@@ -111,7 +118,7 @@ def test_without_any_place_the_reasons_are_told(spoil: object, folder: Path, mon
     assert callable(spoil)
     spoil(folder, monkeypatch)
     monkeypatch.setattr(sys, "platform", "other")
-    with pytest.raises(CannotBind, match=r"no socket could be bound: .*broadcache: .+"):
+    with pytest.raises(CannotBind, match=r"no socket could be bound: .*broadcache-\d+: .+"):
         places.bind()
 
 
@@ -135,6 +142,40 @@ def test_a_stale_socket_is_removed_and_one_that_is_being_bound_is_not(folder: Pa
     os.utime(unfinished, (0, 0))  # its process ended long ago
     places.found()
     assert not unfinished.exists()
+
+
+@on_linux
+@pytest.mark.parametrize("spoil", [shutil.rmtree, readable_by_all, lambda folder: folder.rename(f"{folder}x")])
+def test_a_socket_that_cannot_be_reached_any_more_is_seen(
+    spoil: Callable[[Path], object], folder: Path, bound: list[Bound]
+) -> None:
+    bound.append(places.bind())
+    assert places.is_there(bound[0])
+    assert os.getpid() not in [each.pid for each in places.hidden()]
+    spoil(folder)
+    assert (places.is_there(bound[0]), places.found()) == (False, [])
+    hidden = [each for each in places.hidden() if each.pid == os.getpid()]
+    assert [(each.pid, each.inode) for each in hidden] == [(os.getpid(), os.fstat(bound[0].socket.fileno()).st_ino)]
+
+
+def test_without_descriptors_nothing_is_taken_for_missing(
+    folder: Path, bound: list[Bound], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound.append(places.bind())
+
+    def exhausted(*_: object, **__: object) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", exhausted)
+    assert places.is_there(bound[0])
+    with pytest.raises(OSError, match="Too many open files"):
+        places.found()
+    monkeypatch.undo()
+    found = [Found(bound[0].address, bound[0].path)]
+    monkeypatch.setattr(socket, "socket", exhausted)
+    [call] = call_all(found, MESSAGE, 0.02)
+    assert (call.is_gone, call.answer) == (False, None)
+    assert "it could not be called: [Errno 24]" in call.problem
 
 
 def answer_once(bound: Bound) -> None:

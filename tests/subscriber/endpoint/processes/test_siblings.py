@@ -79,6 +79,11 @@ async def test_a_process_that_may_come_to_share_the_address_is_told(redis_url: s
     assert await seen_in("starting", redis_url) == {"told": True, "held": None, "frozen": [500, True]}
 
 
+async def test_a_process_whose_socket_was_removed_is_named_until_it_has_another_one(redis_url: str) -> None:
+    removed = "its socket for other processes was removed, or may not be used; it binds another one within seconds"
+    assert await seen_in("removed", redis_url) == {"first": [500, {"True": removed}], "told": True, "held": None}
+
+
 async def test_a_process_that_listens_nowhere_says_that_it_cannot_know(redis_url: str) -> None:
     status, doubt = await seen_in("nowhere", redis_url)
     assert status == 200
