@@ -22,7 +22,7 @@ from ...shared.telemetry.exposition import can_expose, exposed
 from ...shared.wire import FRAME_BYTES_MAX
 from ..metrics import register
 from .access import Access, Refusal, refusal_of
-from .members import Member, Served, apply_to, members_of, one_access_of, state_of, subscribers_of
+from .members import Member, Served, apply_to, members_of, one_access_of, run_by, state_of, subscribers_of, with_others
 from .posted import passing_on, response_of
 from .processes.own_socket import own_socket
 from .replica_token import ALLOW_OPEN_VARIABLE, TOKEN_VARIABLE
@@ -138,7 +138,8 @@ class _Routes(Member):
         """Check the access when the application starts. Raises: InvalidSettings."""
         members = members_of(app, self)
         _warn_if_open(members, one_access_of(members))
-        yield
+        with run_by(app, subscribers_of(members)):
+            yield
 
     async def live(self, request: Request) -> dict[str, Any]:
         replicas = [each.replica_id for each in self._subscribers(request)]
@@ -178,7 +179,8 @@ class _Routes(Member):
         except ClientDisconnect:
             # Half a body is no invalidation: its targets are unknown.
             return Response(status_code=400)  # the client is gone and will not read it
-        applied = apply_to(subscribers_of(members), body)
+        concerned = with_others(subscribers_of(members), own_socket.running, _app_of(request))
+        applied = apply_to(concerned, body)
         server = request.scope.get("server")
         passed_on = await asyncio.wrap_future(passing_on(body, None if server is None else (server[0], server[1])))
         status_code, document = response_of(applied, passed_on)
@@ -199,7 +201,7 @@ class _Routes(Member):
         return Response(text, media_type=media_type)
 
     def _members(self, request: Request) -> tuple[Member, ...]:
-        return members_of(request.scope.get(_OUTER_APP) or request.scope.get("app"), self)
+        return members_of(_app_of(request), self)
 
     def _subscribers(self, request: Request) -> list[Served]:
         return subscribers_of(self._members(request))
@@ -208,6 +210,10 @@ class _Routes(Member):
         if refusal.kind == "token-not-set" and not self._has_warned_of_refusal:
             self._has_warned_of_refusal = True
             _log.warning("refused POST /cache-invalidation (logged once): %s", refusal.detail)
+
+
+def _app_of(request: Request) -> object:
+    return request.scope.get(_OUTER_APP) or request.scope.get("app")
 
 
 def _warn_if_open(members: Sequence[Member], access: Access) -> None:

@@ -1,7 +1,9 @@
 """The subscribers whose routes one application has: its routes speak for all of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary, ref
 
 from ...shared.errors import InvalidSettings, MalformedFrame
 from ...shared.invalidation import Position
@@ -13,7 +15,17 @@ from ..metrics import Measurable
 from .access import Access
 from .replica_token import TOKEN_VARIABLE
 
-__all__ = ["Member", "Served", "apply_to", "members_of", "one_access_of", "state_of", "subscribers_of"]
+__all__ = [
+    "Member",
+    "Served",
+    "apply_to",
+    "members_of",
+    "one_access_of",
+    "run_by",
+    "state_of",
+    "subscribers_of",
+    "with_others",
+]
 
 
 class Served(Measurable, Protocol):
@@ -103,6 +115,31 @@ def state_of(subscribers: Sequence[Served]) -> State:
     """Return the state of all of them: `coherent` only when each is."""
     states = {each.state for each in subscribers}
     return next(state for state in STATES_WORST_FIRST if state in states)
+
+
+@contextmanager
+def run_by(app: object, subscribers: Iterable[Served]) -> Iterator[None]:
+    """Remember that a server runs `app`, which has the routes of these subscribers, in its lifespan."""
+    for each in subscribers:
+        _apps[each] = ref(app)
+    try:
+        yield
+    finally:
+        for each in subscribers:
+            _apps.pop(each, None)
+
+
+def with_others(subscribers: Sequence[Served], running: Iterable[Served], app: object) -> list[Served]:
+    """Return these, and those of the `running` ones of this process that no other application speaks for.
+
+    The routes of some may be hidden from `members_of`: behind a middleware that was mounted, say. And some have none.
+    An application that a server runs besides is another service.
+    """
+    others = [each for each in running if each not in subscribers]
+    return [*subscribers, *(each for each in others if each not in _apps or _apps[each]() in (None, app))]
+
+
+_apps: Final[WeakKeyDictionary[Served, "ref[object]"]] = WeakKeyDictionary()
 
 
 def apply_to(subscribers: Sequence[Served], body: bytes) -> dict[str, Any]:

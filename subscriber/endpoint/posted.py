@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from ...shared.fanout_report import NOT_APPLIED_BY_ALL, NOT_FOLLOWED
 from ...shared.process.forks import keep_inherited
-from .members import Served, apply_to
+from .members import Served, apply_to, with_others
 from .processes.own_socket import own_socket
 from .processes.siblings import PassedOn, pass_on
 
@@ -29,7 +29,7 @@ class InvalidationEndpoint:
     Make it where the application is made, before the subscribers are started: from then on, this process has a socket
     for the other processes of its address while they run. Who may post is the service's task.
 
-    Shape:  `subscribers` are those that the application answers for.
+    Shape:  `subscribers` are those that the application answers for, besides all others of the process that run.
     """
 
     def __init__(self, *subscribers: Served) -> None:
@@ -45,7 +45,7 @@ class InvalidationEndpoint:
                 of a Unix socket and None. Without it, all addresses are meant at which this process listens.
         Raises: nothing, whatever the bytes.
         """
-        own = apply_to(self._subscribers, body)
+        own = apply_to(with_others(self._subscribers, own_socket.running, None), body)
         return response_of(own, pass_on(body, server))
 
 

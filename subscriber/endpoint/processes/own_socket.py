@@ -71,6 +71,11 @@ class OwnSocket:
     def _without(self, subscriber: Served) -> list[ref[Served]]:
         return [each for each in self._subscribers if each() not in (None, subscriber)]
 
+    @property
+    def running(self) -> list[Served]:
+        """The subscribers of this process that run."""
+        return [found for each in self._subscribers if (found := each()) is not None]
+
     def settled_problem(self) -> str | None:
         """Try again to bind, if that has failed or the socket was removed; return why others may not be found."""
         if self.problem is not None:
@@ -190,7 +195,7 @@ class OwnSocket:
 
     def _answered(self, question: Question, body: bytes) -> Answer:
         try:
-            subscribers = [found for each in self._subscribers if (found := each()) is not None]
+            subscribers = self.running
             if not subscribers or not self._is_concerned(question):
                 return Answer(pid=os.getpid(), is_concerned=False)
             return applied(subscribers, body)

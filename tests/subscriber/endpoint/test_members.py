@@ -1,7 +1,7 @@
 """Several subscribers in one application: only the first route of a path is called, so it answers for all of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from cachetools import TTLCache
 from fastapi import APIRouter, FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import BaseRoute, Host, Mount
 from starlette.testclient import TestClient
 from tests.support.replicas import FAST, fill
@@ -146,6 +147,7 @@ async def test_without_the_rule_the_second_mixin_would_keep_the_old_value(
 ) -> None:
     """The negative control: each route speaks for its own subscriber only."""
     monkeypatch.setattr(endpoint, "members_of", lambda app, member: (member,))
+    monkeypatch.setattr(endpoint, "with_others", lambda subscribers, running, app: subscribers)
     async with told_by_http(redis_url) as (_, users, publisher):
         with pytest.raises(NotDelivered, match="not followed by any subscriber of the process"):
             await publisher.publish(Keys("a"), namespace="users", confirm=Confirm(timeout_seconds=5))
@@ -330,6 +332,32 @@ async def test_a_router_is_an_application_itself() -> None:
     transport = httpx2.ASGITransport(app=Named("products").router)
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert (await client.post(PATH)).json()["outcome"] == "cleared"
+
+
+def behind_a_middleware(inner: FastAPI) -> Any:
+    return GZipMiddleware(inner)
+
+
+def behind_a_function(inner: FastAPI) -> Any:
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+
+    return call
+
+
+@pytest.mark.parametrize("hide", [behind_a_middleware, behind_a_function, None])
+async def test_a_subscriber_whose_routes_cannot_be_seen_is_told_too(hide: Callable[[FastAPI], Any] | None) -> None:
+    products, hidden = Named("products"), Named("products", replica_id="hidden")
+    inner = FastAPI()
+    inner.include_router(hidden.router)
+    app = app_with(products)
+    if hide is not None:
+        app.mount("/inner", hide(inner))
+    async with served(app) as client, hidden:
+        fill(hidden.cache, "a")
+        answer = await client.post(PATH, json={"namespace": "products", "keys": ["a"], "id": "one"})
+        assert replicas_in(answer) == {"products-1": "applied", "hidden": "applied"}
+        assert hidden.held == set()
 
 
 async def test_two_applications_of_one_process_are_two_services() -> None:
