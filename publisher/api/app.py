@@ -61,6 +61,7 @@ _COUNT_SECONDS: Final = 0.5
 def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> FastAPI:
     """Return the API as an ASGI application; its lifespan opens and closes the publisher.
 
+    Shape:  `publisher` is used in place of one of the settings, and its Redis for events and audits too.
     Raises: InvalidSettings.
     """
     fanout = _Fanout(settings)
@@ -75,8 +76,10 @@ def create_app(settings: ApiSettings, *, publisher: Publisher | None = None) -> 
     )
     if settings.audit_namespaces:
         check_can_expose("an audit (BROADCACHE_AUDIT_NAMESPACES)")
+    # That of a given publisher: it may have a prefix, or credentials, that the settings do not.
+    address = publisher.address or settings.redis_url
     audits = Audits(
-        settings.redis_url,
+        address,
         settings.audit_namespaces,
         sample=settings.audit_sample,
         source_url=settings.audit_source_url,
@@ -226,7 +229,7 @@ class _Api:
         self._scopes = Scopes(tokens, source=publisher.source)
         self._key_lifetimes = KeyLifetimes(settings.idempotency_seconds)
         self.hub: Final = Hub(
-            settings.redis_url,
+            publisher.address or settings.redis_url,
             clients_max=settings.event_clients_max,
             heartbeat_seconds=settings.event_heartbeat_seconds,
         )

@@ -7,6 +7,7 @@ from typing import Final, Self
 
 from ...shared.clock import Clock, monotonic
 from ...shared.process.closing import Closing
+from ...shared.transport.redis.address import RedisAddress
 from ..publishing.publisher import Publisher
 from .auditor import Auditor
 from .source import source_at
@@ -34,7 +35,7 @@ class Audits(Closing):
 
     def __init__(
         self,
-        redis_url: str,
+        redis_url: str | RedisAddress,
         namespaces: Sequence[str],
         *,
         sample: float,

@@ -13,7 +13,7 @@ from ...shared.clock import Clock, monotonic
 from ...shared.errors import InvalidSettings, LinkLost, LogRefused
 from ...shared.invalidation import check_namespace
 from ...shared.presence import Presence
-from ...shared.transport.redis.address import RedisAddress
+from ...shared.transport.redis.address import RedisAddress, address_of
 from ...shared.transport.redis.link import Argument, Link, OnMessage, Refused
 from ...shared.transport.redis.log import Entry, head, read_after, read_newest
 from ...shared.transport.redis.names import names_of
@@ -54,7 +54,8 @@ class _Links(NamedTuple):
 class Diagnosis:
     """Checks the Redis of a URL, and some namespaces on it. It changes nothing, and no replica notices.
 
-    Shape:  `roles` are those whose rights the URL's user should have.
+    Shape:  `roles` are those whose rights the URL's user should have. `prefix` begins the names in Redis, as for a
+            Publisher.
     Units:  `timeout_seconds` bounds the wait for each reply. A replica that is not coherent is read again until
             `patience_seconds` have passed: it may be starting. `away_seconds` is how long a disconnected replica must
             be able to catch up from the log. `clock` measures times; `wall_clock`, in seconds, is compared with the
@@ -64,13 +65,14 @@ class Diagnosis:
 
     def __init__(
         self,
-        url: str,
+        url: str | RedisAddress,
         *,
         namespaces: Sequence[str],
         roles: Sequence[Role] = ROLES,
         timeout_seconds: float = 5.0,
         patience_seconds: float = 3.0,
         away_seconds: float = 60.0,
+        prefix: str | None = None,
         clock: Clock = monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -80,7 +82,7 @@ class Diagnosis:
                 raise InvalidSettings(f"expected {name} to be a number of seconds above 0, got {seconds!r}")
         if not namespaces:
             raise InvalidSettings("expected at least one namespace, got none")
-        self._address = RedisAddress(url)
+        self._address = address_of(url, prefix=prefix)
         self.label: Final = self._address.label
         self._namespaces = tuple(dict.fromkeys(map(check_namespace, namespaces)))
         self._roles = tuple(roles)

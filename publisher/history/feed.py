@@ -12,7 +12,8 @@ import msgspec
 from ...shared.errors import LinkLost, LogRefused, MalformedFrame
 from ...shared.invalidation import Invalidation, Position, check_namespace
 from ...shared.process.backoff import Backoff
-from ...shared.transport.redis.link import Link, RedisAddress, Refused
+from ...shared.transport.redis.address import RedisAddress, address_of
+from ...shared.transport.redis.link import Link, Refused
 from ...shared.transport.redis.log import head, read_after
 from ...shared.wire import decode
 from .replay import BEFORE_THE_FIRST, Gap, read_missed
@@ -59,24 +60,25 @@ class Feed:
     Each new link subscribes first, and then reads from the log what came after the last reported entry.
 
     Shape:  `position` is that of the last reported entry; None until the head of the log is known.
-            `link` is the current link; None during an outage.
+            `link` is the current link; None during an outage. `prefix` begins the names in Redis, as for a Publisher.
     Units:  with `since_ms`, a publisher's Unix clock in milliseconds, it begins with the entries of the log that were
             sent since then; without, with what is published from now on.
     """
 
     def __init__(
         self,
-        redis_url: str,
+        redis_url: str | RedisAddress,
         namespace: str,
         *,
         since_ms: int | None = None,
+        prefix: str | None = None,
         client_name: str = "broadcache:watch",
         uniform: Callable[[], float] = random.random,
     ) -> None:
         self.namespace: Final = check_namespace(namespace)
         self.position: Position | None = None
         self.link: Link | None = None
-        self._address = RedisAddress(redis_url).of(namespace)
+        self._address = address_of(redis_url, prefix=prefix).of(namespace)
         self._since_ms = since_ms
         # The head when following began: entries up to it that were sent before `since_ms` are not reported.
         self._first_head: Position | None = None

@@ -28,7 +28,7 @@ from ...shared.process.renamed import renamed, warn_of_rename
 from ...shared.question import Question, counting
 from ...shared.receipt import Receipt
 from ...shared.telemetry.tracing import is_set_up, publishing
-from ...shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
+from ...shared.transport.redis.address import AddressRemap, Credentials, RedisAddress, address_of
 from ...shared.transport.redis.link import Link
 from ...shared.transport.redis.log import LOG_LENGTH, Entry, append, head, read_newest
 from ...shared.transport.redis.registry import Registries, ReplicaCounts, forget, replicas_of
@@ -80,7 +80,7 @@ class Publisher(Closing):
 
     def __init__(
         self,
-        url: str | None,
+        url: str | RedisAddress | None,
         *,
         delivery: Delivery = "redis",
         fanout: InvalidationSender | None = None,
@@ -105,9 +105,8 @@ class Publisher(Closing):
         self.source: Final = check_text(socket.gethostname() if source is None else source, SOURCE_BYTES_MAX, "source")
         self.delivery: Final = delivery
         self.observer: PublisherObserver = observer
-        address = None
-        if url is not None:
-            address = RedisAddress(url, credentials=credentials, address_remap=address_remap, prefix=prefix)
+        address = None if url is None else address_of(url, credentials, address_remap, prefix)
+        self.address: Final = address
         self._fanout = None if fanout is None else sender_of(fanout)
         self._fallback_after_seconds = min(fallback_after_seconds, timeout_seconds / 2)
         self._retry_queue_names_max = retry_queue_names_max

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from ....shared.errors import BroadcacheError, LinkLost, LogRefused, MalformedFrame
 from ....shared.invalidation import Invalidation, Position
+from ....shared.transport.redis.address import RedisAddress
 from ....shared.transport.redis.link import Link
 from ....shared.transport.redis.log import head
 from ...history.feed import Feed
@@ -34,7 +35,7 @@ class Hub:
 
     def __init__(
         self,
-        redis_url: str,
+        redis_url: str | RedisAddress,
         *,
         clients_max: int = 100,
         heartbeat_seconds: float = 15.0,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["AddressRemap", "Connected", "Credentials", "RedisAddress"]
+__all__ = ["AddressRemap", "Connected", "Credentials", "RedisAddress", "address_of"]
 
 T = TypeVar("T")
 
@@ -282,6 +282,20 @@ class _TlsSettings:
 
     def __init__(self, options: "Mapping[str, Any]") -> None:
         self.get = functools.cache(functools.partial(tls_context_of, options))
+
+
+def address_of(
+    url: str | RedisAddress,
+    credentials: Credentials = None,
+    address_remap: AddressRemap | None = None,
+    prefix: str | None = None,
+) -> RedisAddress:
+    """Return the address of `url`; one that was read before, as it is. Raises: InvalidSettings."""
+    if not isinstance(url, RedisAddress):
+        return RedisAddress(url, credentials=credentials, address_remap=address_remap, prefix=prefix)
+    if credentials is not None or address_remap is not None or prefix is not None:
+        raise InvalidSettings(f"expected no options for {url.label}, which was read before with its own, got some")
+    return url
 
 
 def _prefix_of(parsed: ServerURL, given: str | None) -> str:

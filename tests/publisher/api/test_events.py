@@ -93,6 +93,28 @@ async def test_events_are_what_the_history_shows_with_their_place_as_id(redis_ur
     assert [each.id for each in told] == [f"{entry['epoch']}:{entry['sequence']}" for entry in history[::-1]]
 
 
+async def test_events_and_audits_are_of_the_redis_and_the_prefix_of_a_given_publisher(redis_url: str) -> None:
+    settings = ApiSettings(redis_url="redis://127.0.0.1:1", audit_namespaces=("default",), audit_sample=1)
+    publisher = Publisher(redis_url, prefix="acme", timeout_seconds=20)
+    async with (
+        served(create_app(settings, publisher=publisher)) as http,
+        following(str(http.base_url)) as client,
+        publisher_of(redis_url) as other,
+    ):
+        await joined(client)
+        await other.publish(Keys("without the prefix"))
+        await publisher.publish(Keys("with it"))
+        told = await client.next()
+        assert told is not None
+        assert told.keys == "with it"
+
+        async def is_audited() -> bool:
+            metrics = (await http.get("/metrics")).text
+            return 'broadcache_audit_seen_total{namespace="default"} 1.0' in metrics
+
+        await until(is_audited)
+
+
 async def test_a_message_past_the_log_is_an_event_without_id(redis_url: str) -> None:
     async with api(redis_url) as url, following(url) as client:
         await joined(client)

@@ -52,6 +52,20 @@ async def test_a_publish_reaches_the_replicas_of_its_database_and_prefix_alone(
         assert receipt.receivers == 1
 
 
+async def test_the_feed_and_the_doctor_take_a_prefix(redis_url: str) -> None:
+    cache = new_cache()
+    async with Subscriber(redis_url, caches={"products": cache}, prefix="acme", replica_id="web-1", **FAST):
+        findings = await Diagnosis(redis_url, namespaces=["products"], prefix="acme").findings()
+        [replicas] = [each for each in findings if each.check == "replicas"]
+        assert replicas.what.startswith("1 "), replicas
+    feed = Feed(redis_url, "products", prefix="acme")
+    assert feed._address.names_of("products").channel == "acme:cache-invalidation:products"
+    read_before = RedisAddress(redis_url, prefix="acme")
+    assert Publisher(read_before).address is read_before
+    with pytest.raises(InvalidSettings, match=r"expected no options for redis://.*, which was read before with its own"):
+        Publisher(read_before, prefix="other")
+
+
 def test_no_two_names_of_different_databases_prefixes_and_namespaces_are_equal() -> None:
     prefixes = ("", "a", "a:b", "b", "a:1", "1", "a/b", "cache", "cache-invalidatio", "invalidation")
     namespaces = ("default", "b", "c", "b.c", "replicas", "cache-invalidation", "head", "1", "a")
