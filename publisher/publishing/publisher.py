@@ -114,7 +114,7 @@ class Publisher(Closing):
         self._timeout_seconds = timeout_seconds
         self._log_length = log_length
         self._uniform = uniform
-        self._registries = Registries()
+        self._registries = Registries(clock=clock)
         self._home = Home(self._move, begin_seconds=timeout_seconds)
         self._calls = Calls(address, timeout_seconds=timeout_seconds, uniform=uniform)
         self._confirmations = None if address is None else Confirmations(address, clock=clock)
@@ -307,7 +307,8 @@ class Publisher(Closing):
         """
         check_namespace(namespace)
         replica_id = check_text(replica_id, _ID_BYTES_MAX, "replica")
-        return await self._call(namespace, partial(forget, namespace=namespace, replica_id=replica_id))
+        result = await self._call(namespace, partial(forget, namespace=namespace, replica_id=replica_id))
+        return "forgotten" if self._registries.dismiss(namespace, replica_id) and result == "unknown" else result
 
     async def namespaces(self, *, after: str = "", count: int = 1_000, among: Sequence[str] = ()) -> NamespacesPage:
         """Return the namespaces that have keys in this database and with this prefix, by name.

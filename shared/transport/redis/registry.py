@@ -6,6 +6,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from ...clock import Clock, monotonic
 from ...invalidation import Position
 from ...presence import Presence, ReplicaPresence, presence_of
 from .link import Link, Refused
@@ -63,7 +64,9 @@ class Registry(NamedTuple):
             any replica's registration has had; None when the head has no record of that. `silent` are the replicas
             whose registration has ended within a day. `shared` are the registered replicas whose id another process
             may have too. `forgotten_ms` is for how long the registry lacks silent replicas that may serve from their
-            caches: there were too many.
+            caches: there were too many. `born_at_ms` is when it was created, on the server's clock. `serving` are the
+            listed replicas that may serve from their caches beyond their registration. `lost` are those that were
+            listed before the registry was lost, and have not come back.
     """
 
     namespace: str
@@ -74,6 +77,9 @@ class Registry(NamedTuple):
     silent: Mapping[str, SilentReplica] = {}
     shared: Sequence[str] = ()
     forgotten_ms: int = 0
+    born_at_ms: int | None = None
+    serving: Collection[str] = ()
+    lost: Sequence[str] = ()
 
     @property
     def expected(self) -> list[str]:
@@ -89,20 +95,29 @@ class Registry(NamedTuple):
     @property
     def doubt(self) -> str | None:
         """Why the word of every expected replica proves nothing about another process; None when it does."""
-        return self.doubt_of_list or self.doubt_of_ids
+        return self.doubt_of_list or self.doubt_of_lost or self.doubt_of_ids
 
     @property
     def doubt_of_ids(self) -> str | None:
         """Why the word of a registered replica may be that of one of several processes; None when it is not."""
         if not self.shared:
             return None
-        more = len(self.shared) - _NAMED_MAX
-        named = ", ".join(self.shared[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
         return (
-            f"more than one process may have the replica id {named} in {self.namespace!r}: the word of one proves "
-            "nothing about the other; after a restart without a clean shutdown, confirm again when the lease has "
-            "ended, or forget the id if its caches may serve while incoherent; otherwise leave `replica_id` out, or "
-            "give each process its own"
+            f"more than one process may have the replica id {_named(self.shared)} in {self.namespace!r}: the word of "
+            "one proves nothing about the other; after a restart without a clean shutdown, confirm again when the "
+            "lease has ended, or forget the id if its caches may serve while incoherent; otherwise leave `replica_id` "
+            "out, or give each process its own"
+        )
+
+    @property
+    def doubt_of_lost(self) -> str | None:
+        """Why a replica that a lost registry listed may still serve from its caches; None when none can."""
+        if not self.lost:
+            return None
+        return (
+            f"the registry of {self.namespace!r} was lost, and {_named(self.lost)} has not registered again: it may "
+            "serve old values, since its caches may serve while incoherent; expected it to come back: end it if it is "
+            "cut off, and then have this publisher forget it, by forget_replica or DELETE /replicas/ID"
         )
 
     @property
@@ -143,6 +158,11 @@ class Registry(NamedTuple):
         return None
 
 
+def _named(replicas: Sequence[str]) -> str:
+    more = len(replicas) - _NAMED_MAX
+    return ", ".join(replicas[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
 async def registered(link: Link, namespace: str, *, of_older_version: bool = False) -> Registry:
     """Return the registry of `namespace`, or that of older versions, which have the names of database 0.
 
@@ -164,6 +184,7 @@ async def registered(link: Link, namespace: str, *, of_older_version: bool = Fal
     left_ms: dict[str, int] = {}
     silent: dict[str, SilentReplica] = {}
     shared: list[str] = []
+    serving: set[str] = set()
     forgotten_ms = 0
     for member, score in sorted(rows):
         ends_ms, marks = divmod(float(score), 1)
@@ -176,6 +197,8 @@ async def registered(link: Link, namespace: str, *, of_older_version: bool = Fal
             left_ms[member.decode(errors="replace")] = left
             if is_shared:
                 shared.append(member.decode(errors="replace"))
+            if is_shared or not serves_nothing:
+                serving.add(member.decode(errors="replace"))
         elif -left < _SILENT_MS_MAX:
             # Of several processes with one id, the last word is that of one.
             may_serve = is_shared or not serves_nothing
@@ -190,6 +213,8 @@ async def registered(link: Link, namespace: str, *, of_older_version: bool = Fal
         silent=silent,
         shared=shared,
         forgotten_ms=forgotten_ms,
+        born_at_ms=max(births_ms) if births_ms else None,
+        serving=serving.union(replica for replica, each in silent.items() if each.may_serve),
     )
 
 
@@ -294,12 +319,16 @@ def _behind(presence: Presence, head: Position | None) -> int | None:
 
 
 class Registries:
-    """Reads registries, and remembers the longest lease seen in each namespace.
+    """Reads registries, and remembers the longest lease seen in each namespace, and the replicas that may serve.
 
-    When Redis loses the registry, it may also lose the record of the longest lease in the head.
+    When Redis loses the registry, it may also lose the record of the longest lease in the head. And a replica that is
+    cut off does not register again, although it may serve from its caches: for a day, its silence is a doubt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Clock = monotonic) -> None:
+        self._clock = clock
+        self._read_at: dict[str, float] = {}
+        self._lost_until: dict[str, dict[str, float]] = {}
         self._leases_ms: dict[str, int] = {}
         self._last: dict[str, Registry] = {}
         self._watched: set[str] = set()
@@ -315,7 +344,9 @@ class Registries:
 
     async def read(self, link: Link, namespace: str) -> Registry:
         """Return the registry of `namespace`. Raises: LinkLost; LogRefused."""
-        registry = self._last[namespace] = await registered(link, namespace)
+        registry = await registered(link, namespace)
+        lost = self._lost(registry, self._last.get(namespace))
+        registry = self._last[namespace] = registry._replace(lost=lost)
         # The time left of a registration is never longer than its lifetime.
         seen_ms = (self._leases_ms.get(namespace, 0), registry.lease_ms or 0, *registry.left_ms.values())
         longest_ms = max(seen_ms)
@@ -323,8 +354,28 @@ class Registries:
             self._leases_ms[namespace] = longest_ms
         return registry if registry.lease_ms is None else registry._replace(lease_ms=longest_ms)
 
+    def _lost(self, registry: Registry, before: Registry | None) -> list[str]:
+        """Return the replicas of a lost registry that may serve, and that the new one does not list."""
+        now, lost_until = self._clock(), self._lost_until.get(registry.namespace, {})
+        if before is not None and before.born_at_ms != registry.born_at_ms:
+            lost_until = (
+                dict.fromkeys(before.serving, self._read_at[registry.namespace] + _SILENT_MS_MAX / 1_000) | lost_until
+            )
+        lost_until = {
+            replica: until
+            for replica, until in lost_until.items()
+            if until > now and replica not in registry.left_ms and replica not in registry.silent
+        }
+        self._read_at[registry.namespace], self._lost_until[registry.namespace] = now, lost_until
+        return sorted(lost_until)
+
+    def dismiss(self, namespace: str, replica: str) -> bool:
+        """Have no doubt because of this replica any more; return whether there was one."""
+        return self._lost_until.get(namespace, {}).pop(replica, None) is not None
+
     def forget(self, namespace: str) -> None:
         """Count a namespace no longer: it was forgotten."""
+        self._lost_until.pop(namespace, None)
         self._watched.discard(namespace)
         self._last.pop(namespace, None)
 
