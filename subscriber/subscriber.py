@@ -269,10 +269,10 @@ class Subscriber(Hub):
             self._release_caches()
 
     def _release_caches(self) -> None:
-        own_socket.leave(self)
         for cache in self.caches:
             if _owners.release(cache, self) and self._stand_in is None:
                 cache.leave()
+        own_socket.leave(self)  # after the caches have served for the last time
 
     @property
     def is_running(self) -> bool:

@@ -105,13 +105,12 @@ class OwnSocket:
             self._end()
         elif self._bound is None:
             self._held |= {each.name for each in held(self.descriptors)}
-            self._bind()
-            if self._bound is not None and self._exits_as != os.getpid():
+            if self._bind() and self._exits_as != os.getpid():
                 self._exits_as = os.getpid()
                 at_exit(self._end)
 
-    def _bind(self) -> None:
-        """Bind a socket, in place of the one that there is. If that fails, keep it, and set `problem`."""
+    def _bind(self) -> bool:
+        """Bind a socket, in place of the one that there is. If that fails, keep it, set `problem`, and return False."""
         before, thread_before, bound = self._bound, self._thread, None
         try:
             self._bound = bound = bind()
@@ -125,10 +124,11 @@ class OwnSocket:
             if self.problem is None:
                 _log.warning("cannot be found by other processes of the same address: %s", error)
             self.problem = str(error)
-            return
+            return False
         self.problem = None
         if before is not None:
             _close(before, thread_before)
+        return True
 
     def _replace(self, lost: Bound) -> None:
         with self._lock:

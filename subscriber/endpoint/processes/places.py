@@ -254,9 +254,10 @@ def _matching(pattern: re.Pattern[str]) -> list[re.Match[str]]:
     """Return the matching lines of /proc/net/unix; none where there is no such file."""
     if sys.platform != "linux":
         return []
+    found: list[re.Match[str]] = []
     with _unless_not_ours(), _NAMES.open(encoding="utf-8", errors="replace") as lines:
-        return [match for line in lines if (match := pattern.fullmatch(line.rstrip("\n"))) is not None]
-    return []
+        found += [match for line in lines if (match := pattern.fullmatch(line.rstrip("\n"))) is not None]
+    return found
 
 
 @contextlib.contextmanager

@@ -148,7 +148,12 @@ def test_a_process_that_cannot_list_its_descriptors_applies_what_others_pass_on(
 def test_no_more_is_passed_on_than_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
     monkeypatch.setattr(siblings, "found", lambda: [Found("/one", None)])
-    monkeypatch.setattr(siblings, "call_all", lambda _, message, __: sent.append(message) or [])
+
+    def call_all(_: object, message: bytes, __: float) -> list[Any]:
+        sent.append(message)
+        return []
+
+    monkeypatch.setattr(siblings, "call_all", call_all)
     with socket.create_server(("127.0.0.1", 0)):
         siblings.pass_on(b"x" * (FRAME_BYTES_MAX + 100))
     ours, theirs = socket.socketpair()
@@ -169,6 +174,22 @@ async def test_the_socket_is_there_from_before_the_start_until_after_the_end() -
     addresses.append(own_socket.address)
     assert addresses[1] is not None
     assert addresses == [None, *[addresses[1]] * 3, None]
+
+
+def test_the_socket_is_there_until_the_caches_have_served_for_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = LocalCache(TTLCache(maxsize=100, ttl=600), when_incoherent="serve")
+    subscriber = Subscriber(AWAY, caches={"products": cache}, start_timeout_seconds=0)
+    served_then: list[Any] = []
+    with subscriber:
+        assert cache.store(cache.begin_load("a"), "old")
+        leave = own_socket.leave
+
+        def record(leaving: Any) -> None:
+            served_then.append(cache.get("a"))
+            leave(leaving)
+
+        monkeypatch.setattr(own_socket, "leave", record)
+    assert served_then == [None]
 
 
 async def test_a_process_without_an_endpoint_has_no_socket() -> None:
