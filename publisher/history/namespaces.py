@@ -131,7 +131,8 @@ class Namespaces:
         names = self._address.names_of(namespace)
         fixed = (names.head, names.log, names.registry)
         tag = names.head.removesuffix("head")
-        others = [key async for key in _scan(address, f"{tag}re*") if key != names.registry]
+        beginnings = (names.receipt_prefix, names.presence_prefix)  # other keys of this tag are another program's
+        others = [key async for key in _scan(address, f"{tag}re*") if key.startswith(beginnings)]
         if self._address.naming.has_older_names:
             older = names_of(namespace)
             others[:0] = [older.head, older.log]

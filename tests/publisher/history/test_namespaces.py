@@ -160,6 +160,16 @@ async def test_a_forgotten_namespace_leaves_no_key(url: str, place: str) -> None
         assert (receipt.is_repeat, receipt.position and receipt.position.sequence) == (False, 1)
 
 
+async def test_keys_of_another_program_with_the_same_hash_tag_stay(redis_url: str) -> None:
+    foreign = [f"{{cache-invalidation:products}}:{name}" for name in ("reports", "re", "replicas2", "replica")]
+    async with Publisher(redis_url) as publisher, redis_probe(redis_url) as probe:
+        await publisher.publish(Everything(), namespace="products")
+        for key in foreign:
+            await probe.call("SET", key, "theirs")
+        assert await publisher.forget_namespace("products") == FORGOTTEN
+    assert await keys_of(redis_url) == set(foreign)
+
+
 async def test_more_receipts_than_one_step_removes_are_removed_too(redis_url: str) -> None:
     receipts = names_of("products").receipt_prefix
     async with redis_probe(redis_url) as probe, Publisher(redis_url) as publisher:
