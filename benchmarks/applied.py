@@ -105,6 +105,8 @@ async def read_with_subscriber(pipe: Connection, url: str, port: int, namespace:
     ) as subscriber:
         for number in range(entries):
             cache.store(cache.begin_load(f"product:{number * FRAMES_PER_ENTRY}"), number)
+        while cache.sweep():  # what the stores have left for later belongs to them
+            pass
         pipe.send("ready")
         pipe.recv()  # holds up the whole event loop, which is the point
         stopwatch = Stopwatch()

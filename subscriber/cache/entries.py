@@ -5,14 +5,16 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from itertools import chain, islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from cachetools import Cache, FIFOCache, LFUCache, LRUCache, RRCache, TLRUCache, TTLCache
 
 from ...shared.invalidation import Invalidation
 from .mapping.expiry import ExpirySlices
+from .mapping.removal import removal_of
 from .mapping_errors import MappingErrors
 from .recent import History
+from .stats import Count
 
 __all__ = ["MISSING", "Count", "Entries"]
 
@@ -39,13 +41,6 @@ _PEEKS: Final[dict[type, Callable[[Any, str], Any]]] = {
 }
 
 
-class Count(NamedTuple):
-    """How many entries an invalidation names. An estimate is scaled up from the entries that were examined."""
-
-    entries: int
-    is_estimate: bool
-
-
 class Entries:
     """Values with their stamps, tags and expiries. Not thread-safe: LocalCache holds its lock around every call.
 
@@ -66,6 +61,7 @@ class Entries:
         self._history = history
         self.errors = errors
         self.expiry: Final = ExpirySlices(mapping)
+        self._remove: Final = removal_of(mapping)
         self._stamps: dict[str, int] = {}
         self._tags: dict[str, tuple[str, ...]] = {}
         self._keys_of_tag: dict[str, set[str]] = {}
@@ -73,6 +69,8 @@ class Entries:
         self._expiry_heap: list[tuple[float, str]] = []
         # The sweep: entries still to be checked, moved here as a whole so that its start costs nothing.
         self._unswept: dict[str, int] = {}
+        # The one that it checks. A key about to go must not enter `_stamps`: Python copies it to make room, for 8 ms.
+        self._checked: dict[str, int] = {}
         self._doomed: deque[set[str]] = deque()
         self._doomed_tags: dict[str, int] = {}
         self._is_sweeping = False
@@ -137,6 +135,7 @@ class Entries:
             self._index(key, stamp, tags, expires_at)
         except BaseException:
             self._unswept.pop(key, None)
+            self._checked.pop(key, None)
             self._stamps[key] = stamp  # so that `discard` looks for it in the mapping
             self.discard(key)
             raise
@@ -146,6 +145,7 @@ class Entries:
     def _index(self, key: str, stamp: int, tags: tuple[str, ...], expires_at: float) -> None:
         self.stuck.pop(key, None)
         self._unswept.pop(key, None)
+        self._checked.pop(key, None)
         self._stamps[key] = stamp
         if tags:
             self._tags[key] = tags
@@ -172,12 +172,14 @@ class Entries:
 
     def drop(self, key: str) -> bool:
         """Remove one entry; return whether it existed. Raises: any error of the mapping; the entry is dead even so."""
-        if self._stamps.pop(key, None) is None and self._unswept.pop(key, None) is None:
+        is_unknown = self._stamps.pop(key, None) is None and self._unswept.pop(key, None) is None
+        if is_unknown and self._checked.pop(key, None) is None:
             return False
         if self._tags or self._expiries:
             self._forget(key)
+        remove = self._remove  # in a line of its own, as in `LocalCache.get`
         try:
-            del self.mapping[key]
+            remove(key)
         except BaseException as error:  # noqa: BLE001  (raised again, unless the entry was gone already)
             return self._handle_unremoved(key, error)
         return True
@@ -223,12 +225,12 @@ class Entries:
 
     def kill_older(self, stamp: int) -> None:
         """Make the sweep check every entry: a prefix or everything was recorded in the history at `stamp`."""
-        if self._stamps or self._unswept:
+        if self._stamps or self._unswept or self._checked:
             self._rule_stamp = stamp
 
     def is_live(self, key: str) -> bool:
         """Whether the index has an entry, and no invalidation since it was stored concerns it."""
-        stamp = self._stamps.get(key) or self._unswept.get(key)
+        stamp = self._stamps.get(key) or self._unswept.get(key) or self._checked.get(key)
         if stamp is None or self._history.concerns_entry(stamp, key):
             return False
         if not self._doomed_tags:
@@ -245,7 +247,7 @@ class Entries:
 
     def live_keys(self, now: float) -> Iterable[str]:
         """The keys of the entries that a read would return, each checked when it is yielded."""
-        for key in (*self._unswept, *self._stamps):
+        for key in (*self._checked, *self._unswept, *self._stamps):
             if self.has_served(key, now):
                 yield key
 
@@ -403,11 +405,18 @@ class Entries:
 
     def _sweep_one(self, stamp: int) -> int:
         key, entry_stamp = self._unswept.popitem()
-        self._stamps[key] = entry_stamp
-        if self._has(key, in_doubt=False) and self.is_live(key):
-            self._stamps[key] = stamp
-            return 0
-        return self.discard(key)
+        self._checked[key] = entry_stamp
+        try:
+            if self._has(key, in_doubt=False) and self.is_live(key):
+                self._stamps[key] = stamp
+                return 0
+            return self.discard(key)
+        except BaseException:
+            if key in self._checked:  # the mapping's own code has not dropped it meanwhile
+                self._stamps[key] = entry_stamp
+            raise
+        finally:
+            self._checked.pop(key, None)
 
     def _next_sweep(self, stamp: int) -> bool:
         """End the sweep that has run out of entries; begin the next one if there is work, and return whether it did."""

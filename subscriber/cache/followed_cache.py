@@ -114,9 +114,10 @@ class FollowedCache(Inspection):
         keys = invalidation.keys
         with self._lock:
             try:
+                record, drop = self._record_key, self._drop  # once: CPython is slow to call what an attribute holds
                 self._issued = stamp = self._issued + 1
                 for key in keys:
-                    self._record_key(key, stamp)
+                    record(key, stamp)
                 self._applied_keys += len(keys)
                 has_others = invalidation.tags or invalidation.prefixes or invalidation.everything
                 if has_others:
@@ -127,7 +128,7 @@ class FollowedCache(Inspection):
                 # Hits may go on meanwhile: an entry that leaves the mapping is not found, and if one does not leave,
                 # _clear_after closes the hit path before the stamp moves.
                 for key in keys:
-                    if self._drop(key):
+                    if drop(key):
                         self._dropped += 1
                 if has_others:
                     for tag in invalidation.tags:

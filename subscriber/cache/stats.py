@@ -1,8 +1,9 @@
 """The counters of a cache."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-__all__ = ["CacheStats"]
+__all__ = ["CacheStats", "Count"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +31,10 @@ class CacheStats:
     mapping_errors: int
     applied: dict[str, int] = field(default_factory=dict)
     clears: dict[str, int] = field(default_factory=dict)
+
+
+class Count(NamedTuple):
+    """How many entries an invalidation names. An estimate is scaled up from the entries that were examined."""
+
+    entries: int
+    is_estimate: bool

@@ -73,7 +73,8 @@ class Sequencer:
     def __init__(self, namespace: str, caches: Sequence[LocalCache]) -> None:
         self.namespace: Final = namespace
         self.caches: tuple[LocalCache, ...] = tuple(caches)
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._applied = 0  # beside the others: adding to a Counter takes as long as recording a key
         # The live position, in separate fields: comparing them is most of a message's cost besides its apply.
         self._epoch: str | None = None
         self._sequence = 0
@@ -90,6 +91,14 @@ class Sequencer:
         self.on_clear: Callable[[str, str], None] | None = None
         # How late invalidations are applied, if that is measured.
         self.lag: Lag | None = None
+
+    @property
+    def counts(self) -> Counter[str]:
+        """The counters of this moment, from any thread."""
+        counts = self._counts.copy()
+        if self._applied:
+            counts["applied"] = self._applied
+        return counts
 
     @property
     def position(self) -> Position | None:
@@ -180,7 +189,7 @@ class Sequencer:
         self._run = None
         self._head_sequence = head.sequence
         if mark.sequence < head.sequence:
-            self.counts["gaps"] += 1
+            self._counts["gaps"] += 1
 
     def prove(self, mark: Mark, head: Anchor) -> None:
         """Record that everything up to `head` has been applied, by `compare` or by reading the log since."""
@@ -245,23 +254,19 @@ class Sequencer:
         else:  # the same without those checks: nearly all messages take this path
             for cache in self.caches:
                 cache.apply_invalidation(invalidation)
-            self.counts["applied"] += 1
+            self._applied += 1
         # The position moves only after every cache has applied it.
         sequence = invalidation.seq
         if sequence is None:
-            self.counts["unsequenced"] += 1
+            self._counts["unsequenced"] += 1
         elif sequence == self._sequence + 1 and invalidation.epoch == self._epoch and not self._is_behind:
             self._sequence = sequence
             self._content = frame
         else:
             self._place(invalidation.epoch, sequence, frame)
-        return bool(
-            invalidation.everything
-            or invalidation.prefixes
-            or invalidation.tags
-            or invalidation.confirm
-            or self._is_behind
-        )
+        if invalidation.everything or invalidation.prefixes or invalidation.tags or invalidation.confirm:
+            return True
+        return self._is_behind
 
     def replay(self, entries: Sequence[Entry], *, claimed: int, is_end: bool) -> bool:
         """Apply the entries of the log from the live position on, the one at that position included.
@@ -287,7 +292,7 @@ class Sequencer:
             if entry.sequence != self._sequence + 1:
                 return False
             self._apply(invalidation, entry.frame)
-            self.counts["replayed"] += 1
+            self._counts["replayed"] += 1
             self._sequence, self._content = entry.sequence, entry.frame
         if is_proven and following:
             # Read from the log itself, following a proven position: the next link need not read it again.
@@ -307,7 +312,7 @@ class Sequencer:
         elif is_end and (run is None or run.last <= claimed):
             # A frame claimed a position that the log did not have when it was read later. It has been applied.
             if run is not None:
-                self.counts["unlogged"] += 1
+                self._counts["unlogged"] += 1
             self._run, self._is_behind = None, False
         return True
 
@@ -340,7 +345,7 @@ class Sequencer:
     # ------------------------------------------------------------------------------------------------------------------
 
     def _apply(self, invalidation: Invalidation, frame: bytes) -> None:
-        self.counts["applied"] += 1
+        self._applied += 1
         began_at_ns = time.time_ns() if invalidation.traceparent else 0
         if invalidation.confirm:
             self._apply_confirmed(invalidation, frame)
@@ -372,18 +377,18 @@ class Sequencer:
         """Handle the position of an applied frame that does not simply follow the last one."""
         if epoch != self._epoch:
             # Another log, a former primary or a forger: the next echo compares the head.
-            self.counts["foreign"] += 1
+            self._counts["foreign"] += 1
         elif sequence <= self._sequence:
-            self.counts["duplicate"] += 1
+            self._counts["duplicate"] += 1
         else:
             # The log has what belongs in between; until it is read, these wait. A forged one costs a read of the log.
             if not self._is_behind:
-                self.counts["gaps"] += 1
+                self._counts["gaps"] += 1
             self._is_behind = True
             run = self._run
             is_next = run is not None and sequence == run.last + 1
             self._run = _Run(run.first if run is not None and is_next else sequence, sequence, frame)
 
     def _clear_malformed(self, error: MalformedFrame) -> None:
-        self.counts["malformed"] += 1
+        self._counts["malformed"] += 1
         self.clear("malformed", str(error))

@@ -116,7 +116,11 @@ class Reads:
         """
         if self.source is self._mapping:
             return self._mapping[key]
-        if key not in self._mapping:
+        try:
+            is_there = key in self._mapping
+        except TypeError:  # a TTLCache is storing it, and has not set its expiry yet
+            is_there = False
+        if not is_there:
             raise KeyError(key)
         return self.source[key]
 

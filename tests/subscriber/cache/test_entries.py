@@ -1,12 +1,14 @@
 """The entries and the history: memory stays bounded, and a mapping that fails leaves nothing stale behind."""
 
-from collections.abc import MutableMapping
+import sys
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import pytest
 from cachetools import LRUCache, TTLCache
+from tests.support.fake_clock import FakeClock
 
-from broadcache.shared import Keys, Prefixes, Tags
+from broadcache.shared import Everything, Keys, Prefixes, Tags
 from broadcache.shared.clock import monotonic
 from broadcache.subscriber import LocalCache
 from broadcache.subscriber.cache.entries import Entries
@@ -152,3 +154,66 @@ def test_entries_that_expire_together_are_removed_in_slices_and_served_no_more()
     while entries.earliest_expiry <= 10.0:
         assert entries.expire(10.0) > 0
     assert entries.mapping == {}
+
+
+def test_entries_that_have_expired_do_not_enter_the_index_of_the_next_sweep_on_their_way_out() -> None:
+    clock = FakeClock()
+    cache = LocalCache(TTLCache(maxsize=10_000, ttl=300, timer=clock), clock=clock)
+    cache.confirm_coherent(clock() + 3_600)
+    for number in range(5_000):
+        cache.store(cache.begin_load(f"k{number}"), number)
+    while cache.sweep():
+        pass
+    clock.now += 301
+    cache.apply(Everything())
+    cache._sweep(1)
+    assert not cache._entries._stamps
+    assert cache._entries._unswept
+    swept_to = sys.getsizeof(cache._entries._stamps)
+    while cache.sweep():
+        assert sys.getsizeof(cache._entries._stamps) == swept_to, "it made room for a key that was about to go"
+    assert index_sizes(cache._entries)["_stamps"] == 0
+
+
+class Calling(dict[str, Any]):
+    """A mapping that calls back when it is asked whether it has a key."""
+
+    on_contains: Callable[[], None] = staticmethod(lambda: None)
+
+    def __contains__(self, key: object) -> bool:
+        self.on_contains()
+        return super().__contains__(key)
+
+
+@pytest.mark.parametrize("key", ["product:42", "other"])
+def test_the_entry_that_a_sweep_checks_can_be_dropped_by_the_mappings_own_code(key: str) -> None:
+    mapping = Calling()
+    cache = coherent_cache(mapping)
+    cache.store(cache.begin_load(KEY), 1)
+    cache.apply(Prefixes("unrelated:"))
+    mapping.on_contains = lambda: cache.apply(Keys(key))
+    while cache.sweep():
+        pass
+    mapping.on_contains = lambda: None
+    assert cache.get(KEY) == (None if key == KEY else 1)
+    assert (KEY in dict(mapping)) is (key != KEY)
+    assert list(cache) == ([] if key == KEY else [KEY])
+
+
+def test_the_entry_that_a_sweep_checks_is_kept_when_that_is_interrupted() -> None:
+    mapping = Calling()
+    cache = coherent_cache(mapping)
+    cache.store(cache.begin_load(KEY), 1)
+    cache.apply(Prefixes("unrelated:"))
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    mapping.on_contains = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        cache.sweep()
+    mapping.on_contains = lambda: None
+    assert cache.get(KEY) == 1
+    cache.apply(Keys(KEY))
+    assert cache.get(KEY) is None
+    assert not dict(mapping)

@@ -660,7 +660,7 @@ def test_a_hit_that_an_apply_overtakes_is_not_served_what_that_has_named_or_clea
 
 RECORD_NAMES = """\
         for key in keys:
-            self._record_key(key, stamp)
+            record(key, stamp)
 """
 MOVE_STAMP = "self._issued = self._stamp = self._issued + 1"
 MUTANTS = {
@@ -683,7 +683,7 @@ MUTANTS = {
         Entries, "_handle_unremoved", ("not self._has(key, in_doubt=True)", "isinstance(error, KeyError)")
     ),
     "a sweep that only forgets": mutated(
-        Entries, "_sweep_one", ("return self.discard(key)", "return self._stamps.pop(key, 0) and 0")
+        Entries, "_sweep_one", ("return self.discard(key)", "return self._checked.pop(key, 0) and 0")
     ),
     "what is voided while it is stored stays": mutated(
         LocalCache, "_put", ("self._issued != issued and ", "False and ")
