@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -74,6 +75,14 @@ def leaves_no_task_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 def _is_call_of_runner(task: "asyncio.Task[object]") -> bool:
     """Whether this is anyio's wait for the end of a test: it is over with the test, unless that was given up."""
     return getattr(task.get_coro(), "__name__", "") == "_call_in_runner_task"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory() -> Iterator[None]:
+    """A directory for sockets of this pytest-xdist worker's processes: those of others serve the same addresses."""
+    with tempfile.TemporaryDirectory(prefix="bc-") as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", directory)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

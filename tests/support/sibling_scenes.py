@@ -39,8 +39,8 @@ class Service:
         self.listener = socket.create_server(("127.0.0.1", 0), reuse_port=reuse_port)
 
     def read(self) -> Any:
-        """Load the value until it is held; in a child, the first read starts the subscriber."""
-        wait_until(lambda: self.cache.get_or_load_sync("key", lambda: "old") and self.held())
+        """Load the value until it is held; in a child, the first read starts the subscriber, which clears the cache."""
+        wait_until(lambda: self.cache.get_or_load_sync("key", lambda: "old") and self.cache.is_coherent and self.held())
         assert own_socket.address, "its socket is bound before its cache stores anything"
         return self.held()
 
