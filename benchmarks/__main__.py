@@ -28,6 +28,7 @@ BENCHMARKS: Final = (
     "fanout",
     "confirmation",
     "flood",
+    "scale",
 )
 
 

@@ -142,7 +142,7 @@ async def _publish_raw(redis: Redis, number: int) -> None:
 
 async def listen(pipe: Connection, url: str, port: int, connections: int) -> None:
     """Hold the connections of one fleet at a time; send back when the last of them has received each message."""
-    _allow_files(connections + _FILES_BESIDE_CONNECTIONS)
+    allow_files(connections + _FILES_BESIDE_CONNECTIONS)
     loop = asyncio.get_running_loop()
     listeners: dict[str, Listening] = {
         "ours": partial(_listening_with_subscriber, url),
@@ -252,7 +252,7 @@ async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]
         await asyncio.wait([task])
 
 
-def _allow_files(files: int) -> None:
+def allow_files(files: int) -> None:
     """Raise this process's limit of open files to `files`, if it has a lower limit."""
     try:
         import resource
