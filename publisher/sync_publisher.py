@@ -23,7 +23,7 @@ from ..shared.presence import ReplicaPresence
 from ..shared.process.copying import refuse_copy
 from ..shared.process.loops import LoopUnavailable, is_in_event_loop, result_from
 from ..shared.receipt import Receipt
-from ..shared.transport.redis.address import AddressRemap, Credentials
+from ..shared.transport.redis.address import AddressRemap, Credentials, RedisAddress
 from ..shared.transport.redis.log import LOG_LENGTH, Entry
 from .history.namespaces import ForgetResult, NamespacesPage
 from .history.pages import EXAMINED_MAX, HistoryPage
@@ -54,7 +54,7 @@ class SyncPublisher:
 
     def __init__(
         self,
-        url: str | None,
+        url: str | RedisAddress | None,
         *,
         delivery: Delivery = "redis",
         fanout: InvalidationSender | None = None,
