@@ -1,4 +1,4 @@
-"""A service of several workers, behind a server that people run: gunicorn, uvicorn, or Celery's prefork pool."""
+"""A service of several workers, behind a server that people run: gunicorn, uvicorn, or Celery."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ class WorkerService:
     """Its workers, each of which answers `call`, and `end_one` of which ends in order: the given one, if it may choose.
 
     Shape:  `master_pid` is the process that was started. `source` has the value that the workers load. `port` is where
-            they are called; 0 if not by HTTP.
+            they are called; 0 if not by HTTP. `processes` is how many can answer.
     """
 
     master_pid: int
@@ -38,6 +38,7 @@ class WorkerService:
     call: Callable[[], Awaitable[dict[str, Any]]]
     end_one: Callable[[int], Awaitable[object]]
     port: int = 0
+    processes: int = WORKERS
 
     async def answers(self) -> dict[int, dict[str, Any]]:
         """One answer of each worker that can answer, by its pid."""
@@ -46,7 +47,7 @@ class WorkerService:
         async def have_all_answered() -> bool:
             for answer in await asyncio.gather(*[self.call() for _ in range(_CALLS_AT_ONCE)]):
                 answers[answer["pid"]] = answer
-            return len(answers) >= WORKERS
+            return len(answers) >= self.processes
 
         await until(have_all_answered, "an answer of each worker")
         return answers
@@ -90,14 +91,14 @@ async def uvicorn(url: str, folder: Path, *, at_path: bool = False, **environmen
 
 
 @asynccontextmanager
-async def celery(url: str, folder: Path) -> AsyncIterator[WorkerService]:
-    """Celery's prefork pool; the subscriber is started in its main process."""
+async def celery(url: str, folder: Path, *, pool: str = "prefork") -> AsyncIterator[WorkerService]:
+    """A pool of Celery, of processes or threads; the subscriber is started in its main process."""
     import celery as library  # type: ignore[import-untyped]
 
     source = folder / "source"
     source.write_text("first")
     client = library.Celery(broker=url, backend=url)
-    options = ["--pool", "prefork", "--concurrency", str(WORKERS), "-O", "fair", "--without-mingle", "--without-gossip"]
+    options = ["--pool", pool, "--concurrency", str(WORKERS), "-O", "fair", "--without-mingle", "--without-gossip"]
     command = ["celery", "--app", f"{_APPS}:celery_app", "worker", *options, "--loglevel", "WARNING"]
 
     async def call() -> dict[str, Any]:
@@ -118,7 +119,7 @@ async def celery(url: str, folder: Path) -> AsyncIterator[WorkerService]:
 
     async with _started(command, url, source, folder / "output") as pid:
         try:
-            yield WorkerService(pid, source, call, end_one)
+            yield WorkerService(pid, source, call, end_one, processes=WORKERS if pool == "prefork" else 1)
         finally:
             client.close()
 

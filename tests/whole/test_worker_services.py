@@ -107,6 +107,38 @@ async def test_what_is_said_about_the_workers_is_true(name: str, own_server: Emb
         assert await publisher.replicas(NAMESPACE) == [], "the service has ended, and all its replicas have left"
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+async def test_the_threads_of_a_celery_worker_are_one_replica(own_server: EmbeddedServer, tmp_path: Path) -> None:
+    async with (
+        worker_service.celery(own_server.url, tmp_path, pool="threads") as service,
+        Publisher(own_server.url) as publisher,
+    ):
+        [(pid, answer)] = (await service.coherent_answers()).items()
+        assert (pid, answer["value"]) == (service.master_pid, "first")
+        [listed] = await publisher.replicas(NAMESPACE)
+        assert (listed.replica, listed.pid) == (answer["replica"], pid)
+
+        async def is_confirmed() -> bool:
+            service.source.write_text("second")
+            receipt = await publisher.publish(Keys(KEY), namespace=NAMESPACE, confirm=Confirm(timeout_seconds=5))
+            assert receipt.receivers == 1
+            assert receipt.confirmation is not None
+            assert [each.replica for each in receipt.confirmation.replicas] == [listed.replica]
+            return receipt.confirmation.is_complete
+
+        await until(is_confirmed, "a complete confirmation")
+        assert {each["value"] for each in (await service.answers()).values()} == {"second"}
+        assert await verdict_of_doctor(own_server.url) == {"severity": "ok", "replicas": 1}
+
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: stands_still(pid), "a standstill")
+        receipt = await publisher.publish(Keys(KEY), namespace=NAMESPACE, confirm=Confirm(timeout_seconds=1))
+        os.kill(pid, signal.SIGCONT)
+        assert receipt.confirmation is not None
+        assert (receipt.confirmation.missing, receipt.confirmation.is_complete) == ((listed.replica,), False)
+
+
 def stands_still(pid: int) -> bool:
     """Whether each thread of a process has stopped: the signal reaches one after another."""
     states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
