@@ -14,6 +14,7 @@ from broadcache.publisher.publishing.backlog import Pending
 from broadcache.shared import AddressOutcome, FanoutReport, Keys, LinkLost, Receipt
 from broadcache.shared.transport.redis.embedded import EmbeddedServer
 from broadcache.subscriber import Subscriber
+from broadcache.subscriber.endpoint.processes.own_socket import own_socket
 
 pytestmark = pytest.mark.anyio
 
@@ -101,7 +102,8 @@ async def test_a_listed_replica_that_the_fan_out_does_not_call_is_missing(own_se
         Publisher(proxy.url, delivery="redis-then-fanout", fanout=fanout, timeout_seconds=1.0) as publisher,
     ):
         other = new_cache()
-        async with Subscriber(url, caches={"products": other}, replica_id="of-another-service", **FAST):
+        async with Subscriber(url, caches={"products": other}, replica_id="of-another-service", **FAST) as elsewhere:
+            own_socket.leave(elsewhere)  # as if it ran in another process: this one tells all that run in it
             await publisher.publish(Keys("first"), namespace="products", confirm=Confirm(timeout_seconds=20))
             for cache in (other, *(replica.cache for replica in replicas)):
                 fill(cache, "a")
