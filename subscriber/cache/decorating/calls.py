@@ -141,26 +141,29 @@ def _compiled(name: str, signature: inspect.Signature, template: Template) -> Ca
     """Compile a function with this signature that returns the key of a call.
 
     So Python itself binds the arguments, as quickly as it can: positional, keyword and default arguments give one key.
-    Integers and plain texts, which need no escapes, fill the template directly.
+    Integers and plain texts, which need no escapes, fill the template directly: a negative one does need some where `-`
+    separates two fields.
     """
     scope: dict[str, Any] = {
         "_broadcache_fill": template.fill,
         "_broadcache_bounded": bounded,
-        "_broadcache_type": type,  # a parameter may be named type, int or str
+        "_broadcache_type": type,  # a parameter may be named type, int, str or len
         "_broadcache_int": int,
         "_broadcache_str": str,
+        "_broadcache_len": len,
+        "_broadcache_error": ValueError,
     }
     values = "".join(f"{_expression(field)}, " for field in template.fields)
     lines = [f"def _broadcache_key({_parameters(signature, scope)}):"]
     if not template.typed and not any(field.attributes for field in template.fields):
-        plain = map(_is_plain, template.names)
+        plain = [_is_plain(each, has_sign="-" not in template.separators) for each in template.names]
         fields = zip(template.texts, [*(f"{{{field.name}}}" for field in template.fields), ""], strict=True)
         lines += [
             f"    if {' and '.join(plain) or True}:",
             "        try:",
             f'            key = f"{"".join(_literal(text) + field for text, field in fields)}"',
-            f"            return key if len(key) <= {_CHARACTERS_MAX} else _broadcache_bounded(key)",
-            "        except ValueError:",  # an integer of very many digits
+            f"            return key if _broadcache_len(key) <= {_CHARACTERS_MAX} else _broadcache_bounded(key)",
+            "        except _broadcache_error:",  # an integer of very many digits
             "            pass",
         ]
     lines.append(f"    return _broadcache_fill(({values}))")
@@ -170,9 +173,10 @@ def _compiled(name: str, signature: inspect.Signature, template: Template) -> Ca
     return key_of
 
 
-def _is_plain(name: str) -> str:
+def _is_plain(name: str, *, has_sign: bool) -> str:
     is_text = f"_broadcache_type({name}) is _broadcache_str and {name}.isalnum() and {name}.isascii()"
-    return f"(_broadcache_type({name}) is _broadcache_int or {is_text})"
+    is_integer = f"_broadcache_type({name}) is _broadcache_int{'' if has_sign else f' and {name} >= 0'}"
+    return f"({is_integer} or {is_text})"
 
 
 def _expression(field: Field) -> str:

@@ -132,6 +132,7 @@ def test_parameters_may_have_the_names_of_what_the_key_is_made_with() -> None:
 
     cached = coherent_cache().cached("{type}:{int}:{str}")(load)
     assert cached.key(1, "a") == "1:a:None"
+    assert coherent_cache().cached("{len}:{ValueError}")(lambda len, ValueError: None).key(1, 2) == "1:2"  # noqa: A006, N803
 
 
 def test_the_texts_of_a_template_are_taken_as_they_are() -> None:
@@ -144,6 +145,17 @@ def test_a_key_is_that_of_key_of_whatever_the_values() -> None:
     for a in (1, -1, True, "x", "x:y", "é", "", None, 1.5, b"x", "x" * 2_000, 10**5_000, (1, "a")):
         for b in (1, "y"):
             assert cached.key(a, b) == key_of("p:{a}:{b}", a=a, b=b)
+
+
+@pytest.mark.parametrize("template", ["p:{a}-{b}", "p:{a}x-y{b}", "p:{a}_{b}", "p:{a}.{b}", "p:{a},{b}", "p:{a} {b}"])
+def test_a_key_is_that_of_key_of_whatever_separates_its_fields(template: str) -> None:
+    cached = coherent_cache().cached(template)(lambda a, b: None)
+    values = [0, 1, -1, -(10**5_000), "1", "-1", "", "a-b", "a_b", "a.b", "a,b", "a b", -1.5, True, None, (-1, "x")]
+    keys = {(str(a), str(b)): cached.key(a, b) for a in values[4:] for b in values[4:]}
+    assert len(set(keys.values())) == len(keys)
+    for a in values:
+        for b in values:
+            assert cached.key(a, b) == key_of(template, a=a, b=b)
 
 
 def test_an_object_without_a_stable_text_is_refused_when_called_with_the_functions_name() -> None:
