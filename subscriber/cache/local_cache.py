@@ -219,7 +219,7 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
                         self._settle_touches()
                     return value
         value = self._get_checked(key, _MISSING)
-        if value is not _MISSING:
+        if value is not _MISSING and not (self._loads.refreshes and self._loads.is_within(key)):
             if self._loads.refreshes and self._loads.due((key,)):
                 self._loads.refresh(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
             return value
@@ -251,7 +251,7 @@ class LocalCache(FollowedCache, DecoratingCache, ManyReads, LiveMapping[V]):
                         self._settle_touches()
                     return value
         value = self._get_checked(key, _MISSING)
-        if value is not _MISSING:
+        if value is not _MISSING and not (self._loads.refreshes and self._loads.is_within(key)):
             if self._loads.refreshes and self._loads.due((key,)):
                 self._loads.refresh_sync(checked_key(key), loader, checked_tags(tags), checked_ttl(ttl_seconds))
             return value

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from cachetools import TTLCache
 from tests.support.replicas import FAST
+from tests.support.waiting import until
 
 from broadcache.shared import InvalidSettings, Keys
 from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber, cached
+from broadcache.testing import coherent as in_a_test
 
 pytestmark = pytest.mark.anyio
 
@@ -174,3 +176,96 @@ async def test_the_subscriber_that_runs_is_the_one_that_publishes(redis_url: str
     async with running:
         receipt = await load.invalidate(1)
         assert running.position("a") == receipt.position
+
+
+# --- a method that calls the one it overrides -------------------------------------------------------------------------
+
+
+class Taxed(Catalogue):
+    """Its method has the template of the method that it overrides, and calls that."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.taxing: asyncio.Event | None = None
+        self.is_failing = False
+
+    @cached("product:{product_id}")
+    async def product(self, product_id: int, shop: str = "a") -> int:
+        net = await super().product(product_id, shop)
+        if self.taxing is not None:
+            await self.taxing.wait()
+        if self.is_failing:
+            raise LookupError("no tax rate")
+        return net + 1_000
+
+    @cached("price:{product_id}")
+    def price(self, product_id: int) -> int:
+        return super().price(product_id) + 1_000
+
+
+async def test_a_caller_never_gets_what_the_overridden_method_returned() -> None:
+    catalogue = coherent(Taxed())
+    catalogue.taxing = asyncio.Event()
+    first = asyncio.create_task(catalogue.product(1))
+    while not catalogue.calls:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = asyncio.create_task(catalogue.product(1))
+    await asyncio.sleep(0)
+    catalogue.taxing.set()
+    assert (await first, await second, await catalogue.product(1)) == (1_001, 1_001, 1_001)
+    assert catalogue.price(1) == catalogue.price(1) == 1_002
+
+
+async def test_what_the_overridden_method_returned_is_not_stored_when_the_other_fails() -> None:
+    catalogue = coherent(Taxed())
+    catalogue.is_failing = True
+    with pytest.raises(LookupError):
+        await catalogue.product(1)
+    catalogue.is_failing = False
+    assert await catalogue.product(1) == 1_002
+
+
+async def test_a_refresh_reads_the_source_and_not_the_entry_that_it_replaces() -> None:
+    products: LocalCache[int] = LocalCache(TTLCache(100, 300), refresh_after_seconds=60)
+    source = 100
+
+    class Net:
+        @products.cached("product:{product_id}")
+        async def product(self, product_id: int) -> int:
+            return source
+
+        @products.cached("price:{product_id}")
+        def price(self, product_id: int) -> int:
+            return source
+
+    class Gross(Net):
+        @products.cached("product:{product_id}")
+        async def product(self, product_id: int) -> int:
+            return await super().product(product_id) + 1_000
+
+        @products.cached("price:{product_id}")
+        def price(self, product_id: int) -> int:
+            return super().price(product_id) + 1_000
+
+    async def read() -> int:
+        return await products.get_or_load("own", lambda: products.get_or_load("own", lambda: source))
+
+    def read_sync() -> int:
+        return products.get_or_load_sync("own, too", lambda: products.get_or_load_sync("own, too", lambda: source))
+
+    gross = Gross()
+    with in_a_test(products) as clock:
+        assert (await gross.product(1), gross.price(1), await read(), read_sync()) == (1_100, 1_100, 100, 100)
+        source = 90
+        clock.tick(61)
+        assert (await gross.product(1), gross.price(1), await read(), read_sync()) == (1_100, 1_100, 100, 100)
+        await until(lambda: sorted(products.values()) == [90, 90, 1_090, 1_090])
+
+
+async def test_two_caches_may_have_one_key_in_layers() -> None:
+    near: LocalCache[int] = LocalCache(TTLCache(100, 300))
+    far: LocalCache[int] = LocalCache(TTLCache(100, 300))
+    with in_a_test(near, far):
+        assert await near.get_or_load("product:1", lambda: far.get_or_load("product:1", lambda: 1)) == 1
+        assert (near["product:1"], far["product:1"]) == (1, 1)

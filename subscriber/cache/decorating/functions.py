@@ -293,7 +293,7 @@ class _RefreshedFunction(CachedFunction[P, R]):
         key = self._key_of(*args, **kwargs) if kwargs else self._key_of(*args)
         get = self._get
         value = get(key, _MISSING)
-        if value is _MISSING:
+        if value is _MISSING or self._loads.is_within(key):
             return self._load(key, args, kwargs)  # type: ignore[no-any-return]
         if self._loads.due((key,)):
             loader = functools.partial(self.__wrapped__, *args, **kwargs)
@@ -308,7 +308,7 @@ class _RefreshedCoroutine(CachedCoroutine[P, R]):
         key = self._key_of(*args, **kwargs) if kwargs else self._key_of(*args)
         get = self._get
         value = get(key, _MISSING)
-        if value is _MISSING:
+        if value is _MISSING or self._loads.is_within(key):
             return await self._load(key, args, kwargs)  # type: ignore[no-any-return]
         if self._loads.due((key,)):
             loader = functools.partial(self.__wrapped__, *args, **kwargs)

@@ -125,6 +125,11 @@ class Loads:
 
     async def load(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value."""
+        if within.get() and self.is_within(key):
+            return _value_of(await self._called(loader))
+        return await self._shared(key, loader, tags, ttl_seconds)
+
+    async def _shared(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         loop = asyncio.get_running_loop()
         outer = within.get()
         waits: dict[Load, bool] = {}
@@ -163,6 +168,8 @@ class Loads:
     def load_sync(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value. The calling thread blocks until then."""
         outer = within.get()
+        if outer and self.is_within(key):
+            return _value_of(self._called_sync(loader, key))
         waits: dict[Load, bool] = {}
         may_be_late = True
         try:
@@ -193,6 +200,13 @@ class Loads:
         finally:
             for load in waits:
                 self._leave(outer, load)
+
+    def is_within(self, key: str) -> bool:
+        """Whether this code runs in the loader of `key`, as a method that calls the one it overrides.
+
+        What it reads of its own key is only a part of the value: it comes from the source, and is not stored or shared.
+        """
+        return any(each.owner is self and each.token.key == key and not each.is_finished for each in within.get())
 
     @staticmethod
     def _first_result_sync(waits: Iterable[Load], seconds: float) -> tuple[Load | None, Any]:
@@ -276,6 +290,7 @@ class Loads:
 
     def _begin(self, key: str, tags: tuple[str, ...], ttl_seconds: float | None) -> Load:
         load = Load(self._cache.begin_load(key), tags, ttl_seconds)
+        load.owner = self
         self._running[key] = load
         self._count_as_begun(load)
         return load
@@ -316,12 +331,22 @@ class Loads:
 
     async def _called(self, loader: Loader) -> Any:
         """Return the result of a loader. Raises: TimeoutError when it takes too long; what the loader raises."""
-        if self._options.timeout_seconds is None:
+        seconds = self._options.timeout_seconds
+        if seconds is None:
             value = loader()
             return await value if inspect.isawaitable(value) else value
-        async with asyncio.timeout(self._options.timeout_seconds):
-            value = loader()
-            return await value if inspect.isawaitable(value) else value
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                value = loader()
+                return await value if inspect.isawaitable(value) else value
+        except TimeoutError as error:
+            if error.args or not limit.expired():
+                raise  # the loader's own
+            raise TimeoutError(
+                f"a load was cancelled because it took longer than load_timeout_seconds={seconds:g}: expected a faster "
+                "source, or a longer limit"
+            ) from None
 
     def _run_sync(self, load: Load, loader: Loader) -> Any:
         outer = within.set(within_also(load))
@@ -408,3 +433,7 @@ class Loads:
                     del self._running[each.token.key]
         with suppress(RuntimeError):  # the loop was closed, which ends the load too
             root.loop.call_soon_threadsafe(root.task.cancel)
+
+
+def _value_of(loaded: Any) -> Any:
+    return loaded.value if issubclass(type(loaded), Loaded) else loaded

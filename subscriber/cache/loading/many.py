@@ -98,6 +98,8 @@ class LoadsOfMany(Loads):
         """Begin a load of several keys, whose loader is not called yet. Under the lock."""
         batch = Load(self._cache.begin_load(keys[0]), tags, ttl_seconds)
         batch.parts = tuple(Load(self._cache.begin_load(key), tags, ttl_seconds, batch) for key in keys)
+        for each in (batch, *batch.parts):
+            each.owner = self
         self._running.update({part.token.key: part for part in batch.parts})
         return batch
 

@@ -106,6 +106,7 @@ class RefreshedLoads(LoadsOfMany):
             load = self.begin_many(keys, tags, ttl_seconds)
         else:
             load = self._running[keys[0]] = Load(self._cache.begin_load(keys[0]), tags, ttl_seconds)
+            load.owner = self
         self._count(load)
         load.is_kept = True
         return load

@@ -107,7 +107,14 @@ async def test_a_load_that_takes_too_long_raises_a_timeout_to_each_caller() -> N
     callers = [cache.get_or_load(KEY, source.load), cache.get_or_load(KEY, source.load)]
     errors = await asyncio.gather(*callers, cache.get_or_load_many(["a"], source.load_many), return_exceptions=True)
     assert [type(error) for error in errors] == [TimeoutError] * 3
+    assert all("longer than load_timeout_seconds=0.01" in str(error) for error in errors)
     assert (source.calls, source.cancelled) == (2, 2)
+
+    def time_out() -> str:
+        raise TimeoutError("of the source")
+
+    with pytest.raises(TimeoutError, match=r"^of the source$"):
+        await cache.get_or_load(KEY, time_out)
     assert await cache.get_or_load(KEY, lambda: "at once") == "at once"
     assert cache.get_or_load_sync("b", lambda: "blocking") == "blocking"
 
