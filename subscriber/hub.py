@@ -12,10 +12,13 @@ from ..shared.errors import InvalidSettings
 from ..shared.invalidation import Invalidation, Position, Target
 from ..shared.process.closing import Closing
 from ..shared.process.extras import check_installed
+from ..shared.process.settings import VARIABLE_PREFIX
 from ..shared.receipt import Receipt
 from ..shared.telemetry.tracing import publishing
+from ..shared.transport.redis.url import read_url
 from .cache.local_cache import LocalCache
 from .endpoint.access import Access
+from .endpoint.replica_token import TOKEN_VARIABLE, replica_allow_open
 from .following.applied import check_may_wait_for, published, published_sync
 from .following.follower import Follower
 from .following.sequencer import Sequencer
@@ -56,10 +59,13 @@ class Hub(Closing):
         Shape:  BROADCACHE_REDIS_URL is required. BROADCACHE_ECHO_INTERVAL_SECONDS, _ECHO_TIMEOUT_SECONDS,
                 _CONNECT_TIMEOUT_SECONDS, _START_TIMEOUT_SECONDS and _BACKOFF_SECONDS_MAX are the arguments of these
                 names; BROADCACHE_REPLICA_TOKEN and BROADCACHE_REPLICA_ALLOW_OPEN are who may POST to the router. An
-                argument has precedence. An empty variable counts as unset.
+                argument has precedence. An empty variable counts as unset. `environ` takes the place of the process's
+                environment, for BROADCACHE_PREFIX too.
         Raises: InvalidSettings, InvalidNamespace.
         """
         url, read = options_from(os.environ if environ is None else environ, options)
+        if environ is not None:  # of the process's own, the subscriber itself reads these
+            read |= _read_elsewhere(url, environ, options)
         make = cast("Callable[..., Self]", cls)
         return make(url, caches=caches, **read)
 
@@ -250,3 +256,13 @@ class Hub(Closing):
     @abstractmethod
     def _home(self) -> asyncio.AbstractEventLoop | None:
         """Return the event loop that the subscriber runs on; None when it is not running."""
+
+
+def _read_elsewhere(url: str, environ: Mapping[str, str], options: SubscriberOptions) -> SubscriberOptions:
+    """Return who may POST, and what begins all names in Redis, of an environment that is not the process's own."""
+    read = SubscriberOptions(allow_open=replica_allow_open(allow_open=options.get("allow_open"), environ=environ))
+    if (token := environ.get(TOKEN_VARIABLE)) and not options.get("replica_token"):
+        read["replica_token"] = token
+    if options.get("prefix") is None and read_url(url).prefix is None:  # that of the URL has precedence
+        read["prefix"] = environ.get(f"{VARIABLE_PREFIX}PREFIX", "").strip()
+    return read

@@ -1,6 +1,7 @@
 """The settings of a replica's endpoint: which tokens it accepts, and whether it is open without one."""
 
 import os
+from collections.abc import Mapping
 from typing import Final
 
 from ...shared.errors import InvalidSettings
@@ -26,16 +27,17 @@ def replica_tokens(replica_token: str | None = None) -> Tokens:
     return Tokens(items, variable=TOKEN_VARIABLE, has_rights=False)
 
 
-def replica_allow_open(*, allow_open: bool | None = None) -> bool:
+def replica_allow_open(*, allow_open: bool | None = None, environ: Mapping[str, str] | None = None) -> bool:
     """Return whether callers on other machines need no token: `allow_open`, else BROADCACHE_REPLICA_ALLOW_OPEN.
 
+    Shape:  the variable is that of `environ`, by default of the process.
     Raises: InvalidSettings.
     """
     if allow_open is not None:
         if not isinstance(allow_open, bool):
             raise InvalidSettings(f"allow_open: expected True or False, got a {type(allow_open).__name__}")
         return allow_open
-    text = os.environ.get(ALLOW_OPEN_VARIABLE, "").strip().lower()
+    text = (os.environ if environ is None else environ).get(ALLOW_OPEN_VARIABLE, "").strip().lower()
     if text not in _TRUE | _FALSE:
         raise InvalidSettings(
             f"{ALLOW_OPEN_VARIABLE}: expected true or false, got a different text (not shown, since it may be secret); "

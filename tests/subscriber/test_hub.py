@@ -77,6 +77,28 @@ async def test_the_environment_says_where_redis_is_and_an_argument_has_precedenc
     )
 
 
+def test_a_given_environment_takes_the_place_of_the_own_one_for_each_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROADCACHE_PREFIX", "own")
+    monkeypatch.setenv("BROADCACHE_REPLICA_ALLOW_OPEN", "true")
+    environ = {
+        "BROADCACHE_REDIS_URL": NOWHERE,
+        "BROADCACHE_PREFIX": "staging",
+        "BROADCACHE_REPLICA_TOKEN": "t" * 40,
+        "BROADCACHE_REPLICA_ALLOW_OPEN": "",
+    }
+    given = Subscriber.from_env(environ=environ)
+    assert "prefix=staging" in repr(given)
+    assert (len(given._access.tokens), given._access.allow_open) == (1, False)
+    bare = Subscriber.from_env(environ={"BROADCACHE_REDIS_URL": NOWHERE})
+    assert "prefix" not in repr(bare)
+    assert not bare._access.allow_open
+    assert "prefix=mine" in repr(Subscriber.from_env(environ=environ, prefix="mine"))
+    assert "prefix=url" in repr(
+        Subscriber.from_env(environ={**environ, "BROADCACHE_REDIS_URL": f"{NOWHERE}?prefix=url"})
+    )
+    assert "prefix=own" in repr(Subscriber(NOWHERE))
+
+
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
@@ -87,6 +109,9 @@ async def test_the_environment_says_where_redis_is_and_an_argument_has_precedenc
             "BROADCACHE_ECHO_INTERVAL_SECONDS: expected .*, got 'often'",
         ),
         ({"BROADCACHE_REDIS_URL": NOWHERE, "BROADCACHE_BACKOFF_SECONDS_MAX": "0"}, "BROADCACHE_BACKOFF_SECONDS_MAX"),
+        ({"BROADCACHE_REDIS_URL": NOWHERE, "BROADCACHE_REPLICA_ALLOW_OPEN": "maybe"}, "expected true or false"),
+        ({"BROADCACHE_REDIS_URL": NOWHERE, "BROADCACHE_REPLICA_TOKEN": "two words"}, "BROADCACHE_REPLICA_TOKEN"),
+        ({"BROADCACHE_REDIS_URL": NOWHERE, "BROADCACHE_PREFIX": "a b{}"}, "prefix is not valid"),
     ],
 )
 def test_a_wrong_variable_is_refused_when_the_subscriber_is_made(environ: dict[str, str], expected: str) -> None:
