@@ -45,6 +45,8 @@ class Hub(Closing):
     _roster: Roster
     # Takes the place of the link in tests: `broadcache.testing.coherent`.
     _stand_in: Callable[[Invalidation], Receipt] | None = None
+    # Ends the stage of a block that ended while this ran.
+    _unstage: Callable[[], None] | None = None
 
     @classmethod
     def from_env(
@@ -112,15 +114,17 @@ class Hub(Closing):
                 "expected a subscriber that is not running, got one that is: enter the block first, and let the "
                 "application start within it"
             )
+        self._leave_stage()
         publish_before = self._stand_in
 
         def restore() -> None:
+            self._stand_in = publish_before
             if self.is_running:
+                self._unstage = restore_roster
                 raise InvalidSettings(
                     "expected a subscriber that has ended, got one that is running at the end of its block: close it, "
                     "or leave the application that runs it, within the block"
                 )
-            self._stand_in = publish_before
             restore_roster()
 
         self._stand_in = publish
@@ -130,6 +134,12 @@ class Hub(Closing):
             self._stand_in = publish_before
             raise
         return restore
+
+    def _leave_stage(self) -> None:
+        """Follow as before a block that ended while this ran, as it no longer does."""
+        if (unstage := self._unstage) is not None:
+            self._unstage = None
+            unstage()
 
     @contextmanager
     def publishing_by(self, publish: Callable[[Invalidation], Receipt]) -> Iterator[None]:

@@ -181,6 +181,10 @@ class Roster:
         saved = self.sequencers, self.followers, self.past, self._events, self._new_follower
 
         def restore() -> None:
+            followed = {id(cache) for sequencer in saved[0].values() for cache in sequencer.caches}
+            for cache in self.caches:
+                if id(cache) not in followed:  # added meanwhile
+                    cache.upkeep.home = None
             self.sequencers, self.followers, self.past, self._events, self._new_follower = saved
 
         self.sequencers = {name: self._new_sequencer(name, each.caches) for name, each in self.sequencers.items()}

@@ -285,6 +285,7 @@ class Subscriber(Hub):
                 "expected a subscriber that is not running, got one that is: it was entered twice, or its close was "
                 "cancelled and has not ended yet; close it first, and wait until it has ended"
             )
+        self._leave_stage()
         if not self.caches:
             raise InvalidSettings("expected a subscriber with a cache, got none; name caches, or `add` one first")
         _owners.claim(self, *self.caches)

@@ -20,6 +20,7 @@ from broadcache.publisher import Publisher
 from broadcache.shared import InvalidSettings, Keys
 from broadcache.subscriber import CacheInvalidationMixin, LocalCache, Subscriber
 from broadcache.subscriber.following.settings import SubscriberOptions, SubscriberSettings
+from broadcache.testing import coherent
 
 pytestmark = pytest.mark.anyio
 
@@ -324,3 +325,16 @@ async def test_names_of_the_class_itself_do_not_disturb_the_mixin(catalogue: Any
     async with catalogue:
         assert await catalogue.get_or_load("product:1", lambda: 1) == 1
         assert (await catalogue.invalidate(Keys("product:1"))).namespace == "products"
+
+
+async def test_a_subscriber_that_outlived_its_block_connects_when_it_is_entered_again(redis_url: str) -> None:
+    cache = new_cache()
+    subscriber = Subscriber(redis_url, caches={"products": cache})
+    with pytest.raises(InvalidSettings, match="within the block"), coherent(subscriber):
+        await subscriber.__aenter__()
+    await subscriber.close()
+    async with subscriber, Publisher(redis_url) as publisher:
+        cache["a"] = 1
+        assert cache.is_coherent
+        await publisher.publish(Keys("a"), namespace="products")
+        await until(lambda: cache.get("a") is None)

@@ -186,6 +186,8 @@ async def test_a_subscriber_that_outlives_its_block_is_an_error_that_says_so() -
     subscriber = Subscriber(NOWHERE, caches={"products": new_cache()})
     with pytest.raises(InvalidSettings, match="within the block"), coherent(subscriber):
         await subscriber.__aenter__()
+    with pytest.raises(LinkLost):
+        await subscriber.invalidate(Keys("a"), namespace="products")
     await subscriber.close()
 
 
@@ -264,6 +266,9 @@ async def test_a_namespace_that_is_attached_within_the_block_is_coherent_too() -
             clock.tick(301)
             assert (users.get("a"), users.is_coherent) == (None, True)
     assert (list(subscriber.sequencers), users.is_coherent) == (["products"], False)
+    cached = users.cached("user:{user_id}")(lambda user_id: None)
+    with pytest.raises(LinkLost, match="no subscriber follows the cache"):
+        await asyncio.to_thread(cached.invalidate, 1)
 
 
 async def test_a_cluster_has_one_stand_in_for_each_namespace() -> None:
