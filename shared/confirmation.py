@@ -16,6 +16,7 @@ __all__ = [
     "ReplicaConfirmation",
     "Report",
     "Reports",
+    "checked_confirm",
     "decode_reports",
     "encode_reports",
 ]
@@ -40,6 +41,15 @@ class Confirm:
                 f"expected timeout_seconds to be above 0 and at most {CONFIRM_SECONDS_MAX:g}, "
                 f"got {self.timeout_seconds!r}"
             )
+
+
+def checked_confirm(confirm: object) -> Confirm:
+    """Return what makes a publish wait. Raises: InvalidSettings."""
+    if not isinstance(confirm, Confirm):
+        raise InvalidSettings(
+            f"expected confirm to be Confirm(timeout_seconds=…) or None, got {type(confirm).__name__}: {confirm!r:.100}"
+        )
+    return confirm
 
 
 class ReplicaConfirmation(msgspec.Struct, frozen=True, kw_only=True):

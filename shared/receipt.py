@@ -1,12 +1,15 @@
 """The receipt of a publish."""
 
-from typing import NamedTuple
+import math
+from numbers import Real
+from typing import Any, NamedTuple
 
 from .confirmation import Confirmation
+from .errors import InvalidSettings
 from .fanout_report import FanoutReport
 from .invalidation import Position
 
-__all__ = ["Receipt"]
+__all__ = ["Receipt", "checked_receipt_seconds"]
 
 
 class Receipt(NamedTuple):
@@ -33,3 +36,12 @@ class Receipt(NamedTuple):
     def is_logged(self) -> bool:
         """Whether the log has accepted it. If not, every replica has applied it by HTTP."""
         return self.position is not None
+
+
+def checked_receipt_seconds(given: Any, default: float) -> float:
+    """Return how long the id of an invalidation is remembered: `given`, unless it is None. Raises: InvalidSettings."""
+    if given is None:
+        return default
+    if not isinstance(given, Real) or not math.isfinite(given):
+        raise InvalidSettings(f"expected receipt_seconds to be a finite number of seconds or None, got {given!r:.100}")
+    return float(given)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final, Literal, Self, TypeVar
 
 from ...shared.clock import Clock, monotonic
-from ...shared.confirmation import Confirm
+from ...shared.confirmation import Confirm, checked_confirm
 from ...shared.errors import LinkLost, NotConnected
 from ...shared.invalidation import (
     DEFAULT_NAMESPACE,
@@ -26,7 +26,7 @@ from ...shared.process.closing import Closing
 from ...shared.process.loops import Home, LoopBlocked
 from ...shared.process.renamed import renamed, warn_of_rename
 from ...shared.question import Question, counting
-from ...shared.receipt import Receipt
+from ...shared.receipt import Receipt, checked_receipt_seconds
 from ...shared.telemetry.tracing import is_set_up, publishing
 from ...shared.transport.redis.address import AddressRemap, Credentials, RedisAddress, address_of
 from ...shared.transport.redis.link import Link
@@ -207,7 +207,7 @@ class Publisher(Closing):
                 not known whether it was logged (NotConnected, a LinkLost, when it was not); LogRefused when it was not
                 (its text says so if it was: Redis 6.2), NotPrimary when no primary was found that would; NotDelivered,
                 instead of these three, when both paths failed; IdempotencyConflict when the id was used for other
-                targets.
+                targets; InvalidSettings.
         """
         self._calls.check_is_open()
         if scope is not None:
@@ -215,12 +215,11 @@ class Publisher(Closing):
         invalidation = invalidation_of(
             targets, namespace=namespace, reason=reason, source=self.source, id=id, confirm=confirm is not None
         )
-        if receipt_seconds is None:
-            receipt_seconds = max(_RECEIPT_SECONDS_MIN, 2 * self._timeout_seconds)
+        receipt_seconds = checked_receipt_seconds(receipt_seconds, max(_RECEIPT_SECONDS_MIN, 2 * self._timeout_seconds))
         deliver = (
             self._deliver
             if confirm is None
-            else partial(self._confirming.publish, timeout_seconds=confirm.timeout_seconds)
+            else partial(self._confirming.publish, timeout_seconds=checked_confirm(confirm).timeout_seconds)
         )
         if self.observer is UNOBSERVED and not is_set_up():
             # A publish takes a fraction of a millisecond: an observer and a span that record nothing would be felt.

@@ -66,6 +66,9 @@ async def test_a_receipt_is_that_of_the_real_publisher(call: Callable[[Any], Any
         (lambda publisher: publisher.publish(Keys("a"), id=""), InvalidTarget),
         (lambda publisher: publisher.publish(Keys("a"), scope="x" * 10_000), InvalidTarget),
         (lambda publisher: publisher.publish(Keys("a"), namespace="not valid"), InvalidNamespace),
+        (lambda publisher: publisher.publish(Keys("a"), confirm=True), InvalidSettings),
+        (lambda publisher: publisher.publish(Keys("a"), receipt_seconds=float("nan")), InvalidSettings),
+        (lambda publisher: publisher.publish(Keys("a"), receipt_seconds="60"), InvalidSettings),
         (lambda publisher: publisher.publish(Keys("a"), nmaespace="products"), TypeError),
     ],
 )

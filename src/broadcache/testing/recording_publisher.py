@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
-from ..shared.confirmation import Confirm, Confirmation
+from ..shared.confirmation import Confirm, Confirmation, checked_confirm
 from ..shared.errors import InvalidSettings
 from ..shared.invalidation import (
     DEFAULT_NAMESPACE,
@@ -16,7 +16,7 @@ from ..shared.invalidation import (
     check_text,
     invalidation_of,
 )
-from ..shared.receipt import Receipt
+from ..shared.receipt import Receipt, checked_receipt_seconds
 from .memory_log import MemoryLog
 
 __all__ = ["Closed", "RecordedReceipt", "RecordingPublisher"]
@@ -95,8 +95,8 @@ class RecordingPublisher:
     ) -> RecordedReceipt:
         """Record an invalidation, after the checks of `Publisher.publish`; return a receipt, which may be awaited.
 
-        Raises: InvalidTarget, InvalidNamespace, IdempotencyConflict, as `Publisher.publish` does; InvalidSettings when
-                closed; `failure`.
+        Raises: InvalidTarget, InvalidNamespace, InvalidSettings, IdempotencyConflict, as `Publisher.publish` does;
+                InvalidSettings when closed; `failure`.
         """
         if self._is_closed:
             raise InvalidSettings("the publisher is closed: make a new one, or use it within `with` or `async with`")
@@ -105,6 +105,9 @@ class RecordingPublisher:
         invalidation = invalidation_of(
             targets, namespace=namespace, reason=reason, source=self.source, id=id, confirm=confirm is not None
         )
+        checked_receipt_seconds(receipt_seconds, 0.0)
+        if confirm is not None:
+            checked_confirm(confirm)
         if self.failure is not None:
             raise self.failure
         receipt = self._log.append(invalidation, scope)
