@@ -269,3 +269,32 @@ async def test_two_caches_may_have_one_key_in_layers() -> None:
     with in_a_test(near, far):
         assert await near.get_or_load("product:1", lambda: far.get_or_load("product:1", lambda: 1)) == 1
         assert (near["product:1"], far["product:1"]) == (1, 1)
+
+
+async def test_several_keys_that_are_read_within_the_load_of_one_are_a_part_of_it() -> None:
+    products: LocalCache[int] = LocalCache(TTLCache(100, 300), refresh_after_seconds=60)
+    source = 100
+
+    async def gross(product_id: str) -> int:
+        found = await products.get_or_load_many([product_id, "c"], lambda keys: dict.fromkeys(keys, source))
+        assert product_id not in products or products[product_id] > 1_000
+        return found[product_id] + 1_000
+
+    def gross_sync(product_id: str) -> int:
+        found = products.get_or_load_many_sync([product_id, "d"], lambda keys: dict.fromkeys(keys, source))
+        assert product_id not in products or products[product_id] > 1_000
+        return found[product_id] + 1_000
+
+    async def read() -> tuple[int, int]:
+        return (
+            await products.get_or_load("a", lambda: gross("a")),
+            products.get_or_load_sync("b", lambda: gross_sync("b")),
+        )
+
+    with in_a_test(products) as clock:
+        assert await read() == (1_100, 1_100)
+        assert dict(products) == {"a": 1_100, "b": 1_100, "c": 100, "d": 100}
+        source = 90
+        clock.tick(61)
+        assert await read() == (1_100, 1_100)
+        await until(lambda: (products["a"], products["b"]) == (1_090, 1_090))

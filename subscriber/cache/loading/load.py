@@ -46,7 +46,7 @@ class Load:
         self.tags: tuple[str, ...] = tags
         self.ttl_seconds: float | None = ttl_seconds
         self.thread_id: int = threading.get_ident()
-        # The loads that it is one of: another cache may have the same key.
+        # The loads that it is one of: another cache may have the key. None if it is read within the load of its key.
         self.owner: object = None
         # An asynchronous load runs as a task of its own, so that no caller's cancellation reaches it.
         self.task: asyncio.Task[Any] | None = None

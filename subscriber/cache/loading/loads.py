@@ -21,7 +21,7 @@ from .failure import Failure
 from .load import ABSENT, CANCELLED, Load, first_result, stop_waiting, within, within_also
 from .loaded import Loaded
 
-__all__ = ["Fillable", "LoadOptions", "Loads"]
+__all__ = ["Fillable", "LoadOptions", "Loads", "value_of"]
 
 Loader = Callable[[], Any]
 
@@ -126,7 +126,7 @@ class Loads:
     async def load(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
         """Join the load of `key`, or start one, and return its value."""
         if within.get() and self.is_within(key):
-            return _value_of(await self._called(loader))
+            return value_of(await self._called(loader))
         return await self._shared(key, loader, tags, ttl_seconds)
 
     async def _shared(self, key: str, loader: Loader, tags: tuple[str, ...], ttl_seconds: float | None) -> Any:
@@ -169,7 +169,7 @@ class Loads:
         """Join the load of `key`, or start one, and return its value. The calling thread blocks until then."""
         outer = within.get()
         if outer and self.is_within(key):
-            return _value_of(self._called_sync(loader, key))
+            return value_of(self._called_sync(loader, key))
         waits: dict[Load, bool] = {}
         may_be_late = True
         try:
@@ -435,5 +435,6 @@ class Loads:
             root.loop.call_soon_threadsafe(root.task.cancel)
 
 
-def _value_of(loaded: Any) -> Any:
+def value_of(loaded: Any) -> Any:
+    """Return the value of what a loader has returned."""
     return loaded.value if issubclass(type(loaded), Loaded) else loaded

@@ -10,7 +10,7 @@ from ....shared.errors import InvalidLoader
 from ....shared.process.loops import is_cancelled
 from .failure import Failure
 from .load import ABSENT, CANCELLED, Load, first_result, within, within_also
-from .loads import Loads
+from .loads import Loads, value_of
 
 __all__ = ["LoadsOfMany", "ManyLoader"]
 
@@ -98,9 +98,10 @@ class LoadsOfMany(Loads):
         """Begin a load of several keys, whose loader is not called yet. Under the lock."""
         batch = Load(self._cache.begin_load(keys[0]), tags, ttl_seconds)
         batch.parts = tuple(Load(self._cache.begin_load(key), tags, ttl_seconds, batch) for key in keys)
-        for each in (batch, *batch.parts):
+        own = [part for part in batch.parts if not self.is_within(part.token.key)]
+        for each in (batch, *own):
             each.owner = self
-        self._running.update({part.token.key: part for part in batch.parts})
+        self._running.update({part.token.key: part for part in own})
         return batch
 
     def _share(
@@ -122,6 +123,9 @@ class LoadsOfMany(Loads):
         with self._lock:
             for key in keys:
                 load = None
+                if self.is_within(key):
+                    own.append(key)
+                    continue
                 if may_join:
                     load = self._join(key, tags, share.waits, blocks_thread=blocks_thread, may_be_late=True)
                 if load is not None:
@@ -184,7 +188,10 @@ class LoadsOfMany(Loads):
         for part in batch.parts:
             value = loaded.get(part.token.key, _MISSING)
             if value is _MISSING:
-                self._drop_older(part)
+                if part.owner is not None:
+                    self._drop_older(part)
+            elif part.owner is None:  # read by the load of this key
+                found[part.token.key] = value_of(value)
             else:
                 found[part.token.key] = self._fill(part, value)
         return found

@@ -142,7 +142,7 @@ def _read(cache: Any, keys: list[str]) -> tuple[dict[str, Any], list[str]]:
     missing: list[str] = []
     for key in keys:
         value = cache.get(key, _MISSING)
-        if value is _MISSING:
+        if value is _MISSING or (cache.loads.refreshes and cache.loads.is_within(key)):
             missing.append(key)
         else:
             found[key] = value
