@@ -204,7 +204,8 @@ class Taxed(Catalogue):
 
 
 async def test_a_caller_never_gets_what_the_overridden_method_returned() -> None:
-    catalogue = coherent(Taxed())
+    catalogue = Taxed()
+    coherent(catalogue)
     catalogue.taxing = asyncio.Event()
     first = asyncio.create_task(catalogue.product(1))
     while not catalogue.calls:
@@ -218,7 +219,8 @@ async def test_a_caller_never_gets_what_the_overridden_method_returned() -> None
 
 
 async def test_what_the_overridden_method_returned_is_not_stored_when_the_other_fails() -> None:
-    catalogue = coherent(Taxed())
+    catalogue = Taxed()
+    coherent(catalogue)
     catalogue.is_failing = True
     with pytest.raises(LookupError):
         await catalogue.product(1)
