@@ -58,7 +58,10 @@ class LoadsOfMany(Loads):
                         raise asyncio.CancelledError
                     share.found.update(_checked(result, is_own=True))
                 for load in share.others():
-                    ended, result = await first_result([load], loop, patient_until - loop.time())
+                    if load.awaited_outcome().done():  # while this waited for its own
+                        ended, result = load, load.awaited_outcome().result()
+                    else:
+                        ended, result = await first_result([load], loop, patient_until - loop.time())
                     self._take(share, load, ended, result, again)
                     if result is CANCELLED and is_cancelled():
                         raise asyncio.CancelledError

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.support.waiting import wait_until
+from tests.support.waiting import until, wait_until
 
 from broadcache.shared import Everything, InvalidLoader, InvalidName, Keys, Prefixes, Tags, Target
 from broadcache.subscriber import Loaded, LocalCache
@@ -383,3 +383,23 @@ def test_an_asynchronous_loader_is_refused_in_a_blocking_call() -> None:
     with pytest.raises(InvalidLoader, match="got an asynchronous one"):
         cache.get_or_load_many_sync([A], source.load)  # type: ignore[arg-type]
     assert cache.get_or_load_many_sync([A], lambda keys: {A: 1}) == {A: 1}
+
+
+async def test_a_load_of_another_caller_that_ended_meanwhile_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loads_module, "_PATIENCE_SECONDS_MIN", 0.05)
+    monkeypatch.setattr(loads_module, "_PATIENCE_SECONDS_MAX", 0.05)
+    cache, others, own = LocalCache({}), Source(), Source()  # bypassed: nothing is stored
+    other = asyncio.create_task(cache.get_or_load_many([A], others.load))
+    await until(lambda: others.queries)
+    both = asyncio.create_task(cache.get_or_load_many([A, B], own.load))
+    await until(lambda: own.queries)
+    impatient_at = asyncio.get_running_loop().time() + 0.06
+    others.gate.set()
+    assert await other == {A: "a"}
+    await until(lambda: asyncio.get_running_loop().time() > impatient_at)
+    own.gate.set()
+    assert await both == {A: "a", B: "b"}
+    assert own.queries == [[B]]
+    assert "waited" not in caplog.text
