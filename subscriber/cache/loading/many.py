@@ -58,8 +58,10 @@ class LoadsOfMany(Loads):
                         raise asyncio.CancelledError
                     share.found.update(_checked(result, is_own=True))
                 for load in share.others():
-                    if load.awaited_outcome().done():  # while this waited for its own
-                        ended, result = load, load.awaited_outcome().result()
+                    ended: Load | None = load
+                    outcome = load.awaited_outcome()
+                    if outcome.done():  # while this waited for its own
+                        result = outcome.result()
                     else:
                         ended, result = await first_result([load], loop, patient_until - loop.time())
                     self._take(share, load, ended, result, again)
