@@ -122,7 +122,12 @@ def _name_of(function: Any) -> str:
 
 def _checked_function(function: Callable[..., Any], name: str) -> bool:
     """Return whether a function is asynchronous. Raises: InvalidSettings when its results cannot be cached."""
-    if isinstance(function, staticmethod | classmethod | property) or not callable(function):
+    if not callable(function) and not isinstance(function, classmethod | property):
+        raise InvalidSettings(
+            f"expected a function to cache, got {type(function).__name__}; a decorator needs a key: write "
+            "@cache.cached('product:{id}'), not @cache.cached"
+        )
+    if isinstance(function, staticmethod | classmethod | property):
         raise InvalidSettings(
             f"expected a function to cache, got {type(function).__name__}; put @staticmethod and the like above it"
         )

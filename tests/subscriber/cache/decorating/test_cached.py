@@ -213,6 +213,16 @@ def test_mistakes_raise_when_the_function_is_decorated(function: Any, options: d
         coherent_cache().cached(**options)(function)
 
 
+def test_a_decorator_without_a_key_says_so_when_the_function_is_called() -> None:
+    decorator: Any = coherent_cache().cached
+
+    @decorator
+    def load(product_id: int) -> None: ...
+
+    with pytest.raises(InvalidSettings, match=r"write @cache\.cached\('product:\{id\}'\), not @cache\.cached$"):
+        load(1)
+
+
 def test_mistakes_in_the_options_raise_at_once() -> None:
     with pytest.raises(InvalidName, match=r"write \('x',\)"):
         coherent_cache().cached("n", tags="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
