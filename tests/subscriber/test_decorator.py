@@ -190,7 +190,7 @@ class Taxed(Catalogue):
         self.is_failing = False
 
     @cached("product:{product_id}")
-    async def product(self, product_id: int, shop: str = "a") -> int:
+    async def product(self, product_id: int, shop: str = "a") -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # of `self`
         net = await super().product(product_id, shop)
         if self.taxing is not None:
             await self.taxing.wait()
@@ -199,7 +199,7 @@ class Taxed(Catalogue):
         return net + 1_000
 
     @cached("price:{product_id}")
-    def price(self, product_id: int) -> int:
+    def price(self, product_id: int) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # of `self`
         return super().price(product_id) + 1_000
 
 
@@ -243,11 +243,11 @@ async def test_a_refresh_reads_the_source_and_not_the_entry_that_it_replaces() -
 
     class Gross(Net):
         @products.cached("product:{product_id}")
-        async def product(self, product_id: int) -> int:
+        async def product(self, product_id: int) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # of `self`
             return await super().product(product_id) + 1_000
 
         @products.cached("price:{product_id}")
-        def price(self, product_id: int) -> int:
+        def price(self, product_id: int) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # of `self`
             return super().price(product_id) + 1_000
 
     async def read() -> int:

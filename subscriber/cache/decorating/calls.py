@@ -120,7 +120,7 @@ def _name_of(function: Any) -> str:
     return str(getattr(named, "__qualname__", type(named).__qualname__))
 
 
-def _checked_function(function: Callable[..., Any], name: str) -> bool:
+def _checked_function(function: Any, name: str) -> bool:
     """Return whether a function is asynchronous. Raises: InvalidSettings when its results cannot be cached."""
     if not callable(function) and not isinstance(function, classmethod | property):
         raise InvalidSettings(
