@@ -252,8 +252,9 @@ async def test_ten_killed_connections_among_ten_thousand_messages_lose_nothing(
             await kill_the_replicas_connection(admin)
             await asyncio.gather(*publishing)
         await until(lambda: subscriber.position("default") == (epoch, messages + 1))
-        assert {sequence for sequence, _ in cache.listed} == set(range(2, messages + 2))
-        assert {key for _, key in cache.listed} == {str(number) for number in range(messages)}
+        # If the first kill comes before any of them, the log is read from the first of all on, which is applied again.
+        assert {sequence for sequence, _ in cache.listed} - {1} == set(range(2, messages + 2))
+        assert {key for _, key in cache.listed} - {"first"} == {str(number) for number in range(messages)}
         assert cache.stats().clears == {"subscribed": 1}
         await subscribed(subscriber, kills + 1)
         await until(lambda: subscriber.state == "coherent")
