@@ -251,7 +251,12 @@ class Subscriber(Hub):
         self._thread = SubscriberThread(
             self._live, lambda: self._starts.wait(self.wait_coherent, self._start_timeout_seconds)
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # no thread is left, or the interpreter ends: it has not started
+            self._thread = None
+            self._release_caches()
+            raise
         if self._exits_as != os.getpid():
             # Many services never leave the `with`: a replica that ends in order has to deregister even so.
             self._exits_as = os.getpid()
@@ -351,7 +356,6 @@ class Subscriber(Hub):
                 self._begin()
                 self._start_thread()
             except Exception as error:  # noqa: BLE001  (a read must not fail because of it)
-                self._thread = None
                 _log.warning("caches bypassed: the subscriber cannot start again in this forked process: %s", error)
                 return
         _log.info("started again in a forked process, as replica %s", self._replica_id)

@@ -259,6 +259,26 @@ def set_to_serve(url: str) -> Any:
         return in_child(child)
 
 
+def without_threads(url: str) -> Any:
+    """A child that may have no more threads: its subscriber cannot start again at the first read."""
+    cache = new_cache(when_incoherent="serve")
+    with Subscriber(url, caches={"products": cache}, **FAST) as subscriber:
+
+        def child() -> Any:
+            start = threading.Thread.start
+            threading.Thread.start = _no_thread_is_left  # type: ignore[assignment]
+            cache.get("key")
+            threading.Thread.start = start  # type: ignore[method-assign]
+            cache["key"] = "child"
+            return [cache.get("key"), subscriber.state]
+
+        return in_child(child)
+
+
+def _no_thread_is_left(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def short_lived(url: str) -> Any:
     """Children that read nothing."""
     cache = new_cache()

@@ -91,6 +91,10 @@ async def test_a_child_serves_while_incoherent_only_while_it_is_a_replica(redis_
     assert await seen_in("set_to_serve", redis_url) == [None, True, "child", None]
 
 
+async def test_a_child_without_a_thread_for_its_subscriber_serves_nothing(redis_url: str) -> None:
+    assert await seen_in("without_threads", redis_url) == [None, "closed"]
+
+
 async def test_a_child_that_reads_nothing_is_no_replica(redis_url: str) -> None:
     seen = await seen_in("short_lived", redis_url)
     assert seen["listed"] == [[seen["id"]]] * 3

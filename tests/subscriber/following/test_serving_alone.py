@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -59,6 +60,26 @@ async def test_a_replica_that_has_left_serves_nothing(redis_url: str, how: str) 
         leaving.when_incoherent = "serve"
         assert leaving.get(KEY) is None
         await subscriber.close()
+
+
+def test_a_subscriber_whose_thread_cannot_start_has_not_started(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread_is_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    cache = new_cache(when_incoherent="serve")
+    subscriber = Subscriber(redis_url, caches={"products": cache}, **FAST)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread_is_left)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            subscriber.__enter__()
+    assert not subscriber.is_running
+    cache[KEY] = "old"
+    assert cache.get(KEY) is None
+    with subscriber:
+        fill(cache, KEY)
+        assert cache.get(KEY) == "old"
 
 
 async def test_what_was_stored_before_it_left_is_not_served_by_its_next_start() -> None:
